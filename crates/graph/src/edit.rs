@@ -1,0 +1,219 @@
+//! Edits, plans, and the one function that changes a graph.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use attar_tensor::Tensor;
+
+use crate::{AttributeValue, Graph, GraphError, Node, sort_nodes, validate};
+
+/// One change. Nodes are named by their index in the graph that the plan was made for.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Sets a constant: an initializer, or the value of the `Constant` node that has this output.
+    SetInitializer { name: String, tensor: Tensor },
+    /// Removes an initializer, and the graph input of that name if there is one.
+    RemoveInitializer { name: String },
+    /// Adds a node; `apply` finds its place.
+    AddNode { node: Node },
+    RemoveNode { index: usize },
+    /// Puts another node in the place of one.
+    ReplaceNode { index: usize, node: Node },
+    /// Makes input `input` of a node read `value`.
+    SetInput { index: usize, input: usize, value: String },
+    /// Makes every reader of `from` read `to`, graph outputs excepted: their names are a contract.
+    ReplaceUses { from: String, to: String },
+}
+
+/// What a pass intends: edits, and remarks for the report.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub edits: Vec<Edit>,
+    /// What was left alone and why, one sentence each.
+    pub remarks: Vec<String>,
+}
+
+impl Plan {
+    pub fn push(&mut self, edit: Edit) {
+        self.edits.push(edit);
+    }
+
+    pub fn remark(&mut self, text: impl Into<String>) {
+        self.remarks.push(text.into());
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.edits.iter().try_for_each(|edit| writeln!(f, "{edit}"))
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetInitializer { name, tensor } => {
+                write!(f, "set {name} {}{:?}", tensor.dtype(), tensor.shape())
+            }
+            Self::RemoveInitializer { name } => write!(f, "remove {name}"),
+            Self::AddNode { node } => write!(f, "add {}", describe(node)),
+            Self::RemoveNode { index } => write!(f, "remove node {index}"),
+            Self::ReplaceNode { index, node } => {
+                write!(f, "replace node {index} by {}", describe(node))
+            }
+            Self::SetInput { index, input, value } => {
+                write!(f, "node {index} input {input} reads {value}")
+            }
+            Self::ReplaceUses { from, to } => write!(f, "readers of {from} read {to}"),
+        }
+    }
+}
+
+fn describe(node: &Node) -> String {
+    format!("{} = {}({})", node.outputs.join(", "), node.op_type, node.inputs.join(", "))
+}
+
+/// Carries out a plan: all edits or, on an error, none.
+///
+/// Nodes come out sorted; types recorded for values that no longer exist, or that an edit may have
+/// changed, are dropped.
+///
+/// # Errors
+/// When the graph before or after is not well formed, or an edit names what is not there.
+pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
+    validate(graph)?;
+    if plan.is_empty() {
+        return Ok(());
+    }
+    let mut edited = graph.clone();
+    let mut removed: HashSet<usize> = HashSet::new();
+    let mut added: Vec<Node> = Vec::new();
+    for edit in &plan.edits {
+        match edit {
+            Edit::SetInitializer { name, tensor } => set_constant(&mut edited, name, tensor),
+            Edit::RemoveInitializer { name } => {
+                if edited.initializers.shift_remove(name).is_none() {
+                    return Err(GraphError::NoSuchValue { value: name.clone() });
+                }
+                edited.inputs.retain(|input| input.name != *name);
+            }
+            Edit::AddNode { node } => added.push(node.clone()),
+            Edit::RemoveNode { index } => {
+                node_at(&mut edited, *index)?;
+                removed.insert(*index);
+            }
+            Edit::ReplaceNode { index, node } => *node_at(&mut edited, *index)? = node.clone(),
+            Edit::SetInput { index, input, value } => {
+                let inputs = &mut node_at(&mut edited, *index)?.inputs;
+                if inputs.len() <= *input {
+                    inputs.resize(input + 1, String::new());
+                }
+                inputs[*input].clone_from(value);
+            }
+            Edit::ReplaceUses { from, to } => {
+                replace_uses(&mut edited, from, to);
+                added.iter_mut().for_each(|node| replace_in_node(node, from, to));
+            }
+        }
+    }
+    let mut index = 0;
+    edited.nodes.retain(|_| {
+        index += 1;
+        !removed.contains(&(index - 1))
+    });
+    edited.nodes.extend(added);
+    sort_nodes(&mut edited)?;
+    drop_stale_types(graph, &mut edited);
+    validate(&edited)?;
+    *graph = edited;
+    Ok(())
+}
+
+fn node_at(graph: &mut Graph, index: usize) -> Result<&mut Node, GraphError> {
+    let count = graph.nodes.len();
+    graph.nodes.get_mut(index).ok_or(GraphError::NoSuchNode { index, count })
+}
+
+fn set_constant(graph: &mut Graph, name: &str, tensor: &Tensor) {
+    let is_source = |node: &&mut Node| node.is("Constant") && node.outputs[0] == name;
+    if let Some(stored) = graph.initializers.get_mut(name) {
+        stored.tensor = tensor.clone();
+    } else if let Some(node) = graph.nodes.iter_mut().find(is_source) {
+        node.attributes.clear();
+        node.attributes.insert("value".into(), AttributeValue::from(tensor.clone()).into());
+    } else {
+        graph.set_initializer(name, tensor.clone());
+    }
+}
+
+fn replace_uses(graph: &mut Graph, from: &str, to: &str) {
+    graph.nodes.iter_mut().for_each(|node| replace_in_node(node, from, to));
+}
+
+fn replace_in_node(node: &mut Node, from: &str, to: &str) {
+    node.inputs.iter_mut().filter(|name| *name == from).for_each(|name| *name = to.into());
+    for subgraph in node.subgraphs_mut() {
+        replace_uses(subgraph, from, to);
+    }
+}
+
+/// Keeps a recorded type only where the value is still produced by the same node as before.
+fn drop_stale_types(before: &Graph, after: &mut Graph) {
+    let old: std::collections::HashMap<&str, &Node> =
+        before.nodes.iter().flat_map(|n| n.outputs.iter().map(move |o| (o.as_str(), n))).collect();
+    let mut kept: HashSet<String> = HashSet::new();
+    for node in &after.nodes {
+        for output in &node.outputs {
+            if old.get(output.as_str()).is_some_and(|old| old.op_type == node.op_type) {
+                kept.insert(output.clone());
+            }
+        }
+    }
+    after.values.retain(|value| kept.contains(&value.name));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::graph_from_text;
+
+    #[test]
+    fn an_edit_that_breaks_the_graph_changes_nothing() {
+        let mut graph = graph_from_text("a = Relu(x)\ny = Relu(a)");
+        let before = graph.clone();
+        let mut plan = Plan::default();
+        plan.push(Edit::RemoveNode { index: 0 });
+        let error = apply(&mut graph, &plan).unwrap_err();
+        assert_eq!(error.to_string(), "node `y` (Relu) reads `a`, which nothing produces");
+        assert_eq!(graph, before);
+    }
+
+    #[test]
+    fn an_added_node_finds_its_place() {
+        let mut graph = graph_from_text("a = Relu(x)\ny = Relu(a)");
+        let mut plan = Plan::default();
+        plan.push(Edit::AddNode { node: Node::new("Abs", "abs", &["a"], &["b"]) });
+        plan.push(Edit::SetInput { index: 1, input: 0, value: "b".into() });
+        apply(&mut graph, &plan).unwrap();
+        let order: Vec<&str> = graph.nodes.iter().map(|node| node.op_type.as_str()).collect();
+        assert_eq!(order, ["Relu", "Abs", "Relu"]);
+        assert_eq!(plan.to_string(), "add b = Abs(a)\nnode 1 input 0 reads b\n");
+    }
+
+    #[test]
+    fn the_value_of_a_constant_node_is_set_in_place() {
+        let mut graph = graph_from_text("y = Relu(x)");
+        let value = AttributeValue::from(Tensor::scalar(1.0_f32));
+        let node = Node::new("Constant", "c", &[], &["w"]).with_attribute("value", value);
+        graph.nodes.insert(0, node);
+        let mut plan = Plan::default();
+        plan.push(Edit::SetInitializer { name: "w".into(), tensor: Tensor::scalar(2.0_f32) });
+        apply(&mut graph, &plan).unwrap();
+        assert_eq!(graph.constant("w").unwrap().slice::<f32>(), [2.0]);
+        assert!(graph.initializers.is_empty());
+    }
+}

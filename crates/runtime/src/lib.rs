@@ -1,0 +1,100 @@
+//! Running models: one trait, and the runtimes behind it.
+
+use attar_graph::{Model, Value};
+use attar_tensor::Tensor;
+
+/// How to run a model.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Threads to compute with, the caller's included.
+    pub threads: std::num::NonZeroUsize,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self { threads: std::num::NonZeroUsize::MIN }
+    }
+}
+
+/// Something that runs models.
+pub trait Runtime {
+    /// The name that reports and `--runtime` use.
+    fn name(&self) -> &'static str;
+
+    /// Version of what computes: attar's own, or the library's.
+    fn version(&self) -> String;
+
+    /// Prepares a model: checks it, plans buffers, packs weights.
+    ///
+    /// # Errors
+    /// When the model has what this runtime does not support, naming the node.
+    fn load(&self, model: &Model, options: &RunOptions) -> Result<Box<dyn Session>, RuntimeError>;
+}
+
+/// A model prepared to run.
+pub trait Session {
+    /// What must be fed, in model order.
+    fn inputs(&self) -> &[Value];
+
+    /// What comes out, in model order.
+    fn outputs(&self) -> &[Value];
+
+    /// Runs the model. Feeds are named and may come in any order; outputs come in model order.
+    ///
+    /// # Errors
+    /// A missing or unknown feed, a type or shape the model does not take, or a failing node.
+    fn run(&mut self, feeds: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, RuntimeError>;
+
+    /// Runs the model and shows every float value it computes, in execution order, while only
+    /// the values still needed are held.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); [`RuntimeError::Unsupported`] where a runtime cannot look inside.
+    fn observe(
+        &mut self,
+        feeds: &[(&str, &Tensor)],
+        visit: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let _ = (feeds, visit);
+        Err(RuntimeError::Unsupported { what: "showing intermediate values".into() })
+    }
+}
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("input `{name}` is not fed")]
+    MissingFeed { name: String },
+
+    #[error("the model has no input `{name}`; it has {inputs}")]
+    UnknownFeed { name: String, inputs: String },
+
+    #[error("input `{name}` is fed {found}, the model takes {expected}")]
+    FeedType { name: String, found: String, expected: String },
+
+    #[error("this runtime does not support {what}")]
+    Unsupported { what: String },
+
+    #[error("ONNX Runtime: {message}")]
+    Ort { message: String },
+
+    #[error("no ONNX Runtime library found: {tried}")]
+    OrtNotFound { tried: String },
+}
+
+impl RuntimeError {
+    /// The user's next step.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::OrtNotFound { .. } => {
+                "name the library with `--ort PATH` or ORT_DYLIB_PATH, `pip install onnxruntime`, \
+                 or use `--runtime builtin`"
+                    .into()
+            }
+            Self::MissingFeed { .. } | Self::UnknownFeed { .. } | Self::FeedType { .. } => {
+                "see the model's inputs: `attar inspect MODEL`".into()
+            }
+            Self::Unsupported { .. } | Self::Ort { .. } => return None,
+        })
+    }
+}
