@@ -1,1 +1,274 @@
-//! placeholder
+//! What operators mean: shapes, values and cost, one file per operator or family.
+
+mod broadcast;
+mod fact;
+mod fold;
+pub mod fuse;
+mod graph_facts;
+mod kernels;
+mod run;
+mod words;
+
+mod attention;
+mod batch_normalization;
+mod binary;
+mod cast;
+mod clip;
+mod comparison;
+mod concat;
+mod constant;
+mod constant_of_shape;
+mod conv;
+mod cum_sum;
+mod dequantize_linear;
+mod dynamic_quantize_linear;
+mod expand;
+mod flatten;
+mod fused_matmul;
+mod gather;
+mod gelu;
+mod gemm;
+mod global_average_pool;
+mod identity;
+mod layer_normalization;
+mod matmul;
+mod matmul_integer;
+mod min_max;
+mod quantize_linear;
+mod quantized_matmul;
+mod range;
+mod reduce;
+mod reshape;
+mod shape;
+mod slice;
+mod softmax;
+mod split;
+mod squeeze;
+mod transpose;
+mod unary;
+mod unsqueeze;
+mod where_;
+
+use attar_graph::{Dim, GraphError, Node};
+use attar_tensor::{DType, Tensor};
+
+pub use fact::Fact;
+pub use fold::fold_constants;
+pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph};
+pub use kernels::isa_name;
+pub use run::{Kernel, Pool, Run};
+
+/// Every operator attar gives a meaning to.
+pub const OPERATORS: &[&dyn Operator] = &[
+    &attention::FusedAttention,
+    &batch_normalization::BatchNormalization,
+    &binary::Add,
+    &binary::Div,
+    &binary::Mod,
+    &binary::Mul,
+    &binary::Pow,
+    &binary::Sub,
+    &cast::Cast,
+    &clip::Clip,
+    &comparison::And,
+    &comparison::Equal,
+    &comparison::Greater,
+    &comparison::GreaterOrEqual,
+    &comparison::Less,
+    &comparison::LessOrEqual,
+    &comparison::Not,
+    &comparison::Or,
+    &concat::Concat,
+    &constant::Constant,
+    &constant_of_shape::ConstantOfShape,
+    &conv::Conv,
+    &conv::FusedConv,
+    &cum_sum::CumSum,
+    &dequantize_linear::DequantizeLinear,
+    &dynamic_quantize_linear::DynamicQuantizeLinear,
+    &expand::Expand,
+    &flatten::Flatten,
+    &fused_matmul::FusedMatMul,
+    &gather::Gather,
+    &gelu::Gelu,
+    &gemm::Gemm,
+    &global_average_pool::GlobalAveragePool,
+    &identity::Dropout,
+    &identity::Identity,
+    &layer_normalization::LayerNormalization,
+    &layer_normalization::SkipLayerNormalization,
+    &matmul::MatMul,
+    &matmul_integer::MatMulInteger,
+    &min_max::Max,
+    &min_max::Min,
+    &quantized_matmul::QuantizedMatMul,
+    &quantize_linear::QuantizeLinear,
+    &range::Range,
+    &reduce::ReduceL2,
+    &reduce::ReduceMax,
+    &reduce::ReduceMean,
+    &reduce::ReduceMin,
+    &reduce::ReduceSum,
+    &reshape::Reshape,
+    &shape::Shape,
+    &slice::Slice,
+    &softmax::Softmax,
+    &split::Split,
+    &squeeze::Squeeze,
+    &transpose::Transpose,
+    &unary::Abs,
+    &unary::Ceil,
+    &unary::Erf,
+    &unary::Exp,
+    &unary::Floor,
+    &unary::HardSigmoid,
+    &unary::HardSwish,
+    &unary::LeakyRelu,
+    &unary::Log,
+    &unary::Neg,
+    &unary::Reciprocal,
+    &unary::Relu,
+    &unary::Round,
+    &unary::Sigmoid,
+    &unary::Sqrt,
+    &unary::Tanh,
+    &unsqueeze::Unsqueeze,
+    &where_::Where,
+];
+
+/// Domain of the operators that attar's own fusion makes.
+pub const ATTAR_DOMAIN: &str = "attar";
+
+/// An operator: shape inference, kernel and cost.
+pub trait Operator: Sync {
+    fn op_type(&self) -> &'static str;
+
+    fn domain(&self) -> &'static str {
+        ""
+    }
+
+    /// The first version of the operator set whose meaning is the implemented one.
+    fn since_opset(&self) -> i64 {
+        1
+    }
+
+    /// How many inputs a node may have.
+    fn input_count(&self) -> std::ops::RangeInclusive<usize>;
+
+    /// Types and shapes of the outputs. Inputs that are absent or unknown are `None`.
+    ///
+    /// # Errors
+    /// Inputs that no run could accept.
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError>;
+
+    /// Prepares to run a node whose constant inputs are known.
+    ///
+    /// # Errors
+    /// Attributes or constants that the operator does not take.
+    fn kernel(
+        &self,
+        node: &Node,
+        constants: &[Option<&Tensor>],
+    ) -> Result<Box<dyn Kernel>, OpError>;
+
+    /// Multiply-accumulate operations of one run; 0 where none are counted.
+    fn macs(&self, _node: &Node, _inputs: &[Option<&Fact>], _outputs: &[Fact]) -> Dim {
+        Dim::Known(0)
+    }
+
+    /// Whether the kernel keeps its own form of the constant input, so that the original is
+    /// needed no more.
+    fn keeps_constant(&self, _input: usize) -> bool {
+        false
+    }
+}
+
+/// Finds an operator by domain and type; `ai.onnx` is the ONNX domain.
+pub fn operator(domain: &str, op_type: &str) -> Option<&'static dyn Operator> {
+    let domain = if domain == "ai.onnx" { "" } else { domain };
+    OPERATORS.iter().copied().find(|op| op.op_type() == op_type && op.domain() == domain)
+}
+
+/// The operator of a node, once its count of inputs and its version are ones the operator takes.
+///
+/// # Errors
+/// [`OpError::Unknown`], [`OpError::Opset`] or [`OpError::InputCount`].
+pub fn check(node: &Node, opset: i64) -> Result<&'static dyn Operator, OpError> {
+    let operator = operator(&node.domain, &node.op_type).ok_or_else(|| OpError::Unknown {
+        op_type: node.op_type.clone(),
+        domain: node.domain.clone(),
+    })?;
+    if operator.domain().is_empty() && opset < operator.since_opset() {
+        return Err(OpError::Opset { found: opset, since: operator.since_opset() });
+    }
+    let allowed = operator.input_count();
+    if !allowed.contains(&node.inputs.len()) {
+        return Err(OpError::InputCount { found: node.inputs.len(), allowed });
+    }
+    Ok(operator)
+}
+
+/// Why an operator cannot take its node, or run. The caller adds which node.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum OpError {
+    #[error("attar does not know the operator {op_type}{}", in_domain(.domain))]
+    Unknown { op_type: String, domain: String },
+
+    #[error("opset {found} gives it another meaning; attar knows it from opset {since} on")]
+    Opset { found: i64, since: i64 },
+
+    #[error("has {found} inputs, takes {} to {}", .allowed.start(), .allowed.end())]
+    InputCount { found: usize, allowed: std::ops::RangeInclusive<usize> },
+
+    #[error("input {index} is absent")]
+    MissingInput { index: usize },
+
+    #[error("input {index} is {found}, which it does not take")]
+    DType { index: usize, found: DType },
+
+    #[error("shapes {a} and {b} do not fit together")]
+    Shapes { a: String, b: String },
+
+    #[error("{what} is {found}, expected {expected}")]
+    Value { what: String, found: String, expected: String },
+
+    #[error("{what} is not supported")]
+    Unsupported { what: String },
+
+    #[error(transparent)]
+    Attribute(#[from] GraphError),
+}
+
+fn in_domain(domain: &str) -> String {
+    if domain.is_empty() { String::new() } else { format!(" of domain `{domain}`") }
+}
+
+impl OpError {
+    pub(crate) fn shapes(a: &[usize], b: &[usize]) -> Self {
+        Self::Shapes { a: format!("{a:?}"), b: format!("{b:?}") }
+    }
+
+    pub(crate) fn value(
+        what: &str,
+        found: impl std::fmt::Debug,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Value { what: what.into(), found: format!("{found:?}"), expected: expected.into() }
+    }
+
+    /// The user's next step.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unknown { .. } | Self::Unsupported { .. } => {
+                "see `attar operators`; ONNX Runtime may run it: `--runtime ort`".into()
+            }
+            Self::Opset { since, .. } => format!("export the model for opset {since} or later"),
+            _ => "check the model: `attar inspect MODEL`".into(),
+        }
+    }
+}
+
+/// The fact of a required input, or what is missing.
+pub(crate) fn required<'a>(inputs: &[Option<&'a Fact>], index: usize) -> Result<&'a Fact, OpError> {
+    inputs.get(index).copied().flatten().ok_or(OpError::MissingInput { index })
+}

@@ -1,0 +1,96 @@
+//! Concat (opset 4 and later): joins tensors along an axis.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::Tensor;
+
+use crate::fact::resolve_axis;
+use crate::words::{by_width, check_movable, words, words_mut};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Concat;
+
+fn axis_of(node: &Node, rank: usize) -> Result<usize, OpError> {
+    let axis = node.int("axis")?.ok_or_else(|| OpError::value("axis", "absent", "an attribute"))?;
+    resolve_axis(axis, rank)
+        .ok_or_else(|| OpError::value("axis", axis, format!("below rank {rank}")))
+}
+
+impl Operator for Concat {
+    fn op_type(&self) -> &'static str {
+        "Concat"
+    }
+
+    fn since_opset(&self) -> i64 {
+        4
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        1..=usize::MAX
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let facts: Vec<&Fact> =
+            (0..inputs.len()).map(|i| required(inputs, i)).collect::<Result<_, _>>()?;
+        let dtype = facts[0].dtype;
+        let shapes: Option<Vec<&Vec<Dim>>> = facts.iter().map(|fact| fact.shape.as_ref()).collect();
+        let Some(shapes) = shapes else { return Ok(vec![Fact::unranked(dtype)]) };
+        let axis = axis_of(node, shapes[0].len())?;
+        let mut shape = shapes[0].clone();
+        for other in &shapes[1..] {
+            if other.len() != shape.len() {
+                let text = |shape: &[Dim]| format!("rank {}", shape.len());
+                return Err(OpError::Shapes { a: text(&shape), b: text(other) });
+            }
+            shape[axis] = &shape[axis] + &other[axis];
+        }
+        let mut fact = Fact::new(dtype, shape);
+        let elements: Option<Vec<&[Dim]>> = facts.iter().map(|fact| fact.elements()).collect();
+        if let (Some(elements), Some(1)) = (elements, fact.rank()) {
+            fact.set_elements(elements.concat());
+        }
+        Ok(vec![fact])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let node = node.clone();
+        Ok(Box::new(move |run: &mut Run| {
+            let first = run.input(0)?;
+            check_movable(0, first)?;
+            let axis = axis_of(&node, first.rank())?;
+            let mut shape = first.shape().to_vec();
+            shape[axis] = 0;
+            for index in 0..run.inputs.len() {
+                let x = run.input(index)?;
+                let same = x.rank() == shape.len()
+                    && (0..shape.len()).all(|i| i == axis || x.shape()[i] == shape[i]);
+                if !same {
+                    return Err(OpError::shapes(first.shape(), x.shape()));
+                }
+                if x.dtype() != first.dtype() {
+                    return Err(OpError::DType { index, found: x.dtype() });
+                }
+                shape[axis] += x.shape()[axis];
+            }
+            let mut y = run.pool.tensor(first.dtype(), &shape);
+            let inner: usize = shape[axis + 1..].iter().product();
+            let row = shape[axis] * inner;
+            let mut start = 0;
+            for x in run.inputs.iter().flatten() {
+                let width = x.shape()[axis] * inner;
+                by_width!(x, Word => copy_columns::<Word>(words_mut(&mut y), row, start, words(x), width));
+                start += width;
+            }
+            Ok(vec![y])
+        }))
+    }
+}
+
+/// Copies rows of `width` into rows of `row`, beginning at column `start`.
+fn copy_columns<T: Copy>(y: &mut [T], row: usize, start: usize, x: &[T], width: usize) {
+    if width == 0 {
+        return;
+    }
+    for (to, from) in y.chunks_exact_mut(row).zip(x.chunks_exact(width)) {
+        to[start..start + width].copy_from_slice(from);
+    }
+}

@@ -1,0 +1,75 @@
+//! Expand (opset 8 and later): broadcasts a tensor to a shape, in both directions.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::Tensor;
+
+use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::words::{by_width, check_movable, words, words_mut};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Expand;
+
+impl Operator for Expand {
+    fn op_type(&self) -> &'static str {
+        "Expand"
+    }
+
+    fn since_opset(&self) -> i64 {
+        8
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let (x, target) = (required(inputs, 0)?, required(inputs, 1)?);
+        Ok(vec![match (&x.shape, target.elements(), &target.shape) {
+            (Some(shape), Some(target), _) => Fact::new(x.dtype, broadcast_dims(shape, target)?),
+            (Some(shape), None, Some(length)) => match length.first().and_then(Dim::known) {
+                Some(rank) if (0..64).contains(&rank) => {
+                    Fact::new(x.dtype, vec![Dim::Unknown; shape.len().max(rank as usize)])
+                }
+                _ => Fact::unranked(x.dtype),
+            },
+            _ => Fact::unranked(x.dtype),
+        }])
+    }
+
+    fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        Ok(Box::new(|run: &mut Run| {
+            let target: Vec<usize> = run
+                .typed::<i64>(1)?
+                .values::<i64>()
+                .iter()
+                .map(|&size| size.max(0) as usize)
+                .collect();
+            let x = run.input(0)?;
+            check_movable(0, x)?;
+            let shape = broadcast_shapes(x.shape(), &target)?;
+            if shape == x.shape() {
+                return Ok(vec![x.clone()]);
+            }
+            let mut y = run.pool.tensor(x.dtype(), &shape);
+            by_width!(x, Word => repeat::<Word>(words_mut(&mut y), words(x), x.shape(), &shape));
+            Ok(vec![y])
+        }))
+    }
+}
+
+fn repeat<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], target: &[usize]) {
+    if y.is_empty() {
+        return;
+    }
+    let loops = Loops::new([shape], target);
+    let [stride] = loops.inner_strides();
+    let mut rows = y.chunks_exact_mut(loops.inner_size());
+    loops.for_each_row(|[start]| {
+        let row = rows.next().expect("as many rows as the loops visit");
+        if stride == 0 {
+            row.fill(x[start]);
+        } else {
+            row.copy_from_slice(&x[start..start + row.len()]);
+        }
+    });
+}

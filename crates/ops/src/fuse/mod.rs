@@ -1,0 +1,68 @@
+//! Patterns that exporters and quantizers write, recognized and put into single operators.
+//!
+//! Each rewrite reads a model and returns a plan, as passes do. Those of [`RUNTIME_REWRITES`] make
+//! operators of the `attar` domain and are for running only; [`batch_normalization`] makes
+//! standard ONNX.
+
+pub mod attention;
+pub mod batch_normalization;
+pub mod dead_nodes;
+pub mod gelu;
+pub mod linear;
+pub mod quantized;
+pub mod skip_layer_normalization;
+pub mod window;
+
+use attar_graph::{GraphError, Links, Model, Node, Plan, apply};
+
+use crate::fold_constants;
+
+/// A named rewrite.
+pub type Rewrite = (&'static str, fn(&Model) -> Plan);
+
+/// What `builtin` applies, in order, before it runs a model.
+pub const RUNTIME_REWRITES: &[Rewrite] = &[
+    ("batch-normalization", batch_normalization::plan),
+    ("quantized-matmul", quantized::plan),
+    ("constants", |model| fold_constants(model, false)),
+    ("gelu", gelu::plan),
+    ("attention", attention::plan),
+    ("bias", linear::plan_bias),
+    ("activation", linear::plan_activation),
+    ("window", window::plan),
+    ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("dead-nodes", dead_nodes::plan),
+];
+
+/// A model as `builtin` runs it: every rewrite applied.
+///
+/// # Errors
+/// A graph that is not well formed.
+pub fn fuse_for_runtime(model: &mut Model) -> Result<(), GraphError> {
+    for (_, plan) in RUNTIME_REWRITES {
+        let plan = plan(model);
+        apply(&mut model.graph, &plan)?;
+    }
+    Ok(())
+}
+
+/// The producer of `value`, if it is `op_type` of the ONNX domain.
+fn producer<'a>(links: &Links<'a>, value: &str, op_type: &str) -> Option<(usize, &'a Node)> {
+    links.producer(value).filter(|(_, node)| node.is(op_type))
+}
+
+/// The single f32 of a constant.
+fn scalar(links: &Links, value: &str) -> Option<f32> {
+    let tensor = links.constant(value).filter(|tensor| tensor.element_count() == 1)?;
+    Some(tensor.to_f32()?[0])
+}
+
+/// A node with two inputs, one of them a constant scalar: the other input, and the scalar.
+fn with_scalar<'a>(links: &Links<'a>, node: &'a Node) -> Option<(&'a str, f32)> {
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    match (scalar(links, a), scalar(links, b)) {
+        (None, Some(b)) => Some((a, b)),
+        (Some(a), None) if !node.is("Div") && !node.is("Sub") => Some((b, a)),
+        _ => None,
+    }
+}

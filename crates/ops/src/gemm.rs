@@ -1,0 +1,141 @@
+//! Gemm (opset 7 and later): y = α·A′·B′ + β·C.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use crate::broadcast::{Loops, broadcast_shapes};
+use crate::kernels::gemm::{self, PackedB, Right, Strided};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Gemm;
+
+struct Settings {
+    alpha: f32,
+    beta: f32,
+    transpose_a: bool,
+    transpose_b: bool,
+}
+
+impl Settings {
+    fn new(node: &Node) -> Result<Self, OpError> {
+        Ok(Self {
+            alpha: node.float_or("alpha", 1.0)?,
+            beta: node.float_or("beta", 1.0)?,
+            transpose_a: node.int_or("transA", 0)? != 0,
+            transpose_b: node.int_or("transB", 0)? != 0,
+        })
+    }
+}
+
+fn view<'a>(x: &'a Tensor, values: &'a [f32], transpose: bool) -> Strided<'a, f32> {
+    let view = Strided::rows(values, x.shape()[0], x.shape()[1]);
+    if transpose { view.transposed() } else { view }
+}
+
+fn expect_matrix(x: &Tensor) -> Result<&Tensor, OpError> {
+    if x.rank() == 2 { Ok(x) } else { Err(OpError::value("an operand", x.shape(), "a matrix")) }
+}
+
+impl Operator for Gemm {
+    fn op_type(&self) -> &'static str {
+        "Gemm"
+    }
+
+    fn since_opset(&self) -> i64 {
+        7
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=3
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let (a, b, settings) = (required(inputs, 0)?, required(inputs, 1)?, Settings::new(node)?);
+        let (m_axis, n_axis) =
+            (usize::from(settings.transpose_a), usize::from(!settings.transpose_b));
+        let dim = |fact: &Fact, axis: usize| match &fact.shape {
+            Some(shape) => shape.get(axis).cloned().unwrap_or(Dim::Unknown),
+            None => Dim::Unknown,
+        };
+        Ok(vec![Fact::new(a.dtype, vec![dim(a, m_axis), dim(b, n_axis)])])
+    }
+
+    fn kernel(
+        &self,
+        node: &Node,
+        constants: &[Option<&Tensor>],
+    ) -> Result<Box<dyn Kernel>, OpError> {
+        let settings = Settings::new(node)?;
+        let constant = constants.get(1).copied().flatten().filter(|b| b.dtype() == DType::F32);
+        let packed = match constant {
+            Some(b) => {
+                let values = b.values::<f32>();
+                let view = view(expect_matrix(b)?, &values, settings.transpose_b);
+                Some((PackedB::new(view), view.size))
+            }
+            None => None,
+        };
+        Ok(Box::new(move |run: &mut Run| {
+            let a = expect_matrix(run.typed::<f32>(0)?)?;
+            let left = view(a, a.slice::<f32>(), settings.transpose_a);
+            let (right, [depth, n]) = match &packed {
+                Some((packed, size)) => (Right::Packed(packed), *size),
+                None => {
+                    let b = expect_matrix(run.typed::<f32>(1)?)?;
+                    let right = view(b, b.slice::<f32>(), settings.transpose_b);
+                    (Right::Strided(right), right.size)
+                }
+            };
+            let [m, k] = left.size;
+            if k != depth {
+                return Err(OpError::shapes(&[m, k], &[depth, n]));
+            }
+            let mut y = run.pool.tensor(DType::F32, &[m, n]);
+            let c = run.optional(2);
+            let is_row = c.is_some_and(|c| c.element_count() == n && c.shape().last() == Some(&n));
+            let is_plain = settings.alpha == 1.0 && settings.beta == 1.0;
+            if let (Some(c), true) = (c, is_row && is_plain) {
+                gemm::matmul(y.slice_mut::<f32>(), left, right, Some(c.slice::<f32>()));
+                return Ok(vec![y]);
+            }
+            gemm::matmul(y.slice_mut::<f32>(), left, right, None);
+            finish(&mut y, c, &settings)?;
+            Ok(vec![y])
+        }))
+    }
+
+    fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+        let k_axis = usize::from(!Settings::new(node).is_ok_and(|s| s.transpose_a));
+        let depth = inputs[0].and_then(|a| a.shape.as_ref()?.get(k_axis).cloned());
+        &outputs[0].element_count() * &depth.unwrap_or(Dim::Unknown)
+    }
+
+    fn keeps_constant(&self, input: usize) -> bool {
+        input == 1
+    }
+}
+
+/// y = α·y + β·c, `c` broadcast.
+fn finish(y: &mut Tensor, c: Option<&Tensor>, settings: &Settings) -> Result<(), OpError> {
+    let shape = y.shape().to_vec();
+    let values = y.slice_mut::<f32>();
+    values.iter_mut().for_each(|y| *y *= settings.alpha);
+    let Some(c) = c else { return Ok(()) };
+    if c.dtype() != DType::F32 {
+        return Err(OpError::DType { index: 2, found: c.dtype() });
+    }
+    if broadcast_shapes(c.shape(), &shape)? != shape {
+        return Err(OpError::shapes(c.shape(), &shape));
+    }
+    let loops = Loops::new([c.shape()], &shape);
+    let [stride] = loops.inner_strides();
+    let c = c.slice::<f32>();
+    let mut rows = values.chunks_exact_mut(loops.inner_size().max(1));
+    loops.for_each_row(|[start]| {
+        if let Some(row) = rows.next() {
+            let terms = row.iter_mut().enumerate();
+            terms.for_each(|(i, y)| *y += settings.beta * c[start + i * stride]);
+        }
+    });
+    Ok(())
+}

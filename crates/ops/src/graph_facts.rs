@@ -1,0 +1,196 @@
+//! Facts of every value of a graph, and what each node costs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use attar_graph::{Dim, Graph, Model, Node, Value};
+
+use crate::{Fact, OpError, check};
+
+/// What inference found.
+#[derive(Debug, Default)]
+pub struct Facts {
+    by_value: HashMap<String, Fact>,
+    /// Nodes that could not be inferred, with the reason, in node order.
+    pub problems: Vec<(String, OpError)>,
+}
+
+impl Facts {
+    pub fn get(&self, value: &str) -> Option<&Fact> {
+        self.by_value.get(value)
+    }
+}
+
+/// Infers types and shapes of all values of the outer graph. Where an operator is unknown, what
+/// the file records of its outputs is taken instead.
+pub fn infer_graph(model: &Model) -> Facts {
+    let graph = &model.graph;
+    let mut facts = Facts::default();
+    for input in &graph.inputs {
+        if let Some(fact) = fact_of(input) {
+            facts.by_value.insert(input.name.clone(), fact);
+        }
+    }
+    for (name, stored) in &graph.initializers {
+        facts.by_value.insert(name.clone(), Fact::constant(&stored.tensor));
+    }
+    let recorded: HashMap<&str, &Value> =
+        graph.values.iter().chain(&graph.outputs).map(|v| (v.name.as_str(), v)).collect();
+    for node in &graph.nodes {
+        let inputs: Vec<Option<&Fact>> =
+            node.inputs.iter().map(|name| facts.by_value.get(name)).collect();
+        let result = check(node, model.opset()).and_then(|operator| operator.infer(node, &inputs));
+        let inferred = match result {
+            Ok(inferred) => inferred,
+            Err(problem) => {
+                facts.problems.push((node.label().to_string(), problem));
+                Vec::new()
+            }
+        };
+        let mut inferred = inferred.into_iter();
+        for output in node.outputs.iter().filter(|output| !output.is_empty()) {
+            let fact = inferred.next();
+            let known = recorded.get(output.as_str()).and_then(|value| fact_of(value));
+            if let Some(fact) = merged(fact, known) {
+                facts.by_value.insert(output.clone(), fact);
+            }
+        }
+    }
+    facts
+}
+
+fn fact_of(value: &Value) -> Option<Fact> {
+    let dtype = value.dtype()?;
+    Some(match value.shape() {
+        Some(shape) => {
+            // An input's open dimension is a size of its own, so that it can be followed.
+            let named = shape.iter().enumerate().map(|(axis, dim)| match dim {
+                Dim::Unknown => Dim::symbol(&format!("{}_{axis}", value.name)),
+                dim => dim.clone(),
+            });
+            Fact::new(dtype, named.collect())
+        }
+        None => Fact::unranked(dtype),
+    })
+}
+
+/// The inferred fact, with sizes it leaves unknown taken from the file.
+fn merged(inferred: Option<Fact>, recorded: Option<Fact>) -> Option<Fact> {
+    let Some(mut fact) = inferred else { return recorded };
+    let Some(recorded) = recorded else { return Some(fact) };
+    match (&mut fact.shape, recorded.shape) {
+        (Some(dims), Some(known)) if dims.len() == known.len() => {
+            for (dim, known) in dims.iter_mut().zip(known) {
+                if *dim == Dim::Unknown {
+                    *dim = known;
+                }
+            }
+        }
+        (shape @ None, known) => *shape = known,
+        _ => {}
+    }
+    Some(fact)
+}
+
+/// Sizes for symbols, by name.
+pub type Bindings = BTreeMap<String, i64>;
+
+/// Operations and bytes of one node, or of a whole graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiply-accumulate operations.
+    pub macs: u64,
+    /// Bytes of the constants read.
+    pub weight_bytes: u64,
+    /// Bytes of the results written.
+    pub activation_bytes: u64,
+}
+
+/// The cost of a node; `None` where a size is not known.
+#[derive(Clone, Debug)]
+pub struct NodeCost {
+    pub node: usize,
+    pub macs: Option<u64>,
+    pub weight_bytes: u64,
+    pub activation_bytes: Option<u64>,
+}
+
+impl Facts {
+    /// What each node costs with the given sizes, in node order.
+    pub fn costs(&self, model: &Model, sizes: &Bindings) -> Vec<NodeCost> {
+        let size_of = |name: &str| sizes.get(name).copied();
+        let number = |dim: &Dim| dim.evaluate(&size_of).and_then(|n| u64::try_from(n).ok());
+        let graph = &model.graph;
+        (graph.nodes.iter().enumerate())
+            .map(|(index, node)| NodeCost {
+                node: index,
+                macs: self.macs(node, model.opset()).as_ref().and_then(number),
+                weight_bytes: weight_bytes(graph, node),
+                activation_bytes: node.outputs.iter().filter(|name| !name.is_empty()).try_fold(
+                    0,
+                    |sum, name| {
+                        let fact = self.get(name)?;
+                        let count = usize::try_from(number(&fact.element_count())?).ok()?;
+                        Some(sum + fact.dtype.size_bytes(count)? as u64)
+                    },
+                ),
+            })
+            .collect()
+    }
+
+    fn macs(&self, node: &Node, opset: i64) -> Option<Dim> {
+        let operator = check(node, opset).ok()?;
+        let inputs: Vec<Option<&Fact>> = node.inputs.iter().map(|name| self.get(name)).collect();
+        let outputs: Option<Vec<Fact>> =
+            node.outputs.iter().map(|name| self.get(name).cloned()).collect();
+        Some(operator.macs(node, &inputs, &outputs?))
+    }
+}
+
+fn weight_bytes(graph: &Graph, node: &Node) -> u64 {
+    let inputs = node.inputs.iter().filter_map(|name| graph.initializers.get(name));
+    inputs.map(|stored| stored.tensor.size_bytes() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attar_graph::testing::graph_from_text;
+
+    fn model(text: &str) -> Model {
+        let opsets = [(String::new(), 17)].into_iter().collect();
+        Model { graph: graph_from_text(text), opsets, ..Model::default() }
+    }
+
+    #[test]
+    fn shapes_follow_symbols_through_shape_arithmetic() {
+        let model = model(
+            "x: f32[batch, sequence, 8]
+             four: i64[1]
+             s = Shape(x, end=2)
+             t = Concat(s, s, axis=0)
+             f = Flatten(x, axis=2)",
+        );
+        let facts = infer_graph(&model);
+        let text: Vec<String> =
+            facts.get("t").unwrap().elements().unwrap().iter().map(Dim::to_string).collect();
+        assert_eq!(text, ["batch", "sequence", "batch", "sequence"]);
+        let shape = facts.get("f").unwrap().shape.clone().unwrap();
+        assert_eq!(shape[0].to_string(), "batch*sequence");
+    }
+
+    #[test]
+    fn a_product_counts_its_operations() {
+        let model = model("x: f32[n, 2]\nw = [1 2 3; 4 5 6]\ny = MatMul(x, w)");
+        let costs = infer_graph(&model).costs(&model, &[("n".to_string(), 5)].into());
+        assert_eq!(costs[0].macs, Some(30));
+        assert_eq!((costs[0].weight_bytes, costs[0].activation_bytes), (24, Some(60)));
+    }
+
+    #[test]
+    fn an_unknown_operator_is_reported_and_the_rest_goes_on() {
+        let model = model("x: f32[2]\na = Frobnicate(x)\ny = Relu(x)");
+        let facts = infer_graph(&model);
+        assert_eq!(facts.problems[0].0, "a");
+        assert!(facts.get("y").is_some());
+    }
+}

@@ -1,0 +1,235 @@
+//! Matrix products, by `rten-gemm`: C = A·B (+ bias), matrices given with strides.
+
+use rten_gemm::{
+    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix,
+    QuantParams,
+};
+use rten_tensor::layout::{MutLayout, OverlapPolicy};
+use rten_tensor::{Matrix, NdLayout, NdTensorView};
+
+thread_local! {
+    // An executor may not move between threads; making one only asks the CPU what it can.
+    static F32: GemmExecutor<f32, f32, f32> = GemmExecutor::default();
+    static U8: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
+}
+
+/// A matrix seen in a slice: sizes [rows, columns] and strides in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) size: [usize; 2],
+    pub(crate) strides: [usize; 2],
+}
+
+impl<'a, T> Strided<'a, T> {
+    /// Row-major, rows next to each other.
+    pub(crate) fn rows(data: &'a [T], rows: usize, columns: usize) -> Self {
+        Self { data, size: [rows, columns], strides: [columns, 1] }
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        let ([rows, columns], [row, column]) = (self.size, self.strides);
+        Self { data: self.data, size: [columns, rows], strides: [column, row] }
+    }
+
+    fn matrix(self) -> Matrix<'a, T> {
+        let layout =
+            NdLayout::from_shape_and_strides(self.size, self.strides, OverlapPolicy::AllowOverlap)
+                .expect("strides of a matrix view are valid");
+        let view = NdTensorView::from_data([self.data.len()], self.data);
+        let needed = if self.size.contains(&0) {
+            0
+        } else {
+            (self.size[0] - 1) * self.strides[0] + (self.size[1] - 1) * self.strides[1] + 1
+        };
+        Matrix::from_storage_and_layout(view.storage().slice(0..needed), layout)
+    }
+}
+
+/// A constant right side, laid out for the kernel.
+pub(crate) struct PackedB(PackedBMatrix<f32>);
+
+impl PackedB {
+    pub(crate) fn new(b: Strided<f32>) -> Self {
+        Self(F32.with(|gemm| gemm.prepack_b(b.matrix())))
+    }
+}
+
+/// A constant left side, laid out for the kernel.
+pub(crate) struct PackedA(PackedAMatrix<f32>);
+
+impl PackedA {
+    pub(crate) fn new(a: Strided<f32>) -> Self {
+        Self(F32.with(|gemm| gemm.prepack_a(a.matrix())))
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    Strided(Strided<'a, f32>),
+    Packed(&'a PackedB),
+}
+
+/// out = a·b + bias, `bias` one value per column.
+///
+/// With a packed right side every row is summed in the same order, however many rows there are;
+/// one row times an unpacked right side takes `rten-gemm`'s vector path, which has another order.
+pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[f32]>) {
+    let b = match b {
+        Right::Strided(b) => GemmInputB::Unpacked(b.matrix()),
+        Right::Packed(b) => GemmInputB::Packed(&b.0),
+    };
+    let options = GemmOptions { bias: bias.map(BiasVector::Row), ..GemmOptions::default() };
+    F32.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options))
+        .expect("sizes of a matrix product were checked");
+}
+
+/// out = a·b + bias with a packed left side, `bias` one value per row.
+pub(crate) fn matmul_packed_left(
+    out: &mut [f32],
+    a: &PackedA,
+    b: Strided<f32>,
+    bias: Option<&[f32]>,
+) {
+    let options = GemmOptions { bias: bias.map(BiasVector::Column), ..GemmOptions::default() };
+    let b = GemmInputB::Unpacked(b.matrix());
+    F32.with(|gemm| gemm.gemm(out, GemmInputA::Packed(&a.0), b, options))
+        .expect("sizes of a matrix product were checked");
+}
+
+/// A constant 8-bit right side, laid out for the kernel.
+///
+/// Where sums of two products saturate at 16 bits (AVX2 without VNNI), the matrix is held as two
+/// of half the range, whose products cannot saturate: 2·255·64 < 2¹⁵. Every CPU then gives the
+/// same integers.
+pub(crate) struct PackedB8(Vec<PackedBMatrix<i8>>);
+
+impl PackedB8 {
+    pub(crate) fn new(b: Strided<i8>) -> Self {
+        let pack = |b: Strided<i8>| U8.with(|gemm| gemm.prepack_b(b.matrix()));
+        if !may_saturate() {
+            return Self(vec![pack(b)]);
+        }
+        Self(halves(b).map(|half| pack(half.view())).into())
+    }
+}
+
+fn may_saturate() -> bool {
+    U8.with(GemmExecutor::may_saturate)
+}
+
+/// A matrix of its own, row-major.
+struct Owned {
+    data: Vec<i8>,
+    size: [usize; 2],
+}
+
+impl Owned {
+    fn view(&self) -> Strided<'_, i8> {
+        Strided::rows(&self.data, self.size[0], self.size[1])
+    }
+}
+
+/// Two matrices within −64..=64 that add up to `b`.
+fn halves(b: Strided<i8>) -> [Owned; 2] {
+    let [rows, columns] = b.size;
+    let at = |i: usize| b.data[i / columns * b.strides[0] + i % columns * b.strides[1]];
+    let first: Vec<i8> = (0..rows * columns).map(|i| at(i) / 2).collect();
+    let second = (0..rows * columns).map(|i| at(i) - first[i]).collect();
+    [Owned { data: first, size: b.size }, Owned { data: second, size: b.size }]
+}
+
+pub(crate) enum Right8<'a> {
+    Strided(Strided<'a, i8>),
+    Packed(&'a PackedB8),
+}
+
+/// out = (a − a_zero)·(b − b_zero) in 32-bit integers. Zero points: none, or one per row of `a`
+/// and one per column of `b`. A packed right side has none: they would be part of its packing.
+pub(crate) fn matmul_u8_i8(
+    out: &mut [i32],
+    a: Strided<u8>,
+    a_zero: &[u8],
+    b: &Right8,
+    b_zero: &[i8],
+) {
+    match b {
+        Right8::Packed(packed) => {
+            assert!(b_zero.is_empty(), "a packed right side is symmetric");
+            for (index, part) in packed.0.iter().enumerate() {
+                accumulate(out, a, a_zero, GemmInputB::Packed(part), b_zero, index > 0);
+            }
+        }
+        Right8::Strided(b) if may_saturate() => {
+            for (index, half) in halves(*b).iter().enumerate() {
+                let half = GemmInputB::Unpacked(half.view().matrix());
+                accumulate(out, a, a_zero, half, b_zero, index > 0);
+            }
+        }
+        Right8::Strided(b) => {
+            accumulate(out, a, a_zero, GemmInputB::Unpacked(b.matrix()), b_zero, false);
+        }
+    }
+}
+
+/// One product; a second one is added to the first and leaves out b's zero point, which the first
+/// took off.
+fn accumulate(
+    out: &mut [i32],
+    a: Strided<u8>,
+    a_zero: &[u8],
+    b: GemmInputB<i8>,
+    b_zero: &[i8],
+    adds: bool,
+) {
+    let options = GemmOptions {
+        beta: i32::from(adds),
+        a_quant: (!a_zero.is_empty()).then_some(QuantParams { zero_point: a_zero }),
+        b_quant: (!b_zero.is_empty() && !adds).then_some(QuantParams { zero_point: b_zero }),
+        ..GemmOptions::default()
+    };
+    U8.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options))
+        .expect("sizes of a matrix product were checked");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integer_products_are_exact_at_the_ends_of_the_range() {
+        let (m, k, n) = (5, 300, 37);
+        let a: Vec<u8> =
+            (0..m * k).map(|i| if i % 3 == 0 { 255 } else { (i * 7 % 256) as u8 }).collect();
+        let b: Vec<i8> = (0..k * n).map(|i| if i % 2 == 0 { -128 } else { 127 }).collect();
+        let expected = |b_zero: i32| -> Vec<i32> {
+            (0..m * n)
+                .map(|i| {
+                    let term = |j| {
+                        let (a, b) = (a[i / n * k + j], b[j * n + i % n]);
+                        (i32::from(a) - 7) * (i32::from(b) - b_zero)
+                    };
+                    (0..k).map(term).sum()
+                })
+                .collect()
+        };
+        let left = Strided::rows(&a, m, k);
+        let right = Strided::rows(&b, k, n);
+        let packed = PackedB8::new(right);
+        let mut out = vec![0; m * n];
+        matmul_u8_i8(&mut out, left, &vec![7; m], &Right8::Strided(right), &vec![-3; n]);
+        assert_eq!(out, expected(-3));
+        matmul_u8_i8(&mut out, left, &vec![7; m], &Right8::Packed(&packed), &[]);
+        assert_eq!(out, expected(0));
+    }
+
+    #[test]
+    fn the_halves_of_every_value_fit_and_add_up() {
+        let all: Vec<i8> = (-128..=127).collect();
+        let [a, b] = halves(Strided::rows(&all, 16, 16));
+        for (i, &value) in all.iter().enumerate() {
+            assert_eq!(a.data[i] + b.data[i], value);
+            assert!(a.data[i].unsigned_abs() <= 64 && b.data[i].unsigned_abs() <= 64);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Inner loops, compiled for each instruction set and chosen when they run. The only unsafe code
+//! of this crate: calls into functions compiled for instructions that were found present.
+#![allow(unsafe_code)]
+
+pub(crate) mod depthwise;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod math;
+pub(crate) mod normalize;
+pub(crate) mod quantize;
+pub(crate) mod softmax;
+
+use rayon::prelude::*;
+
+/// Instruction sets that the loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// The best instruction set of this CPU.
+pub(crate) fn isa() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // The standard library caches the answer.
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma")
+        {
+            return Isa::Avx512;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Isa::Avx2;
+        }
+    }
+    Isa::Portable
+}
+
+/// The instruction set that kernels run with, for reports.
+pub fn isa_name() -> &'static str {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => "AVX-512",
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => "AVX2",
+        Isa::Portable => "portable",
+    }
+}
+
+/// Defines a function whose body is compiled once per instruction set.
+///
+/// The body sees `const FMA: bool`: whether a fused multiply-add is one instruction. Everything it
+/// calls must be `#[inline(always)]` to be compiled along.
+macro_rules! vectorized {
+    ($(
+        $(#[$meta:meta])*
+        pub(crate) fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    )*) => {$(
+        $(#[$meta])*
+        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                match $crate::kernels::isa() {
+                    // SAFETY: `isa` found every feature that the function is compiled for.
+                    $crate::kernels::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernels::Isa::Portable => {}
+                }
+            }
+            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    )*};
+}
+pub(crate) use vectorized;
+
+/// Elements below which a second thread costs more than it brings.
+const PARALLEL_MIN: usize = 1 << 15;
+
+/// Calls `work(first_row, rows)` over all rows of `out`, on every thread of the pool if there is
+/// enough to do. A row is never split, so results do not depend on the thread count.
+pub(crate) fn for_rows<T: Send>(
+    out: &mut [T],
+    row_size: usize,
+    work: impl Fn(usize, &mut [T]) + Send + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    if row_size == 0 || out.is_empty() {
+        return;
+    }
+    if threads == 1 || out.len() < PARALLEL_MIN {
+        return work(0, out);
+    }
+    let row_count = out.len() / row_size;
+    let rows_each = row_count.div_ceil(threads * 4).max(1);
+    out.par_chunks_mut(rows_each * row_size)
+        .enumerate()
+        .for_each(|(index, chunk)| work(index * rows_each, chunk));
+}

@@ -1,0 +1,77 @@
+//! LayerNormalization over rows: y = (x − mean) / √(variance + ε) · scale + bias.
+
+use super::math::fma;
+use super::softmax::{LANES, sum_lanes};
+use super::vectorized;
+
+#[inline(always)]
+fn sum(row: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        lanes[lane] += value;
+    }
+    sum_lanes(lanes)
+}
+
+#[inline(always)]
+fn squares<const FMA: bool>(row: &[f32], mean: f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let centred = chunk[lane] - mean;
+            lanes[lane] = fma::<FMA>(centred, centred, lanes[lane]);
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        let centred = value - mean;
+        lanes[lane] = fma::<FMA>(centred, centred, lanes[lane]);
+    }
+    sum_lanes(lanes)
+}
+
+vectorized! {
+    /// Normalizes each row of `data` in place; `scale` (and `bias`) have the row's size.
+    pub(crate) fn layer_normalize_rows<FMA>(
+        data: &mut [f32],
+        scale: &[f32],
+        bias: Option<&[f32]>,
+        epsilon: f32,
+    ) {
+        let row_size = scale.len();
+        let factor = 1.0 / row_size as f32;
+        for row in data.chunks_exact_mut(row_size) {
+            let mean = sum(row) * factor;
+            let variance = squares::<FMA>(row, mean) * factor;
+            let inverse = 1.0 / (variance + epsilon).sqrt();
+            match bias {
+                Some(bias) => {
+                    for ((value, &scale), &bias) in row.iter_mut().zip(scale).zip(bias) {
+                        *value = fma::<FMA>((*value - mean) * inverse, scale, bias);
+                    }
+                }
+                None => {
+                    for (value, &scale) in row.iter_mut().zip(scale) {
+                        *value = (*value - mean) * inverse * scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Σ of a slice, in lanes of 16.
+    pub(crate) fn sum_row<FMA>(row: &[f32]) -> f32 {
+        sum(row)
+    }
+
+    /// Σ of squares of a slice.
+    pub(crate) fn sum_squares_row<FMA>(row: &[f32]) -> f32 {
+        squares::<FMA>(row, 0.0)
+    }
+}

@@ -1,0 +1,77 @@
+//! f32 ⇄ 8-bit: q = clamp(round(x / scale) + zero_point), round half to even.
+
+use super::math::fma;
+use super::vectorized;
+
+/// Adding this to |x| < 2²² rounds x to the nearest integer, half to even.
+const ROUND: f32 = 12_582_912.0;
+
+#[inline(always)]
+fn quantize<const LOW: i32, const HIGH: i32>(x: f32, scale: f32, zero_point: i32) -> i32 {
+    // Dividing, not multiplying by 1/scale: ONNX says x / scale, and ties must fall alike.
+    let scaled = (x / scale).clamp(-1024.0, 1024.0);
+    let rounded = (scaled + ROUND) - ROUND;
+    // NaN has no defined quantized value; it becomes the zero point.
+    (rounded as i32 + zero_point).clamp(LOW, HIGH)
+}
+
+vectorized! {
+    pub(crate) fn quantize_u8<FMA>(out: &mut [u8], x: &[f32], scale: f32, zero_point: i32) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = quantize::<0, 255>(x, scale, zero_point) as u8;
+        }
+    }
+
+    pub(crate) fn quantize_i8<FMA>(out: &mut [i8], x: &[f32], scale: f32, zero_point: i32) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = quantize::<-128, 127>(x, scale, zero_point) as i8;
+        }
+    }
+
+    pub(crate) fn dequantize_u8<FMA>(out: &mut [f32], q: &[u8], scale: f32, zero_point: i32) {
+        for (out, &q) in out.iter_mut().zip(q) {
+            *out = (q as i32 - zero_point) as f32 * scale;
+        }
+    }
+
+    pub(crate) fn dequantize_i8<FMA>(out: &mut [f32], q: &[i8], scale: f32, zero_point: i32) {
+        for (out, &q) in out.iter_mut().zip(q) {
+            *out = (q as i32 - zero_point) as f32 * scale;
+        }
+    }
+
+    /// out = (sums − offsets) · scales + bias, one of each per column.
+    pub(crate) fn rescale_row<FMA>(
+        out: &mut [f32],
+        sums: &[i32],
+        offsets: &[i32],
+        scales: &[f32],
+        bias: &[f32],
+    ) {
+        let size = out.len();
+        let (sums, offsets) = (&sums[..size], &offsets[..size]);
+        let (scales, bias) = (&scales[..size], &bias[..size]);
+        for i in 0..size {
+            out[i] = fma::<FMA>((sums[i] - offsets[i]) as f32, scales[i], bias[i]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_to_even_and_ends_saturate() {
+        let mut out = [0_u8; 6];
+        quantize_u8(&mut out, &[0.5, 1.5, 2.5, -9.0, 1e30, f32::INFINITY], 1.0, 0);
+        assert_eq!(out, [0, 2, 2, 0, 255, 255]);
+    }
+
+    #[test]
+    fn the_worked_example_of_the_design() {
+        let mut out = [0_u8];
+        quantize_u8(&mut out, &[0.8], 1.0 / 255.0, 0);
+        assert_eq!(out, [204]);
+    }
+}

@@ -1,0 +1,185 @@
+//! `MatMul` (opset 1 and later), with numpy's rules: leading axes broadcast, vectors gain an axis.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::fact::product;
+use crate::kernels::gemm::{self, PackedB, Right, Strided};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct MatMul;
+
+/// Sizes of a product: batch axes of both sides and of the result, and m, k, n.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Sizes {
+    pub(crate) batch_a: Vec<usize>,
+    pub(crate) batch_b: Vec<usize>,
+    pub(crate) batch: Vec<usize>,
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    pub(crate) output: Vec<usize>,
+}
+
+impl Sizes {
+    pub(crate) fn new(a: &[usize], b: &[usize]) -> Result<Self, OpError> {
+        let error = || OpError::shapes(a, b);
+        if a.is_empty() || b.is_empty() {
+            return Err(error());
+        }
+        let full_a = if a.len() == 1 { vec![1, a[0]] } else { a.to_vec() };
+        let full_b = if b.len() == 1 { vec![b[0], 1] } else { b.to_vec() };
+        let (batch_a, matrix_a) = full_a.split_at(full_a.len() - 2);
+        let (batch_b, matrix_b) = full_b.split_at(full_b.len() - 2);
+        if matrix_a[1] != matrix_b[0] {
+            return Err(error());
+        }
+        let batch = broadcast_shapes(batch_a, batch_b).map_err(|_| error())?;
+        let (m, k, n) = (matrix_a[0], matrix_a[1], matrix_b[1]);
+        let mut output = batch.clone();
+        output.extend((a.len() > 1).then_some(m));
+        output.extend((b.len() > 1).then_some(n));
+        Ok(Self { batch_a: batch_a.to_vec(), batch_b: batch_b.to_vec(), batch, m, k, n, output })
+    }
+
+    /// Rows of `a` taken together, where `b` is one matrix for all of them.
+    pub(crate) fn single_right(&self) -> Option<usize> {
+        self.batch_b
+            .iter()
+            .all(|&size| size == 1)
+            .then(|| self.batch.iter().product::<usize>() * self.m)
+    }
+}
+
+/// The shape of a product of symbolic shapes.
+pub(crate) fn product_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, OpError> {
+    let text = |dims: &[Dim]| {
+        format!("[{}]", dims.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))
+    };
+    let error = || OpError::Shapes { a: text(a), b: text(b) };
+    let (Some(ka), Some(kb)) = (a.last(), b.get(b.len().saturating_sub(2))) else {
+        return Err(error());
+    };
+    if let (Some(ka), Some(kb)) = (ka.known(), kb.known())
+        && ka != kb
+    {
+        return Err(error());
+    }
+    let batch = |dims: &[Dim]| dims[..dims.len().saturating_sub(2)].to_vec();
+    let mut dims = broadcast_dims(&batch(a), &batch(b)).map_err(|_| error())?;
+    dims.extend((a.len() > 1).then(|| a[a.len() - 2].clone()));
+    dims.extend((b.len() > 1).then(|| b[b.len() - 1].clone()));
+    Ok(dims)
+}
+
+pub(crate) fn infer_product(inputs: &[Option<&Fact>], dtype: DType) -> Result<Vec<Fact>, OpError> {
+    let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
+    Ok(vec![match (&a.shape, &b.shape) {
+        (Some(a), Some(b)) => Fact::new(dtype, product_dims(a, b)?),
+        _ => Fact::unranked(dtype),
+    }])
+}
+
+/// m·k·n over all batches.
+pub(crate) fn product_macs(inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+    let depth = inputs[0].and_then(|a| a.shape.as_ref()?.last().cloned()).unwrap_or(Dim::Unknown);
+    match outputs.first().and_then(|output| output.shape.as_deref()) {
+        Some(shape) => &product(shape) * &depth,
+        None => Dim::Unknown,
+    }
+}
+
+impl Operator for MatMul {
+    fn op_type(&self) -> &'static str {
+        "MatMul"
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        infer_product(inputs, required(inputs, 0)?.dtype)
+    }
+
+    fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let packed = constants.get(1).copied().flatten().and_then(pack_right);
+        Ok(Box::new(move |run: &mut Run| {
+            let a = run.typed::<f32>(0)?;
+            if let Some((packed, shape)) = &packed {
+                let sizes = Sizes::new(a.shape(), shape)?;
+                let mut y = run.pool.tensor(DType::F32, &sizes.output);
+                let rows = sizes.batch.iter().product::<usize>() * sizes.m;
+                let a = Strided::rows(a.slice::<f32>(), rows, sizes.k);
+                gemm::matmul(y.slice_mut::<f32>(), a, Right::Packed(packed), None);
+                return Ok(vec![y]);
+            }
+            let b = run.typed::<f32>(1)?;
+            let sizes = Sizes::new(a.shape(), b.shape())?;
+            let mut y = run.pool.tensor(DType::F32, &sizes.output);
+            multiply(y.slice_mut::<f32>(), a.slice::<f32>(), b.slice::<f32>(), &sizes);
+            Ok(vec![y])
+        }))
+    }
+
+    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+        product_macs(inputs, outputs)
+    }
+
+    fn keeps_constant(&self, input: usize) -> bool {
+        input == 1
+    }
+}
+
+/// A constant f32 matrix, packed; other constants stay as they are.
+pub(crate) fn pack_right(b: &Tensor) -> Option<(PackedB, Vec<usize>)> {
+    if b.dtype() != DType::F32 || b.rank() != 2 || b.element_count() == 0 {
+        return None;
+    }
+    let [k, n] = [b.shape()[0], b.shape()[1]];
+    Some((PackedB::new(Strided::rows(&b.values::<f32>(), k, n)), vec![k, n]))
+}
+
+/// Batched product of row-major matrices.
+fn multiply(y: &mut [f32], a: &[f32], b: &[f32], sizes: &Sizes) {
+    let (m, k, n) = (sizes.m, sizes.k, sizes.n);
+    if let Some(rows) = sizes.single_right() {
+        let b = Right::Strided(Strided::rows(b, k, n));
+        return gemm::matmul(y, Strided::rows(a, rows, k), b, None);
+    }
+    for ([at_a, at_b], y) in batches(sizes).into_iter().zip(y.chunks_exact_mut((m * n).max(1))) {
+        let a = Strided::rows(&a[at_a * m * k..][..m * k], m, k);
+        let b = Strided::rows(&b[at_b * k * n..][..k * n], k, n);
+        gemm::matmul(y, a, Right::Strided(b), None);
+    }
+}
+
+/// Which matrix of each side every batch entry of the result multiplies.
+pub(crate) fn batches(sizes: &Sizes) -> Vec<[usize; 2]> {
+    let loops = Loops::new([&sizes.batch_a, &sizes.batch_b], &sizes.batch);
+    let (inner, [step_a, step_b]) = (loops.inner_size(), loops.inner_strides());
+    let mut indices = Vec::with_capacity(sizes.batch.iter().product());
+    loops.for_each_row(|[a, b]| {
+        indices.extend((0..inner).map(|i| [a + i * step_a, b + i * step_b]));
+    });
+    indices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_gain_and_lose_an_axis() {
+        assert_eq!(Sizes::new(&[3], &[3]).unwrap().output, [] as [usize; 0]);
+        assert_eq!(Sizes::new(&[3], &[2, 3, 4]).unwrap().output, [2, 4]);
+        assert_eq!(Sizes::new(&[2, 1, 5, 3], &[4, 3, 6]).unwrap().output, [2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn depths_must_agree() {
+        let error = Sizes::new(&[2, 3], &[4, 2]).unwrap_err();
+        assert_eq!(error.to_string(), "shapes [2, 3] and [4, 2] do not fit together");
+    }
+}

@@ -1,0 +1,121 @@
+//! What a kernel is given when it runs: its inputs, and buffers to put results in.
+
+use std::sync::Mutex;
+
+use attar_tensor::{Buffer, DType, Element, Tensor, element_count};
+
+use crate::OpError;
+
+/// Free buffers, kept so that a warmed-up model allocates nothing.
+#[derive(Default)]
+pub struct Pool {
+    free: Mutex<Vec<Buffer>>,
+}
+
+/// Buffers kept at most; more are returned to the allocator.
+const FREE_MAX: usize = 64;
+
+impl Pool {
+    /// A tensor with arbitrary content.
+    pub fn tensor(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        let count = element_count(shape).expect("shapes of running values are addressable");
+        let size = dtype.size_bytes(count).expect("shapes of running values are addressable");
+        Tensor::from_buffer(dtype, shape, self.buffer(size))
+    }
+
+    /// A buffer with arbitrary content: the smallest free one that fits.
+    pub fn buffer(&self, size_bytes: usize) -> Buffer {
+        let mut free = self.free.lock().expect("no kernel panics while it holds the pool");
+        let fitting = free
+            .iter()
+            .enumerate()
+            .filter(|(_, buffer)| buffer.capacity_bytes() >= size_bytes)
+            .min_by_key(|(_, buffer)| buffer.capacity_bytes())
+            .map(|(index, _)| index);
+        // A far larger buffer is left for the value that needs it.
+        let fitting =
+            fitting.filter(|&index| free[index].capacity_bytes() / 8 <= size_bytes.max(512));
+        match fitting {
+            Some(index) => {
+                let mut buffer = free.swap_remove(index);
+                drop(free);
+                buffer.resize(size_bytes);
+                buffer
+            }
+            None => {
+                drop(free);
+                Buffer::zeroed(size_bytes)
+            }
+        }
+    }
+
+    /// Takes back the buffer of a tensor that nothing else holds.
+    pub fn recycle(&self, tensor: Tensor) {
+        if let Some(buffer) = tensor.into_buffer() {
+            self.recycle_buffer(buffer);
+        }
+    }
+
+    pub fn recycle_buffer(&self, buffer: Buffer) {
+        let mut free = self.free.lock().expect("no kernel panics while it holds the pool");
+        if free.len() < FREE_MAX {
+            free.push(buffer);
+        }
+    }
+}
+
+/// One run of one kernel.
+pub struct Run<'a> {
+    /// The inputs; `None` where an optional one is absent. A value that dies here is not shared,
+    /// so taking it gives a tensor that can be written in place.
+    pub inputs: Vec<Option<Tensor>>,
+    pub pool: &'a Pool,
+}
+
+impl Run<'_> {
+    /// # Errors
+    /// When the input is absent.
+    pub fn input(&self, index: usize) -> Result<&Tensor, OpError> {
+        self.optional(index).ok_or(OpError::MissingInput { index })
+    }
+
+    pub fn optional(&self, index: usize) -> Option<&Tensor> {
+        self.inputs.get(index).and_then(Option::as_ref)
+    }
+
+    /// The input, if it is there and has the type.
+    ///
+    /// # Errors
+    /// When it is absent or of another type.
+    pub fn typed<T: Element>(&self, index: usize) -> Result<&Tensor, OpError> {
+        let tensor = self.input(index)?;
+        if T::views(tensor.dtype()) {
+            return Ok(tensor);
+        }
+        Err(OpError::DType { index, found: tensor.dtype() })
+    }
+
+    /// The input as a tensor to write into: itself if it dies here, else `None`.
+    pub fn take_unique(&mut self, index: usize) -> Option<Tensor> {
+        let slot = self.inputs.get_mut(index)?;
+        if slot.as_ref().is_some_and(Tensor::is_unique) { slot.take() } else { None }
+    }
+}
+
+/// A node made ready: attributes read, constants packed.
+pub trait Kernel: Send + Sync {
+    /// Computes the outputs, in the node's order.
+    ///
+    /// # Errors
+    /// Inputs whose types or shapes the operator does not take.
+    fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError>;
+}
+
+impl<F> Kernel for F
+where
+    F: Fn(&mut Run) -> Result<Vec<Tensor>, OpError> + Send + Sync,
+{
+    fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+        self(run)
+    }
+}

@@ -1,0 +1,206 @@
+//! Slice (opset 10 and later, where starts, ends, axes and steps are inputs).
+
+use attar_graph::{Dim, Node};
+use attar_tensor::Tensor;
+
+use crate::squeeze::resolve_axes;
+use crate::words::{by_width, check_movable, words, words_mut};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Slice;
+
+/// Along one axis: the first index, the step, and how many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cut {
+    start: i64,
+    step: i64,
+    count: usize,
+}
+
+/// Clamps start and end as ONNX says: ends may lie outside, negative ones count from the end.
+fn cut(size: i64, start: i64, end: i64, step: i64) -> Result<Cut, OpError> {
+    if step == 0 {
+        return Err(OpError::value("step", step, "not 0"));
+    }
+    let from_end = |index: i64| if index < 0 { index.saturating_add(size) } else { index };
+    let (low, high) = if step > 0 { (0, size) } else { (-1, size - 1) };
+    let start = from_end(start).clamp(low.max(0), high.max(0));
+    let end = from_end(end).clamp(low, high);
+    let distance = if step > 0 { end - start } else { start - end };
+    let count = if size == 0 || distance <= 0 {
+        0
+    } else {
+        (distance as u64).div_ceil(step.unsigned_abs()) as usize
+    };
+    Ok(Cut { start, step, count })
+}
+
+struct Ranges {
+    starts: Vec<i64>,
+    ends: Vec<i64>,
+    axes: Vec<i64>,
+    steps: Vec<i64>,
+}
+
+impl Ranges {
+    fn new(
+        starts: Vec<i64>,
+        ends: Vec<i64>,
+        axes: Option<Vec<i64>>,
+        steps: Option<Vec<i64>>,
+    ) -> Result<Self, OpError> {
+        let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
+        let lengths = [starts.len(), ends.len(), axes.len(), steps.len()];
+        if lengths.iter().any(|&length| length != starts.len()) {
+            return Err(OpError::value("starts, ends, axes, steps", lengths, "equal lengths"));
+        }
+        Ok(Self { starts, ends, axes, steps })
+    }
+
+    /// (axis, start, end, step) for every cut axis.
+    fn iter(&self, rank: usize) -> Result<Vec<(usize, i64, i64, i64)>, OpError> {
+        (0..self.starts.len())
+            .map(|i| {
+                let axis = resolve_axes(&self.axes[i..=i], rank)?[0];
+                Ok((axis, self.starts[i], self.ends[i], self.steps[i]))
+            })
+            .collect()
+    }
+}
+
+impl Operator for Slice {
+    fn op_type(&self) -> &'static str {
+        "Slice"
+    }
+
+    fn since_opset(&self) -> i64 {
+        10
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        3..=5
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let x = required(inputs, 0)?;
+        let Some(shape) = &x.shape else { return Ok(vec![Fact::unranked(x.dtype)]) };
+        let optional = |i: usize| inputs.get(i).copied().flatten();
+        let axes = optional(3).map(Fact::known_elements);
+        let steps = optional(4).map(Fact::known_elements);
+        let (Some(starts), Some(ends)) =
+            (required(inputs, 1)?.elements(), required(inputs, 2)?.elements())
+        else {
+            return Ok(vec![Fact::new(x.dtype, vec![Dim::Unknown; shape.len()])]);
+        };
+        if matches!(axes, Some(None)) || matches!(steps, Some(None)) {
+            return Ok(vec![Fact::new(x.dtype, vec![Dim::Unknown; shape.len()])]);
+        }
+        // Symbolic starts and ends pass as markers; the loop below looks at the originals.
+        let marks = |dims: &[Dim]| dims.iter().map(|dim| dim.known().unwrap_or(0)).collect();
+        let ranges = Ranges::new(marks(starts), marks(ends), axes.flatten(), steps.flatten())?;
+        let mut dims = shape.clone();
+        let mut elements = x.elements().map(<[Dim]>::to_vec);
+        for (i, (axis, start, end, step)) in ranges.iter(shape.len())?.into_iter().enumerate() {
+            let are_known = starts[i].is_known() && ends[i].is_known();
+            dims[axis] = match shape[axis].known() {
+                Some(size) if are_known => {
+                    let cut = cut(size, start, end, step)?;
+                    elements = elements.filter(|e| e.len() as i64 == size).map(|e| {
+                        let index = |k: usize| (cut.start + k as i64 * cut.step) as usize;
+                        (0..cut.count).map(|k| e[index(k)].clone()).collect()
+                    });
+                    Dim::from(cut.count)
+                }
+                // The whole of an axis of any size, or what a symbolic end within it leaves.
+                _ if are_known && start == 0 && step == 1 && end >= i64::from(i32::MAX) => {
+                    shape[axis].clone()
+                }
+                _ if starts[i] == Dim::Known(0) && step == 1 && !ends[i].is_known() => {
+                    ends[i].clone()
+                }
+                _ => Dim::Unknown,
+            };
+            if !are_known {
+                elements = None;
+            }
+        }
+        let mut fact = Fact::new(x.dtype, dims);
+        if let (Some(elements), Some(1)) = (elements, fact.rank()) {
+            fact.set_elements(elements);
+        }
+        Ok(vec![fact])
+    }
+
+    fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        Ok(Box::new(|run: &mut Run| {
+            let x = run.input(0)?;
+            check_movable(0, x)?;
+            let list = |index: usize| {
+                run.optional(index)
+                    .map(|t| t.to_i64().ok_or(OpError::DType { index, found: t.dtype() }))
+                    .transpose()
+            };
+            let missing = |index| OpError::MissingInput { index };
+            let ranges = Ranges::new(
+                list(1)?.ok_or(missing(1))?,
+                list(2)?.ok_or(missing(2))?,
+                list(3)?,
+                list(4)?,
+            )?;
+            let mut cuts: Vec<Cut> =
+                x.shape().iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
+            for (axis, start, end, step) in ranges.iter(x.rank())? {
+                cuts[axis] = cut(x.shape()[axis] as i64, start, end, step)?;
+            }
+            let shape: Vec<usize> = cuts.iter().map(|cut| cut.count).collect();
+            if shape == x.shape() && cuts.iter().all(|cut| cut.step == 1) {
+                return Ok(vec![x.clone()]);
+            }
+            let mut y = run.pool.tensor(x.dtype(), &shape);
+            by_width!(x, Word => copy_cut::<Word>(words_mut(&mut y), words(x), x.shape(), &cuts));
+            Ok(vec![y])
+        }))
+    }
+}
+
+fn copy_cut<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], cuts: &[Cut]) {
+    if y.is_empty() {
+        return;
+    }
+    let Some((last, outer)) = cuts.split_last() else {
+        y[0] = x[0];
+        return;
+    };
+    let row_size = shape[shape.len() - 1] as i64;
+    for (row, y) in y.chunks_exact_mut(last.count).enumerate() {
+        let mut rest = row;
+        let mut start = last.start;
+        let mut stride = row_size;
+        for (axis, cut) in outer.iter().enumerate().rev() {
+            start += (cut.start + (rest % cut.count) as i64 * cut.step) * stride;
+            rest /= cut.count;
+            stride *= shape[axis] as i64;
+        }
+        if last.step == 1 {
+            y.copy_from_slice(&x[start as usize..start as usize + last.count]);
+        } else {
+            for (k, y) in y.iter_mut().enumerate() {
+                *y = x[(start + k as i64 * last.step) as usize];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_clamped_and_steps_may_go_back() {
+        assert_eq!(cut(5, 1, i64::MAX, 2).unwrap(), Cut { start: 1, step: 2, count: 2 });
+        assert_eq!(cut(5, -1, i64::MIN, -1).unwrap(), Cut { start: 4, step: -1, count: 5 });
+        assert_eq!(cut(5, 3, 1, 1).unwrap().count, 0);
+        assert_eq!(cut(0, 0, 10, 1).unwrap().count, 0);
+    }
+}

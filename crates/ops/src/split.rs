@@ -1,0 +1,106 @@
+//! Split: cuts a tensor along an axis. Sizes are an attribute up to opset 12, an input from 13.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::Tensor;
+
+use crate::fact::resolve_axis;
+use crate::squeeze::resolve_axes;
+use crate::words::{by_width, check_movable, words, words_mut};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Split;
+
+/// Sizes of the parts: as given, or even, the last one smaller (`num_outputs`, opset 18).
+fn sizes(node: &Node, given: Option<Vec<i64>>, size: usize) -> Result<Vec<usize>, OpError> {
+    let count = node.outputs.len();
+    let given = match given {
+        Some(given) => Some(given),
+        None => node.ints("split")?.map(<[i64]>::to_vec),
+    };
+    let parts: Vec<usize> = match given {
+        Some(given) => given.iter().filter_map(|&part| usize::try_from(part).ok()).collect(),
+        None => {
+            let each = size.div_ceil(count);
+            (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
+        }
+    };
+    if parts.len() == count && parts.iter().sum::<usize>() == size {
+        return Ok(parts);
+    }
+    Err(OpError::value("split", parts, format!("{count} sizes that add up to {size}")))
+}
+
+impl Operator for Split {
+    fn op_type(&self) -> &'static str {
+        "Split"
+    }
+
+    fn since_opset(&self) -> i64 {
+        2
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        1..=2
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let x = required(inputs, 0)?;
+        let Some(shape) = &x.shape else {
+            return Ok(vec![Fact::unranked(x.dtype); node.outputs.len()]);
+        };
+        let axis = node.int_or("axis", 0)?;
+        let axis = resolve_axis(axis, shape.len())
+            .ok_or_else(|| OpError::value("axis", axis, format!("below rank {}", shape.len())))?;
+        let given = inputs.get(1).copied().flatten();
+        let known = given.and_then(Fact::known_elements);
+        let is_open = given.is_some() && known.is_none();
+        let parts: Vec<Dim> = match shape[axis].known() {
+            Some(size) if !is_open => {
+                sizes(node, known, size as usize)?.into_iter().map(Dim::from).collect()
+            }
+            _ => vec![Dim::Unknown; node.outputs.len()],
+        };
+        Ok(parts
+            .into_iter()
+            .map(|part| {
+                let mut shape = shape.clone();
+                shape[axis] = part;
+                Fact::new(x.dtype, shape)
+            })
+            .collect())
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let node = node.clone();
+        Ok(Box::new(move |run: &mut Run| {
+            let x = run.input(0)?;
+            check_movable(0, x)?;
+            let axis = resolve_axes(&[node.int_or("axis", 0)?], x.rank())?[0];
+            let parts = sizes(&node, run.optional(1).and_then(Tensor::to_i64), x.shape()[axis])?;
+            let inner: usize = x.shape()[axis + 1..].iter().product();
+            let row = x.shape()[axis] * inner;
+            let mut start = 0;
+            let mut outputs = Vec::with_capacity(parts.len());
+            for part in parts {
+                let mut shape = x.shape().to_vec();
+                shape[axis] = part;
+                let mut y = run.pool.tensor(x.dtype(), &shape);
+                let width = part * inner;
+                by_width!(x, Word => take_columns::<Word>(words_mut(&mut y), width, words(x), row, start));
+                outputs.push(y);
+                start += width;
+            }
+            Ok(outputs)
+        }))
+    }
+}
+
+/// Copies columns `start..start + width` out of rows of `row`.
+fn take_columns<T: Copy>(y: &mut [T], width: usize, x: &[T], row: usize, start: usize) {
+    if width == 0 {
+        return;
+    }
+    for (to, from) in y.chunks_exact_mut(width).zip(x.chunks_exact(row)) {
+        to.copy_from_slice(&from[start..start + width]);
+    }
+}
