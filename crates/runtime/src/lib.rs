@@ -1,18 +1,26 @@
 //! Running models: one trait, and the runtimes behind it.
 
-use attar_graph::{Model, Value};
+mod builtin;
+mod feeds;
+
+use attar_graph::{GraphError, Model, Value};
+use attar_ops::OpError;
 use attar_tensor::Tensor;
+
+pub use builtin::Builtin;
 
 /// How to run a model.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Threads to compute with, the caller's included.
     pub threads: std::num::NonZeroUsize,
+    /// Values that [`Session::observe`] shows.
+    pub observed: Vec<String>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { threads: std::num::NonZeroUsize::MIN }
+        Self { threads: std::num::NonZeroUsize::MIN, observed: Vec::new() }
     }
 }
 
@@ -45,15 +53,15 @@ pub trait Session {
     /// A missing or unknown feed, a type or shape the model does not take, or a failing node.
     fn run(&mut self, feeds: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, RuntimeError>;
 
-    /// Runs the model and shows every float value it computes, in execution order, while only
-    /// the values still needed are held.
+    /// Runs the model and shows the values named in [`RunOptions::observed`] as they are computed,
+    /// while only the values still needed are held.
     ///
     /// # Errors
     /// As [`run`](Self::run); [`RuntimeError::Unsupported`] where a runtime cannot look inside.
     fn observe(
         &mut self,
         feeds: &[(&str, &Tensor)],
-        visit: &mut dyn FnMut(&str, &Tensor),
+        visit: &mut (dyn FnMut(&str, &Tensor) + Send),
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let _ = (feeds, visit);
         Err(RuntimeError::Unsupported { what: "showing intermediate values".into() })
@@ -71,6 +79,12 @@ pub enum RuntimeError {
 
     #[error("input `{name}` is fed {found}, the model takes {expected}")]
     FeedType { name: String, found: String, expected: String },
+
+    #[error("{op_type} (node `{node}`) {source}")]
+    Node { node: String, op_type: String, source: OpError },
+
+    #[error(transparent)]
+    Graph(#[from] GraphError),
 
     #[error("this runtime does not support {what}")]
     Unsupported { what: String },
@@ -94,7 +108,8 @@ impl RuntimeError {
             Self::MissingFeed { .. } | Self::UnknownFeed { .. } | Self::FeedType { .. } => {
                 "see the model's inputs: `attar inspect MODEL`".into()
             }
-            Self::Unsupported { .. } | Self::Ort { .. } => return None,
+            Self::Node { source, .. } => source.hint(),
+            Self::Graph(_) | Self::Unsupported { .. } | Self::Ort { .. } => return None,
         })
     }
 }
