@@ -1,0 +1,211 @@
+//! What a pass is, and the table of all of them.
+
+use attar_graph::{GraphError, Model, Plan, Value};
+use attar_runtime::{Runtime, RuntimeError};
+use attar_tensor::Tensor;
+use serde::de::DeserializeOwned;
+
+use crate::{Exclude, cleanup, fuse, prune, quantize};
+
+/// A step of compression. Its fields are its settings, read from a recipe.
+pub trait Pass {
+    /// What it would change, with remarks on what it would not.
+    ///
+    /// # Errors
+    /// A model or data that the pass cannot work with.
+    fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError>;
+
+    /// Whether to plan again on the result, until nothing is left to do.
+    fn repeats(&self) -> bool {
+        false
+    }
+}
+
+/// Feeds from the user's data, one batch in memory at a time.
+pub trait Calibration {
+    /// Calls `visit` with every batch: one tensor for each of `inputs`.
+    ///
+    /// # Errors
+    /// Data that cannot be read or does not fit the inputs, or what `visit` returns.
+    fn for_each_batch(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError>;
+}
+
+/// What a pass may use besides the model.
+pub struct Context<'a> {
+    pub calibration: Option<&'a dyn Calibration>,
+    /// Runs the model over calibration data.
+    pub runtime: &'a dyn Runtime,
+    pub threads: std::num::NonZeroUsize,
+    pub exclude: Exclude,
+}
+
+/// One setting of a pass, as the reference shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionEntry {
+    pub key: &'static str,
+    /// The default as TOML, or empty where the key must be given.
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+/// A pass in the table.
+pub struct PassEntry {
+    pub name: &'static str,
+    pub summary: &'static str,
+    pub options: &'static [OptionEntry],
+    build: fn(toml::Table) -> Result<Box<dyn Pass>, toml::de::Error>,
+}
+
+impl PassEntry {
+    const fn of<P: Pass + DeserializeOwned + 'static>(
+        name: &'static str,
+        summary: &'static str,
+        options: &'static [OptionEntry],
+    ) -> Self {
+        Self { name, summary, options, build: |table| Ok(Box::new(table.try_into::<P>()?)) }
+    }
+
+    /// The pass with settings read from a recipe's table.
+    ///
+    /// # Errors
+    /// [`PassError::Settings`] naming the key that is missing, unknown or out of range.
+    pub fn build(&self, settings: toml::Table) -> Result<Box<dyn Pass>, PassError> {
+        (self.build)(settings).map_err(|error| PassError::Settings {
+            pass: self.name,
+            message: error.message().to_string(),
+            known: self.options.iter().map(|option| option.key).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// Every pass.
+pub const PASSES: &[PassEntry] = &[
+    PassEntry::of::<cleanup::Cleanup>(
+        "cleanup",
+        "fold constants; remove identities, dead nodes and duplicate initializers",
+        &[],
+    ),
+    PassEntry::of::<fuse::BatchNormFuse>(
+        "fuse.batch-norm",
+        "fold each BatchNormalization into the convolution before it",
+        &[],
+    ),
+    PassEntry::of::<prune::MagnitudePrune>(
+        "prune.magnitude",
+        "set the weights of least magnitude to zero (unstructured)",
+        prune::MAGNITUDE_OPTIONS,
+    ),
+    PassEntry::of::<quantize::DynamicQuantize>(
+        "quantize.dynamic",
+        "8-bit weights; activations quantized while running, by the range of each batch",
+        quantize::DYNAMIC_OPTIONS,
+    ),
+    PassEntry::of::<quantize::StaticQuantize>(
+        "quantize.static",
+        "8-bit weights and activations with ranges fixed by calibration data (QDQ)",
+        quantize::STATIC_OPTIONS,
+    ),
+];
+
+/// Finds a pass by its name.
+///
+/// # Errors
+/// [`PassError::UnknownPass`] listing all names.
+pub fn pass_entry(name: &str) -> Result<&'static PassEntry, PassError> {
+    PASSES.iter().find(|entry| entry.name == name).ok_or_else(|| PassError::UnknownPass {
+        name: name.into(),
+        known: PASSES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Why a pass could not make its plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error("no pass is called `{name}`; there are {known}")]
+    UnknownPass { name: String, known: String },
+
+    #[error("settings of `{pass}`: {message}")]
+    Settings { pass: &'static str, message: String, known: String },
+
+    #[error("`{tensor}` is not finite in calibration batch {batch}")]
+    NotFinite { tensor: String, batch: usize },
+
+    #[error("weight `{tensor}` holds NaN or infinity")]
+    WeightNotFinite { tensor: String },
+
+    #[error("it needs calibration data, and none was given")]
+    NoCalibration,
+
+    #[error("the calibration data holds no example")]
+    EmptyCalibration,
+
+    #[error("the model is of opset {found}; it needs {needed} or later")]
+    Opset { found: i64, needed: i64 },
+
+    #[error("`exclude` pattern `{pattern}` matches no node and no tensor")]
+    UnmatchedExclude { pattern: String },
+
+    #[error("calibration data: {message}")]
+    Data { message: String, hint: String },
+
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+impl PassError {
+    /// The user's next step.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::UnknownPass { .. } => "list them with their settings: `attar passes`".into(),
+            Self::Settings { known, .. } if known.is_empty() => "it has no settings".into(),
+            Self::Settings { known, .. } => {
+                format!("its settings are {known}; see `attar passes`")
+            }
+            Self::NotFinite { tensor, .. } => {
+                format!("keep its node in float: `exclude = [\"{tensor}\"]`")
+            }
+            Self::WeightNotFinite { tensor } => {
+                format!("the model is broken there; leave it out with `exclude = [\"{tensor}\"]`")
+            }
+            Self::NoCalibration => "give a sample of your data: `--calibration PATH`".into(),
+            Self::EmptyCalibration => "give at least one example".into(),
+            Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
+            Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
+            Self::Data { hint, .. } => hint.clone(),
+            Self::Runtime(error) => return error.hint(),
+            Self::Graph(_) => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_default_is_a_setting_that_its_pass_takes() {
+        for entry in PASSES {
+            let lines = entry.options.iter().map(|option| {
+                let value = if option.default.is_empty() { "0.5" } else { option.default };
+                format!("{} = {value}\n", option.key)
+            });
+            let settings: toml::Table = lines.collect::<String>().parse().unwrap();
+            assert!(entry.build(settings).is_ok(), "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error_that_lists_the_right_ones() {
+        let settings = "sparsty = 0.5".parse().unwrap();
+        let error = pass_entry("prune.magnitude").unwrap().build(settings).err().unwrap();
+        assert!(error.to_string().contains("unknown field `sparsty`"), "{error}");
+        assert_eq!(error.hint().unwrap(), "its settings are sparsity, scope; see `attar passes`");
+    }
+}

@@ -1,0 +1,72 @@
+//! Weights to symmetric 8-bit integers, one scale per output channel.
+
+use attar_tensor::Tensor;
+
+use crate::PassError;
+
+/// A weight in integers: real = q · scale of its channel.
+pub struct WeightRounding {
+    /// i8, the shape of the weight.
+    pub values: Tensor,
+    /// f32, one per channel.
+    pub scales: Tensor,
+}
+
+/// Rounds an f32 weight to ±`level_max`, the scale of each index of `axis` being its largest
+/// magnitude over `level_max`.
+///
+/// # Errors
+/// [`PassError::WeightNotFinite`] with the given name.
+pub fn quantize_channels(
+    name: &str,
+    weight: &Tensor,
+    axis: usize,
+    level_max: i8,
+) -> Result<WeightRounding, PassError> {
+    let channels = weight.shape()[axis];
+    let inner: usize = weight.shape()[axis + 1..].iter().product();
+    let values = weight.values::<f32>();
+    let channel = |index: usize| index / inner.max(1) % channels.max(1);
+    let mut largest = vec![0.0_f32; channels];
+    for (index, &w) in values.iter().enumerate() {
+        if !w.is_finite() {
+            return Err(PassError::WeightNotFinite { tensor: name.into() });
+        }
+        let largest = &mut largest[channel(index)];
+        *largest = largest.max(w.abs());
+    }
+    let scales: Vec<f32> = largest.iter().map(|&largest| scale(largest, level_max)).collect();
+    let quantized: Vec<i8> = (values.iter().enumerate())
+        .map(|(index, &w)| (w / scales[channel(index)]).round_ties_even() as i8)
+        .collect();
+    Ok(WeightRounding {
+        values: Tensor::new(weight.shape(), &quantized),
+        scales: Tensor::new(&[channels], &scales),
+    })
+}
+
+/// A scale that is never 0 nor denormal: a channel of zeros still divides.
+fn scale(largest: f32, level_max: i8) -> f32 {
+    let scale = largest / f32::from(level_max);
+    if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_channel_uses_the_whole_range_and_zeros_stay_zero() {
+        let weight = Tensor::new(&[2, 3], &[1.0_f32, 0.0, -4.0, 0.5, 0.0, 2.0]);
+        let rounded = quantize_channels("w", &weight, 1, 127).unwrap();
+        assert_eq!(rounded.values.slice::<i8>(), [127, 0, -127, 64, 0, 64]);
+        assert_eq!(rounded.scales.slice::<f32>(), [1.0 / 127.0, 1.0, 4.0 / 127.0]);
+    }
+
+    #[test]
+    fn a_nan_is_named() {
+        let weight = Tensor::new(&[1, 1], &[f32::NAN]);
+        let error = quantize_channels("w", &weight, 0, 127).err().unwrap();
+        assert_eq!(error.to_string(), "weight `w` holds NaN or infinity");
+    }
+}
