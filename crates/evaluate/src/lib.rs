@@ -1,1 +1,38 @@
-//! placeholder
+//! Data sets, metrics and measurements. Knows no pass and names no particular runtime.
+
+pub mod data;
+mod embed;
+mod error;
+mod image_input;
+mod interval;
+mod invariance;
+mod latency;
+pub mod metrics;
+mod prepare;
+mod preprocessing;
+mod size;
+mod text_input;
+
+pub use data::{DataKind, Dataset};
+pub use embed::{Embeddings, Scores, embed, score_images};
+pub use error::EvaluateError;
+pub use image_input::{decode_image, gray_image, image_feeds};
+pub use interval::{Interval, mean_interval, paired_interval, resampled_interval};
+pub use invariance::{Agreement, Invariance, agreement, batch_invariance};
+pub use latency::{Latency, Shape, measure, synthetic_feeds};
+pub use prepare::{WordnetSummary, prepare_wordnet};
+pub use preprocessing::{ImageInput, Preprocessing, TextInput};
+pub use size::model_size_bytes;
+pub use text_input::{Encoded, TextEncoder};
+
+/// Hears how far long work has come.
+pub trait Progress: Sync {
+    fn advance(&self, what: &str, done: usize, total: usize);
+}
+
+/// Hears nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn advance(&self, _: &str, _: usize, _: usize) {}
+}

@@ -1,0 +1,146 @@
+//! Labelled images: a folder per class, a folder with `labels.tsv`, or IDX files.
+
+use std::path::{Path, PathBuf};
+
+use super::rows::{BadRows, for_each_line};
+use crate::EvaluateError;
+
+/// Where an image comes from.
+#[derive(Clone, Debug)]
+pub enum ImageSource {
+    File(PathBuf),
+    /// One byte a pixel, rows of `width`.
+    Gray {
+        pixels: Vec<u8>,
+        width: usize,
+    },
+}
+
+#[derive(Debug, Default)]
+pub struct Images {
+    pub images: Vec<ImageSource>,
+    pub labels: Vec<usize>,
+}
+
+/// Pairs of IDX files as MNIST and its kin name them; the test set first.
+const IDX_FILES: &[[&str; 2]] = &[
+    ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
+];
+
+fn is_image(path: &Path) -> bool {
+    path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| {
+        ["jpg", "jpeg", "png"].contains(&extension.to_ascii_lowercase().as_str())
+    })
+}
+
+fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, EvaluateError> {
+    let entries = std::fs::read_dir(folder).map_err(EvaluateError::file(folder))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+pub(crate) fn looks_like_images(folder: &Path) -> bool {
+    let has_idx = IDX_FILES.iter().any(|files| files.iter().all(|f| folder.join(f).exists()));
+    let classes = || {
+        let folders = sorted_entries(folder).unwrap_or_default();
+        folders.iter().any(|class| {
+            class.is_dir()
+                && sorted_entries(class).is_ok_and(|files| files.iter().any(|f| is_image(f)))
+        })
+    };
+    has_idx || folder.join("labels.tsv").exists() || classes()
+}
+
+impl Images {
+    pub(crate) fn load(folder: &Path, bad: &mut BadRows) -> Result<Self, EvaluateError> {
+        if let Some([images, labels]) =
+            IDX_FILES.iter().find(|files| files.iter().all(|file| folder.join(file).exists()))
+        {
+            return Self::load_idx(&folder.join(images), &folder.join(labels));
+        }
+        let labels = folder.join("labels.tsv");
+        let data = if labels.exists() {
+            Self::load_labels(folder, &labels, bad)?
+        } else {
+            Self::load_classes(folder)?
+        };
+        if data.images.is_empty() {
+            return Err(EvaluateError::Format {
+                path: folder.into(),
+                message: "it holds no image".into(),
+            });
+        }
+        Ok(data)
+    }
+
+    /// Rows of file name and class index.
+    fn load_labels(folder: &Path, labels: &Path, bad: &mut BadRows) -> Result<Self, EvaluateError> {
+        let mut data = Self::default();
+        for_each_line(labels, bad, |line, text, bad| {
+            let mut fields = text.split('\t');
+            let (Some(file), Some(label)) = (fields.next(), fields.next()) else {
+                return bad.bad(labels, line, "a row needs a file and a class index");
+            };
+            match label.trim().parse() {
+                Ok(label) if folder.join(file).is_file() => {
+                    data.images.push(ImageSource::File(folder.join(file)));
+                    data.labels.push(label);
+                    Ok(())
+                }
+                Ok(_) => bad.bad(labels, line, format!("there is no file `{file}`")),
+                Err(_) if line == 1 => Ok(()),
+                Err(_) => bad.bad(labels, line, format!("the class `{label}` is no index")),
+            }
+        })?;
+        Ok(data)
+    }
+
+    /// Class indices are the folders' order by name.
+    fn load_classes(folder: &Path) -> Result<Self, EvaluateError> {
+        let mut data = Self::default();
+        let classes = sorted_entries(folder)?.into_iter().filter(|path| path.is_dir());
+        for (label, class) in classes.enumerate() {
+            for file in sorted_entries(&class)?.into_iter().filter(|path| is_image(path)) {
+                data.images.push(ImageSource::File(file));
+                data.labels.push(label);
+            }
+        }
+        Ok(data)
+    }
+
+    /// IDX (LeCun): a big-endian header of magic, count, and sizes; then bytes.
+    fn load_idx(images: &Path, labels: &Path) -> Result<Self, EvaluateError> {
+        let (sizes, pixels) = idx(images, 3)?;
+        let (label_sizes, label_bytes) = idx(labels, 1)?;
+        if sizes[0] != label_sizes[0] {
+            let message = format!("{} labels for {} images", label_sizes[0], sizes[0]);
+            return Err(EvaluateError::Format { path: labels.into(), message });
+        }
+        let plane = sizes[1] * sizes[2];
+        let image = |pixels: &[u8]| ImageSource::Gray { pixels: pixels.to_vec(), width: sizes[2] };
+        Ok(Self {
+            images: pixels.chunks_exact(plane.max(1)).map(image).collect(),
+            labels: label_bytes.iter().map(|&label| usize::from(label)).collect(),
+        })
+    }
+}
+
+fn idx(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), EvaluateError> {
+    let bytes = std::fs::read(path).map_err(EvaluateError::file(path))?;
+    let error = |message: String| EvaluateError::Format { path: path.into(), message };
+    let header = 4 + 4 * rank;
+    if bytes.len() < header || bytes[..4] != [0, 0, 8, rank as u8] {
+        return Err(error(format!("not an IDX file of bytes with {rank} axes")));
+    }
+    let sizes: Vec<usize> = bytes[4..header]
+        .chunks_exact(4)
+        .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
+        .collect();
+    let needed = attar_tensor::element_count(&sizes);
+    if needed != Some(bytes.len() - header) {
+        return Err(error(format!("sizes {sizes:?} do not fit {} bytes", bytes.len() - header)));
+    }
+    Ok((sizes, bytes[header..].to_vec()))
+}

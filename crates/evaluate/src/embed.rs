@@ -1,0 +1,132 @@
+//! Running a model over a data set: texts to vectors, images to scores.
+
+use attar_graph::Value;
+use attar_runtime::Session;
+use attar_tensor::{DType, Tensor};
+
+use crate::data::ImageSource;
+use crate::{EvaluateError, ImageInput, Progress, TextEncoder, image_feeds};
+
+/// Vectors, one row each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    pub dimension: usize,
+    pub values: Vec<f32>,
+}
+
+/// Scores of images, one row each.
+pub type Scores = Embeddings;
+
+impl Embeddings {
+    pub fn count(&self) -> usize {
+        self.values.len() / self.dimension.max(1)
+    }
+
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.dimension..(index + 1) * self.dimension]
+    }
+}
+
+/// The index of the output that is one row per example: the named one, or the only one of two axes.
+pub(crate) fn row_output(
+    session: &dyn Session,
+    name: Option<&str>,
+    wanted: &'static str,
+) -> Result<usize, EvaluateError> {
+    let outputs: &[Value] = session.outputs();
+    let found = match name {
+        Some(name) => outputs.iter().position(|output| output.name == name),
+        None => {
+            let is_row = |output: &&Value| {
+                output.dtype() == Some(DType::F32) && output.shape().is_some_and(|s| s.len() == 2)
+            };
+            match outputs.iter().filter(is_row).count() {
+                1 => outputs.iter().position(|output| is_row(&output)),
+                _ => outputs.iter().position(|output| output.name == "sentence_embedding"),
+            }
+        }
+    };
+    found.ok_or_else(|| EvaluateError::Output {
+        wanted,
+        outputs: outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Runs one batch and takes the rows out of the chosen output.
+pub(crate) fn run_rows(
+    session: &mut dyn Session,
+    output: usize,
+    feeds: &[(String, Tensor)],
+    count: usize,
+) -> Result<Tensor, EvaluateError> {
+    let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let rows = session.run(&feeds)?.swap_remove(output);
+    if rows.dtype() == DType::F32 && rows.rank() == 2 && rows.shape()[0] == count {
+        return Ok(rows);
+    }
+    Err(EvaluateError::OutputShape {
+        output: session.outputs()[output].name.clone(),
+        found: format!("{}{:?}", rows.dtype(), rows.shape()),
+        expected: format!("f32[{count}, …]"),
+    })
+}
+
+/// One vector per text, in order. Texts of like length run together, so that little is padded.
+///
+/// # Errors
+/// A model that does not take texts or has no vector, or a failing run.
+pub fn embed(
+    session: &mut dyn Session,
+    encoder: &TextEncoder,
+    output: Option<&str>,
+    texts: &[&str],
+    batch_size: usize,
+    progress: &dyn Progress,
+) -> Result<Embeddings, EvaluateError> {
+    let output = row_output(session, output, "a vector per text")?;
+    let encoded = encoder.encode(texts)?;
+    let mut order: Vec<usize> = (0..encoded.len()).collect();
+    order.sort_by_key(|&index| encoded[index].ids.len());
+    let inputs = session.inputs().to_vec();
+    let mut vectors = Embeddings { dimension: 0, values: Vec::new() };
+    for (number, batch) in order.chunks(batch_size.max(1)).enumerate() {
+        progress.advance("embedding texts", number * batch_size, texts.len());
+        let examples: Vec<_> = batch.iter().map(|&index| &encoded[index]).collect();
+        let rows = run_rows(session, output, &encoder.feeds(&examples, &inputs)?, batch.len())?;
+        if vectors.dimension == 0 {
+            vectors.dimension = rows.shape()[1];
+            vectors.values = vec![0.0; texts.len() * vectors.dimension];
+        }
+        let dimension = vectors.dimension;
+        for (&index, row) in batch.iter().zip(rows.values::<f32>().chunks_exact(dimension)) {
+            vectors.values[index * dimension..(index + 1) * dimension].copy_from_slice(row);
+        }
+    }
+    progress.advance("embedding texts", texts.len(), texts.len());
+    Ok(vectors)
+}
+
+/// The model's scores for every image.
+///
+/// # Errors
+/// A model that does not take images or has no scores, or a failing run.
+pub fn score_images(
+    session: &mut dyn Session,
+    input: &ImageInput,
+    output: Option<&str>,
+    images: &[&ImageSource],
+    batch_size: usize,
+    progress: &dyn Progress,
+) -> Result<Scores, EvaluateError> {
+    let output = row_output(session, output, "a score per class")?;
+    let inputs = session.inputs().to_vec();
+    let mut scores = Scores { dimension: 0, values: Vec::new() };
+    for (number, batch) in images.chunks(batch_size.max(1)).enumerate() {
+        progress.advance("scoring images", number * batch_size, images.len());
+        let rows = run_rows(session, output, &image_feeds(batch, input, &inputs)?, batch.len())?;
+        scores.dimension = rows.shape()[1];
+        scores.values.extend_from_slice(&rows.values::<f32>());
+    }
+    progress.advance("scoring images", images.len(), images.len());
+    Ok(scores)
+}

@@ -1,0 +1,87 @@
+//! Images to tensors: resize the short side, cut the centre, normalize.
+
+use attar_graph::Value;
+use attar_tensor::Tensor;
+use image::imageops::FilterType;
+use rayon::prelude::*;
+
+use crate::data::ImageSource;
+use crate::{EvaluateError, ImageInput};
+
+/// One image as [channels, size, size]; the channels are those of `mean`.
+///
+/// # Errors
+/// A file that is no image.
+pub fn decode_image(source: &ImageSource, input: &ImageInput) -> Result<Vec<f32>, EvaluateError> {
+    match source {
+        ImageSource::Gray { pixels, width } => Ok(gray_image(pixels, *width, input)),
+        ImageSource::File(path) => {
+            let image = image::open(path).map_err(|error| EvaluateError::Format {
+                path: path.clone(),
+                message: error.to_string(),
+            })?;
+            Ok(normalized(&image, input))
+        }
+    }
+}
+
+/// One image of single bytes.
+pub fn gray_image(pixels: &[u8], width: usize, input: &ImageInput) -> Vec<f32> {
+    let height = pixels.len() / width.max(1);
+    let buffer = image::GrayImage::from_raw(width as u32, height as u32, pixels.to_vec())
+        .expect("an IDX image has as many bytes as pixels");
+    normalized(&image::DynamicImage::ImageLuma8(buffer), input)
+}
+
+fn normalized(image: &image::DynamicImage, input: &ImageInput) -> Vec<f32> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let short = width.min(height).max(1);
+    // The long side is cut off, not rounded: as torchvision does.
+    let scaled = |side: usize| (side * input.resize / short).max(input.size) as u32;
+    let image = if short == input.resize {
+        image.clone()
+    } else {
+        image.resize_exact(scaled(width), scaled(height), FilterType::Triangle)
+    };
+    let centre = |side: u32| ((side as f64 - input.size as f64) / 2.0).round() as u32;
+    let (left, top) = (centre(image.width()), centre(image.height()));
+    let image = image.crop_imm(left, top, input.size as u32, input.size as u32);
+    let plane = input.size * input.size;
+    let mut values = vec![0.0; input.mean.len() * plane];
+    let mut fill = |channel: usize, bytes: &mut dyn Iterator<Item = u8>| {
+        let (mean, std) = (input.mean[channel], input.std[channel]);
+        let out = &mut values[channel * plane..(channel + 1) * plane];
+        out.iter_mut()
+            .zip(bytes)
+            .for_each(|(out, byte)| *out = (f32::from(byte) / 255.0 - mean) / std);
+    };
+    if input.mean.len() == 1 {
+        fill(0, &mut image.to_luma8().pixels().map(|pixel| pixel[0]));
+    } else {
+        let rgb = image.to_rgb8();
+        (0..3).for_each(|channel| fill(channel, &mut rgb.pixels().map(|pixel| pixel[channel])));
+    }
+    values
+}
+
+/// A batch of images for the model's only input.
+///
+/// # Errors
+/// A model with other inputs, or a file that is no image.
+pub fn image_feeds(
+    sources: &[&ImageSource],
+    input: &ImageInput,
+    inputs: &[Value],
+) -> Result<Vec<(String, Tensor)>, EvaluateError> {
+    let [only] = inputs else {
+        let input = inputs.get(1).map_or(String::new(), |value| value.name.clone());
+        return Err(EvaluateError::Input { input, data: "an image" });
+    };
+    if input.mean.len() != input.std.len() || !matches!(input.mean.len(), 1 | 3) {
+        return Err(EvaluateError::NoPreprocessing { data: "images of 1 or 3 channels" });
+    }
+    let images: Vec<Vec<f32>> =
+        sources.par_iter().map(|source| decode_image(source, input)).collect::<Result<_, _>>()?;
+    let shape = [sources.len(), input.mean.len(), input.size, input.size];
+    Ok(vec![(only.name.clone(), Tensor::new(&shape, &images.concat()))])
+}

@@ -1,0 +1,120 @@
+//! Texts to token ids, and token ids to the feeds that a model asks for.
+
+use std::path::Path;
+
+use attar_graph::Value;
+use attar_tensor::{DType, Tensor};
+use tokenizers::{Tokenizer, TruncationParams};
+
+use crate::{EvaluateError, Preprocessing};
+
+/// A text in token ids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    pub ids: Vec<i64>,
+    pub types: Vec<i64>,
+}
+
+/// A tokenizer with a model's length.
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    padding: i64,
+}
+
+impl TextEncoder {
+    /// The tokenizer that `attar.toml` names, relative to `folder`.
+    ///
+    /// # Errors
+    /// No text section, or a tokenizer that cannot be read.
+    pub fn new(preprocessing: &Preprocessing, folder: &Path) -> Result<Self, EvaluateError> {
+        let text =
+            preprocessing.text.as_ref().ok_or(EvaluateError::NoPreprocessing { data: "texts" })?;
+        let path = folder.join(&text.tokenizer);
+        let fail = |message: String| EvaluateError::Tokenizer { path: path.clone(), message };
+        if !path.is_file() {
+            return Err(fail("there is no such file".into()));
+        }
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| fail(error.to_string()))?;
+        let truncation = TruncationParams { max_length: text.length_max, ..Default::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(|error| fail(error.to_string()))?;
+        let padding = tokenizer
+            .get_padding()
+            .map(|padding| padding.pad_id)
+            .or_else(|| ["[PAD]", "<pad>"].iter().find_map(|token| tokenizer.token_to_id(token)))
+            .unwrap_or(0);
+        tokenizer.with_padding(None);
+        Ok(Self { tokenizer, padding: i64::from(padding) })
+    }
+
+    /// Every text in token ids, special ones included, on all threads of the caller's pool.
+    ///
+    /// # Errors
+    /// What the tokenizer reports.
+    pub fn encode(&self, texts: &[&str]) -> Result<Vec<Encoded>, EvaluateError> {
+        let encodings =
+            self.tokenizer.encode_batch_fast(texts.to_vec(), true).map_err(|error| {
+                EvaluateError::Tokenizer { path: "tokenizer".into(), message: error.to_string() }
+            })?;
+        let wide = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect();
+        Ok(encodings
+            .iter()
+            .map(|e| Encoded { ids: wide(e.get_ids()), types: wide(e.get_type_ids()) })
+            .collect())
+    }
+
+    /// One tensor [batch, longest] per model input, padded at the end.
+    ///
+    /// # Errors
+    /// An input that is none of ids, mask and types.
+    pub fn feeds(
+        &self,
+        batch: &[&Encoded],
+        inputs: &[Value],
+    ) -> Result<Vec<(String, Tensor)>, EvaluateError> {
+        let longest = batch.iter().map(|encoded| encoded.ids.len()).max().unwrap_or(0);
+        self.padded_feeds(batch, inputs, longest)
+    }
+
+    /// As [`feeds`](Self::feeds), padded to `length`.
+    ///
+    /// # Errors
+    /// An input that is none of ids, mask and types.
+    pub fn padded_feeds(
+        &self,
+        batch: &[&Encoded],
+        inputs: &[Value],
+        length: usize,
+    ) -> Result<Vec<(String, Tensor)>, EvaluateError> {
+        let padded = |row: &dyn Fn(&Encoded) -> Vec<i64>, padding: i64| -> Vec<i64> {
+            batch
+                .iter()
+                .flat_map(|encoded| {
+                    let mut row = row(encoded);
+                    row.resize(length, padding);
+                    row
+                })
+                .collect()
+        };
+        inputs
+            .iter()
+            .map(|input| {
+                let values = match input.name.as_str() {
+                    name if name.contains("mask") => padded(&|e| vec![1; e.ids.len()], 0),
+                    name if name.contains("type") => padded(&|e| e.types.clone(), 0),
+                    name if name.contains("ids") => padded(&|e| e.ids.clone(), self.padding),
+                    _ => {
+                        let input = input.name.clone();
+                        return Err(EvaluateError::Input { input, data: "text" });
+                    }
+                };
+                let tensor = Tensor::new(&[batch.len(), length], &values);
+                let dtype = input.dtype().unwrap_or(DType::I64);
+                let tensor = tensor.converted(dtype).map_err(|_| EvaluateError::Input {
+                    input: input.name.clone(),
+                    data: "text",
+                })?;
+                Ok((input.name.clone(), tensor))
+            })
+            .collect()
+    }
+}
