@@ -166,3 +166,116 @@ fn in_graph(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use prost::Message;
+
+    use super::*;
+    use crate::tests::Folder;
+
+    /// A model whose only tensor, `w: u8[4]`, is said to be in `location`.
+    fn model(location: &str, more: &[(&str, &str)]) -> Vec<u8> {
+        let mut external_data = vec![entry("location", location)];
+        external_data.extend(more.iter().map(|(key, value)| entry(key, value)));
+        let tensor = TensorProto {
+            name: Some("w".into()),
+            dims: vec![4],
+            data_type: Some(2),
+            data_location: Some(EXTERNAL),
+            external_data,
+            ..TensorProto::default()
+        };
+        let graph = GraphProto { initializer: vec![tensor], ..GraphProto::default() };
+        ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
+    }
+
+    fn load(folder: &Folder, location: &str, more: &[(&str, &str)]) -> Result<Vec<u8>, String> {
+        let path = folder.path.join("model.onnx");
+        fs::write(&path, model(location, more)).unwrap();
+        let model = crate::load(&path).map_err(|error| error.to_string())?;
+        Ok(model.graph.constant("w").unwrap().bytes().to_vec())
+    }
+
+    #[test]
+    fn data_is_found_by_offset_and_length() {
+        let folder = Folder::new("found");
+        fs::create_dir(folder.path.join("sub")).unwrap();
+        fs::write(folder.path.join("sub/w.bin"), [0, 1, 2, 3, 4, 5]).unwrap();
+        assert_eq!(load(&folder, "sub/w.bin", &[]).unwrap(), [0, 1, 2, 3]);
+        assert_eq!(load(&folder, "./sub/w.bin", &[("offset", "2")]).unwrap(), [2, 3, 4, 5]);
+        let both = [("offset", "1"), ("length", "4"), ("checksum", "unread")];
+        assert_eq!(load(&folder, "sub/w.bin", &both).unwrap(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn sizes_are_checked_before_they_are_used() {
+        let folder = Folder::new("sizes");
+        fs::write(folder.path.join("w.bin"), [0; 6]).unwrap();
+        for (more, message) in [
+            (vec![("offset", "3")], "4 bytes at offset 3 are beyond its end at 6"),
+            (
+                vec![("offset", "18446744073709551615")],
+                "4 bytes at offset 18446744073709551615 are beyond its end at 6",
+            ),
+            (vec![("offset", "-1")], "offset `-1` is not a size"),
+            (vec![("length", "7")], "7 bytes at offset 0 are beyond its end at 6"),
+        ] {
+            let expected = format!("`w` keeps its data in `w.bin`: {message}");
+            assert_eq!(load(&folder, "w.bin", &more).unwrap_err(), expected);
+        }
+        assert_eq!(
+            load(&folder, "w.bin", &[("length", "3")]).unwrap_err(),
+            "`w` (initializer): shape [4] of u8 needs 4 bytes, found 3"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn no_path_leads_out_of_the_folder() {
+        let outside = Folder::new("outside");
+        fs::write(outside.path.join("secret"), [7; 4]).unwrap();
+        let folder = Folder::new("inside");
+        let secret = outside.path.join("secret");
+        std::os::unix::fs::symlink(&secret, folder.path.join("link")).unwrap();
+        std::os::unix::fs::symlink(&outside.path, folder.path.join("linked")).unwrap();
+        let up = format!("../{}/secret", outside.path.file_name().unwrap().to_str().unwrap());
+        for location in [secret.to_str().unwrap(), &up, "sub/../../secret", ".."] {
+            let error = load(&folder, location, &[]).unwrap_err();
+            assert!(error.ends_with("the path leads out of the model's folder"), "{error}");
+        }
+        for location in ["link", "linked/secret"] {
+            let error = load(&folder, location, &[]).unwrap_err();
+            assert!(error.ends_with("a symbolic link leads out of the model's folder"), "{error}");
+        }
+        assert!(load(&folder, "", &[]).is_err());
+        assert!(load(&folder, ".", &[]).unwrap_err().ends_with("it is not a file"));
+        assert!(load(&folder, "missing", &[]).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_cache_may_link_model_and_data_into_one_folder() {
+        let blobs = Folder::new("blobs");
+        fs::write(blobs.path.join("1"), model("w.bin", &[])).unwrap();
+        fs::write(blobs.path.join("2"), [5; 4]).unwrap();
+        let folder = Folder::new("snapshot");
+        let path = folder.path.join("model.onnx");
+        std::os::unix::fs::symlink(blobs.path.join("1"), &path).unwrap();
+        std::os::unix::fs::symlink(blobs.path.join("2"), folder.path.join("w.bin")).unwrap();
+        assert_eq!(crate::load(&path).unwrap().graph.constant("w").unwrap().bytes(), [5; 4]);
+    }
+
+    #[test]
+    fn a_model_in_memory_names_its_folder() {
+        let folder = Folder::new("memory");
+        fs::write(folder.path.join("w.bin"), [1; 4]).unwrap();
+        let bytes = Bytes::from(model("w.bin", &[]));
+        let model = crate::from_bytes(bytes.clone(), Some(&folder.path)).unwrap();
+        assert_eq!(model.graph.constant("w").unwrap().bytes(), [1; 4]);
+        let error = crate::from_bytes(bytes, None).unwrap_err();
+        assert!(error.to_string().contains("external data without a folder"));
+    }
+}

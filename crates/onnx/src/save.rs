@@ -32,15 +32,15 @@ pub struct SaveOptions {
 /// [`OnnxError::TooLarge`] from 2 GB on.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>, OnnxError> {
     let proto = write_model(model)?;
-    let mut bytes = Vec::with_capacity(check_size(&proto)?);
+    let mut bytes = Vec::with_capacity(check_size(&proto, MESSAGE_BYTES_MAX)?);
     stream(proto, &mut bytes).expect("a vector takes every byte");
     Ok(bytes)
 }
 
-fn check_size(proto: &ModelProto) -> Result<usize, OnnxError> {
+fn check_size(proto: &ModelProto, limit: usize) -> Result<usize, OnnxError> {
     match proto.encoded_len() {
-        size_bytes if size_bytes <= MESSAGE_BYTES_MAX => Ok(size_bytes),
-        size_bytes => Err(OnnxError::TooLarge { size_bytes, limit: MESSAGE_BYTES_MAX }),
+        size_bytes if size_bytes <= limit => Ok(size_bytes),
+        size_bytes => Err(OnnxError::TooLarge { size_bytes, limit }),
     }
 }
 
@@ -50,35 +50,43 @@ fn check_size(proto: &ModelProto) -> Result<usize, OnnxError> {
 /// # Errors
 /// When a file cannot be written, or the model is too large even without its initializers.
 pub fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<(), OnnxError> {
+    save_within(MESSAGE_BYTES_MAX, model, path, options)
+}
+
+fn save_within(
+    limit: usize,
+    model: &Model,
+    path: &Path,
+    options: &SaveOptions,
+) -> Result<(), OnnxError> {
     let in_file = |source| OnnxError::io(path, source);
     let mut proto = write_model(model)?;
-    let is_too_large = proto.encoded_len() > MESSAGE_BYTES_MAX;
+    let is_too_large = proto.encoded_len() > limit;
     let bytes_min = options.external_data_min_bytes.or(is_too_large.then_some(EXTERNAL_BYTES_MIN));
-    if let Some(bytes_min) = bytes_min {
-        let data_path = data_path(path).map_err(in_file)?;
-        write_data(&mut proto, &data_path, bytes_min)
-            .map_err(|source| OnnxError::io(&data_path, source))?;
-    }
-    check_size(&proto)?;
+    let data = match bytes_min {
+        Some(bytes_min) => write_data(&mut proto, path, bytes_min).map_err(in_file)?,
+        None => None,
+    };
+    check_size(&proto, limit)?;
     let mut pending = PendingFile::create(path).map_err(in_file)?;
     stream(proto, &mut pending.file).map_err(in_file)?;
+    // Both are whole now; the data comes first, since the model names it.
+    data.map_or(Ok(()), PendingFile::commit).map_err(in_file)?;
     pending.commit().map_err(in_file)
 }
 
-fn data_path(path: &Path) -> io::Result<PathBuf> {
+/// Moves large initializers into the data file, if there are any.
+fn write_data(
+    proto: &mut ModelProto,
+    model_path: &Path,
+    bytes_min: usize,
+) -> io::Result<Option<PendingFile>> {
     let not_a_name = || io::Error::new(io::ErrorKind::InvalidInput, "the file name is not UTF-8");
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(not_a_name)?;
-    Ok(path.with_file_name(format!("{name}.data")))
-}
-
-fn write_data(proto: &mut ModelProto, path: &Path, bytes_min: usize) -> io::Result<()> {
-    let location = path.file_name().and_then(|name| name.to_str()).expect("made from UTF-8");
-    let mut pending = PendingFile::create(path)?;
-    match externalize(proto, location, bytes_min, &mut pending.file)? {
-        // No initializer was large enough.
-        0 => Ok(()),
-        _ => pending.commit(),
-    }
+    let name = model_path.file_name().and_then(|name| name.to_str()).ok_or_else(not_a_name)?;
+    let location = format!("{name}.data");
+    let mut pending = PendingFile::create(&model_path.with_file_name(&location))?;
+    let size_bytes = externalize(proto, &location, bytes_min, &mut pending.file)?;
+    Ok((size_bytes > 0).then_some(pending))
 }
 
 /// Key bytes of length-delimited fields: field number · 8 + 2.
@@ -154,5 +162,77 @@ impl Drop for PendingFile {
         if !self.is_committed {
             let _ = fs::remove_file(&self.temporary);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attar_graph::testing::graph_from_text;
+    use attar_tensor::Tensor;
+
+    use super::*;
+    use crate::load;
+    use crate::tests::Folder;
+
+    fn model() -> Model {
+        let mut graph = graph_from_text("w = [1 2; 3 4]\ny = MatMul(x, w)");
+        graph.set_initializer("table", Tensor::new(&[600], &[7_i64; 600]));
+        Model { ir_version: 10, graph, ..Model::default() }
+    }
+
+    #[test]
+    fn a_saved_model_is_the_same_and_the_only_file() {
+        let folder = Folder::new("saved");
+        let path = folder.path.join("model.onnx");
+        save(&model(), &path, &SaveOptions::default()).unwrap();
+        let loaded = load(&path).unwrap();
+        assert_eq!(loaded, model());
+        // The tensors are mapped from the file that is replaced.
+        save(&loaded, &path, &SaveOptions::default()).unwrap();
+        assert_eq!(load(&path).unwrap(), loaded);
+        assert_eq!(folder.names(), ["model.onnx"]);
+        assert_eq!(fs::read(&path).unwrap(), to_bytes(&model()).unwrap());
+    }
+
+    #[test]
+    fn weights_go_into_a_second_file_when_asked_or_when_they_must() {
+        let folder = Folder::new("external");
+        let path = folder.path.join("model.onnx");
+        let asked = SaveOptions { external_data_min_bytes: Some(17) };
+        save(&model(), &path, &asked).unwrap();
+        assert_eq!(load(&path).unwrap(), model());
+        assert_eq!(folder.names(), ["model.onnx", "model.onnx.data"]);
+        assert_eq!(fs::metadata(folder.path.join("model.onnx.data")).unwrap().len(), 4800);
+        // Over itself, now with both tensors outside, each on a page of its own.
+        save(&load(&path).unwrap(), &path, &SaveOptions { external_data_min_bytes: Some(0) })
+            .unwrap();
+        assert_eq!(load(&path).unwrap(), model());
+        assert_eq!(fs::metadata(folder.path.join("model.onnx.data")).unwrap().len(), 4096 + 4800);
+
+        let large = folder.path.join("large.onnx");
+        save_within(2000, &model(), &large, &SaveOptions::default()).unwrap();
+        assert_eq!(load(&large).unwrap(), model());
+        assert!(folder.names().contains(&"large.onnx.data".to_owned()));
+    }
+
+    #[test]
+    fn no_data_file_appears_without_data_for_it() {
+        let folder = Folder::new("no-data");
+        let options = SaveOptions { external_data_min_bytes: Some(1 << 20) };
+        save(&model(), &folder.path.join("model.onnx"), &options).unwrap();
+        assert_eq!(folder.names(), ["model.onnx"]);
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let folder = Folder::new("error");
+        let path = folder.path.join("model.onnx");
+        let error = save_within(10, &model(), &path, &SaveOptions::default()).unwrap_err();
+        assert!(matches!(error, OnnxError::TooLarge { limit: 10, .. }));
+        fs::create_dir(&path).unwrap();
+        assert!(save(&model(), &path, &SaveOptions::default()).is_err());
+        let missing = folder.path.join("missing/model.onnx");
+        assert!(save(&model(), &missing, &SaveOptions::default()).is_err());
+        assert_eq!(folder.names(), ["model.onnx"]);
     }
 }
