@@ -1,1 +1,27 @@
-//! placeholder
+//! ONNX files ⇄ graphs: the only crate that sees protobuf.
+//!
+//! What attar has no place for in its graph is kept, encoded, beside what it has, and written
+//! again: a model that is read and written says the same, field by field. Two things change: data
+//! in other files is found and becomes the model's own, and fields that no ONNX version defines
+//! are lost.
+#![deny(clippy::as_conversions)]
+
+mod error;
+mod external;
+mod fields;
+mod graph;
+mod load;
+mod messages;
+mod model;
+mod node;
+mod save;
+mod tensor;
+#[cfg(test)]
+mod tests;
+mod types;
+mod walk;
+
+pub use error::OnnxError;
+pub use load::{from_bytes, load};
+pub use save::{SaveOptions, save, to_bytes};
+pub use types::{dtype_code, dtype_from_code};
