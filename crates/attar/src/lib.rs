@@ -1,1 +1,57 @@
-//! placeholder
+//! attar turns a trained network into a small, fast one and proves what that cost.
+//!
+//! This is the public interface: everything the command line does is a call here.
+
+mod calibration;
+mod compress;
+mod error;
+mod evaluation;
+mod importing;
+mod inspect;
+mod pipeline;
+mod recipe;
+mod run_folder;
+mod runtimes;
+mod subject;
+
+pub use attar_compress::{OptionEntry, PASSES, PassEntry};
+pub use attar_evaluate::{
+    Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent,
+    WordnetSummary, prepare_wordnet,
+};
+pub use attar_graph::Model;
+pub use attar_ops::{Bindings, OPERATORS};
+pub use attar_runtime::{RunOptions, Runtime};
+pub use calibration::CalibrationSample;
+pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};
+pub use error::Error;
+pub use evaluation::{
+    EvaluateOptions, Evaluation, LatencyRow, MetricResult, ModelQuality, RuntimeInvariance,
+    evaluate_models, latency_of, runtime_invariance,
+};
+pub use importing::{ImportOutcome, ImportRequest, import};
+pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, inspect};
+pub use pipeline::StepOutcome;
+pub use recipe::{Budget, Recipe, Step};
+pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
+pub use subject::Subject;
+
+use std::path::Path;
+
+/// Reads a model.
+///
+/// # Errors
+/// A file that is not there or no ONNX model, naming the place.
+pub fn load(path: &Path) -> Result<Model, Error> {
+    attar_onnx::load(path).map_err(|source| Error::Model { path: path.into(), source })
+}
+
+/// Writes a model beside its target and renames it into place.
+///
+/// # Errors
+/// What writing reports.
+pub fn save(model: &Model, path: &Path) -> Result<(), Error> {
+    let options = attar_onnx::SaveOptions::default();
+    attar_onnx::save(model, path, &options)
+        .map_err(|source| Error::Model { path: path.into(), source })
+}

@@ -11,18 +11,37 @@ use crate::{AttributeValue, Graph, GraphError, Node, sort_nodes, validate};
 #[derive(Clone, Debug)]
 pub enum Edit {
     /// Sets a constant: an initializer, or the value of the `Constant` node that has this output.
-    SetInitializer { name: String, tensor: Tensor },
+    SetInitializer {
+        name: String,
+        tensor: Tensor,
+    },
     /// Removes an initializer, and the graph input of that name if there is one.
-    RemoveInitializer { name: String },
+    RemoveInitializer {
+        name: String,
+    },
     /// Adds a node; `apply` finds its place.
-    AddNode { node: Node },
-    RemoveNode { index: usize },
+    AddNode {
+        node: Node,
+    },
+    RemoveNode {
+        index: usize,
+    },
     /// Puts another node in the place of one.
-    ReplaceNode { index: usize, node: Node },
+    ReplaceNode {
+        index: usize,
+        node: Node,
+    },
     /// Makes input `input` of a node read `value`.
-    SetInput { index: usize, input: usize, value: String },
+    SetInput {
+        index: usize,
+        input: usize,
+        value: String,
+    },
     /// Makes every reader of `from` read `to`, graph outputs excepted: their names are a contract.
-    ReplaceUses { from: String, to: String },
+    ReplaceUses {
+        from: String,
+        to: String,
+    },
 }
 
 /// What a pass intends: edits, and remarks for the report.

@@ -106,8 +106,7 @@ fn is_list(name: &str) -> bool {
 fn name_the_ends(graph: &mut Graph) {
     let unknown = |name: &str| {
         let mut value = Value::tensor(name, DType::F32, Vec::<Dim>::new());
-        value.value_type =
-            Some(crate::ValueType::Tensor { dtype: Some(DType::F32), shape: None });
+        value.value_type = Some(crate::ValueType::Tensor { dtype: Some(DType::F32), shape: None });
         value
     };
     let produced: Vec<String> =

@@ -174,8 +174,10 @@ impl<'a> Planner<'a> {
         }
         // A value read twice by one node dies with the last of the readings.
         for position in 0..inputs.len() {
-            let again = |later: &Source| matches!((later, &inputs[position]),
-                (Source::Slot(a, _), Source::Slot(b, _)) if a == b);
+            let again = |later: &Source| {
+                matches!((later, &inputs[position]),
+                (Source::Slot(a, _), Source::Slot(b, _)) if a == b)
+            };
             if inputs[position + 1..].iter().any(again)
                 && let Source::Slot(slot, _) = inputs[position]
             {

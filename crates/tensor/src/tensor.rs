@@ -68,8 +68,8 @@ impl Tensor {
     /// # Errors
     /// When the count of strings is not that of `shape`.
     pub fn from_strings(shape: &[usize], strings: Vec<Bytes>) -> Result<Self, TensorError> {
-        let expected = element_count(shape)
-            .ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec() })?;
+        let expected =
+            element_count(shape).ok_or_else(|| TensorError::TooLarge { shape: shape.to_vec() })?;
         if expected != strings.len() {
             let (dtype, found) = (DType::String, strings.len());
             return Err(TensorError::Size { dtype, shape: shape.to_vec(), expected, found });

@@ -1,0 +1,96 @@
+//! Calibration feeds out of a data set: a sample spread over it, one batch in memory at a time.
+
+use attar_compress::{Calibration, PassError};
+use attar_evaluate::data::spread;
+use attar_evaluate::{Dataset, EvaluateError, Progress, TextEncoder, image_feeds};
+use attar_graph::Value;
+use attar_tensor::Tensor;
+
+use crate::{Error, Subject};
+
+/// A sample of a data set, and how to turn it into feeds.
+pub struct CalibrationSample<'a> {
+    data: &'a Dataset,
+    subject: &'a Subject,
+    encoder: Option<TextEncoder>,
+    count: usize,
+    progress: &'a dyn Progress,
+}
+
+/// Examples run together. Images take a thousand times the memory of a text.
+const TEXTS_AT_ONCE: usize = 8;
+const IMAGES_AT_ONCE: usize = 4;
+
+impl<'a> CalibrationSample<'a> {
+    /// Takes `count` examples of `data`, prepared as the subject's `attar.toml` says.
+    ///
+    /// # Errors
+    /// No preprocessing for this kind of data.
+    pub fn new(
+        data: &'a Dataset,
+        subject: &'a Subject,
+        count: usize,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, Error> {
+        let encoder = match data {
+            Dataset::Images(_) => {
+                subject.image_input()?;
+                None
+            }
+            _ => Some(subject.text_encoder()?),
+        };
+        Ok(Self { data, subject, encoder, count, progress })
+    }
+
+    fn each(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(String, Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        if let Dataset::Images(images) = self.data {
+            let input = self.subject.image_input().map_err(|error| data_error(&error))?;
+            let picked = spread(images.images.len(), self.count);
+            for (number, batch) in picked.chunks(IMAGES_AT_ONCE).enumerate() {
+                self.progress.advance("calibrating", number * IMAGES_AT_ONCE, picked.len());
+                let sources: Vec<_> = batch.iter().map(|&index| &images.images[index]).collect();
+                let feeds = image_feeds(&sources, input, inputs);
+                visit(&feeds.map_err(|error| data_error(&error.into()))?)?;
+            }
+            self.progress.advance("calibrating", picked.len(), picked.len());
+            return Ok(());
+        }
+        let Some(encoder) = &self.encoder else { return Ok(()) };
+        let texts = self.data.texts();
+        let picked = spread(texts.len(), self.count);
+        for (number, batch) in picked.chunks(TEXTS_AT_ONCE).enumerate() {
+            self.progress.advance("calibrating", number * TEXTS_AT_ONCE, picked.len());
+            let batch: Vec<&str> = batch.iter().map(|&index| texts[index]).collect();
+            let fail = |error: EvaluateError| data_error(&error.into());
+            let encoded = encoder.encode(&batch).map_err(fail)?;
+            // A text at a time: values at padded places are no part of what the model will see.
+            for example in &encoded {
+                visit(&encoder.feeds(&[example], inputs).map_err(fail)?)?;
+            }
+        }
+        self.progress.advance("calibrating", picked.len(), picked.len());
+        Ok(())
+    }
+}
+
+fn data_error(error: &Error) -> PassError {
+    PassError::Data { message: error.chain(), hint: error.hint().unwrap_or_default() }
+}
+
+impl Calibration for CalibrationSample<'_> {
+    fn for_each_batch(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        self.each(inputs, &mut |feeds| {
+            let feeds: Vec<(&str, &Tensor)> =
+                feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+            visit(&feeds)
+        })
+    }
+}

@@ -1,0 +1,209 @@
+//! The main job: follow a recipe, measure before and after, hold the result against its budget.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use attar_compress::{Context, Exclude};
+use attar_evaluate::{Dataset, Progress, Shape};
+use attar_runtime::{Builtin, Runtime};
+use serde::Serialize;
+
+use crate::pipeline::{StepOutcome, run_step};
+use crate::run_folder::RunFolder;
+use crate::{
+    CalibrationSample, Error, EvaluateOptions, Evaluation, LatencyRow, Recipe, RuntimeInvariance,
+    Subject, evaluate_models, latency_of, runtime_invariance,
+};
+
+/// What to compress, how, and how to measure it.
+pub struct CompressRequest<'a> {
+    pub subject: Subject,
+    pub recipe: Recipe,
+    pub calibration: Option<(&'a Path, Dataset)>,
+    /// Examples taken from the calibration data.
+    pub calibration_count: usize,
+    pub data: Option<Dataset>,
+    /// Runtimes to time on; the first one also measures quality.
+    pub runtimes: Vec<Box<dyn Runtime>>,
+    pub threads: NonZeroUsize,
+    pub latency_threads: NonZeroUsize,
+    pub shape: Shape,
+    pub output: &'a Path,
+    pub resume: bool,
+    pub progress: &'a dyn Progress,
+}
+
+/// What came of it; also the content of `report.json`.
+#[derive(Debug, Serialize)]
+pub struct CompressOutcome {
+    pub attar_version: &'static str,
+    pub input: PathBuf,
+    pub output: PathBuf,
+    pub size_bytes_before: u64,
+    pub size_bytes: u64,
+    pub steps: Vec<StepOutcome>,
+    pub quality: Option<Evaluation>,
+    pub latency: Vec<LatencyRow>,
+    pub invariance: Vec<RuntimeInvariance>,
+    pub budget: Vec<BudgetCheck>,
+    pub within_budget: bool,
+}
+
+/// One bound of the budget.
+#[derive(Debug, Serialize)]
+pub struct BudgetCheck {
+    pub bound: &'static str,
+    pub limit: f64,
+    /// `None` where it was not measured, which counts as missed.
+    pub found: Option<f64>,
+    pub is_met: bool,
+}
+
+/// Plans every step and applies it in memory; writes nothing.
+///
+/// # Errors
+/// A step that cannot be done.
+pub fn dry_run(request: &CompressRequest) -> Result<Vec<StepOutcome>, Error> {
+    let mut model = request.subject.model.clone();
+    let sample = calibration_sample(request)?;
+    let mut context = context(request, sample.as_ref());
+    let steps = request.recipe.steps.iter().enumerate();
+    steps.map(|(index, step)| run_step(&mut model, step, index + 1, &mut context, true)).collect()
+}
+
+fn calibration_sample<'a>(
+    request: &'a CompressRequest,
+) -> Result<Option<CalibrationSample<'a>>, Error> {
+    let Some((_, data)) = &request.calibration else { return Ok(None) };
+    let (count, progress) = (request.calibration_count, request.progress);
+    CalibrationSample::new(data, &request.subject, count, progress).map(Some)
+}
+
+fn context<'a>(
+    request: &CompressRequest,
+    sample: Option<&'a CalibrationSample<'a>>,
+) -> Context<'a> {
+    Context {
+        calibration: sample.map(|sample| sample as _),
+        runtime: &Builtin,
+        threads: request.threads,
+        exclude: Exclude::default(),
+    }
+}
+
+/// Follows the recipe into a run folder and measures the result against the original.
+///
+/// # Errors
+/// A step that cannot be done, or a result that cannot be measured; the run stays resumable.
+pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
+    let subject = &request.subject;
+    let calibration_path = request.calibration.as_ref().map(|(path, _)| *path);
+    let mut run = RunFolder::open(
+        request.output,
+        subject,
+        &request.recipe,
+        calibration_path,
+        request.resume,
+    )?;
+    let mut model = run.resumed_model()?.unwrap_or_else(|| subject.model.clone());
+    let sample = calibration_sample(request)?;
+    let mut context = context(request, sample.as_ref());
+    let done = run.outcomes.len();
+    for (index, step) in request.recipe.steps.iter().enumerate().skip(done) {
+        let outcome = run_step(&mut model, step, index + 1, &mut context, false)?;
+        run.step_done(&model, &outcome)?;
+    }
+    let target = run.publish(subject, &model)?;
+    drop(model);
+    let mut result = Subject::open(&target)?;
+    result.name = "result".into();
+    let outcome = measured(request, &result, std::mem::take(&mut run.outcomes))?;
+    let report = serde_json::to_string_pretty(&outcome).expect("a report is made of JSON values");
+    run.write("report.json", report.as_bytes())?;
+    run.finish()?;
+    Ok(outcome)
+}
+
+fn measured(
+    request: &CompressRequest,
+    result: &Subject,
+    steps: Vec<StepOutcome>,
+) -> Result<CompressOutcome, Error> {
+    let subjects = [&request.subject, result];
+    let mut latency = Vec::new();
+    for (index, runtime) in request.runtimes.iter().enumerate() {
+        request.progress.advance("timing", index, request.runtimes.len());
+        let threads = request.latency_threads;
+        latency.push(latency_of(&subjects, runtime.as_ref(), threads, request.shape, 2.0)?);
+    }
+    request.progress.advance("timing", request.runtimes.len(), request.runtimes.len());
+    let mut invariance = Vec::new();
+    let mut quality = None;
+    if let (Some(data), Some(runtime)) = (&request.data, request.runtimes.first()) {
+        let options = EvaluateOptions {
+            runtime: runtime.as_ref(),
+            threads: request.threads,
+            batch_size: 32,
+            progress: request.progress,
+        };
+        quality = Some(evaluate_models(&subjects, data, &options)?);
+        if !matches!(data, Dataset::Images(_)) {
+            for (index, runtime) in request.runtimes.iter().enumerate() {
+                request.progress.advance("batch invariance", index, request.runtimes.len());
+                invariance.push(runtime_invariance(&subjects, runtime.as_ref(), data, 128)?);
+            }
+            let count = request.runtimes.len();
+            request.progress.advance("batch invariance", count, count);
+        }
+    }
+    let mut outcome = CompressOutcome {
+        attar_version: env!("CARGO_PKG_VERSION"),
+        input: request.subject.path.clone(),
+        output: request.output.to_path_buf(),
+        size_bytes_before: request.subject.size_bytes,
+        size_bytes: result.size_bytes,
+        steps,
+        quality,
+        latency,
+        invariance,
+        budget: Vec::new(),
+        within_budget: true,
+    };
+    outcome.budget = check_budget(&request.recipe, &outcome);
+    outcome.within_budget = outcome.budget.iter().all(|check| check.is_met);
+    Ok(outcome)
+}
+
+fn check_budget(recipe: &Recipe, outcome: &CompressOutcome) -> Vec<BudgetCheck> {
+    let budget = &recipe.budget;
+    let result = outcome.quality.as_ref().and_then(|quality| quality.models.get(1));
+    let drop = result
+        .and_then(|model| model.metrics.first()?.difference)
+        .map(|difference| -difference.value);
+    let cosine = result.and_then(|model| model.agreement).map(|agreement| agreement.cosine_min);
+    let speedup = outcome.latency.first().map(|row| row.models[0].p50_ms / row.models[1].p50_ms);
+    let size = outcome.size_bytes as f64;
+    let at_most = |bound, limit: Option<f64>, found: Option<f64>| {
+        limit.map(|limit| {
+            let is_met = found.is_some_and(|found| found <= limit);
+            BudgetCheck { bound, limit, found, is_met }
+        })
+    };
+    let at_least = |bound, limit: Option<f64>, found: Option<f64>| {
+        limit.map(|limit| {
+            let is_met = found.is_some_and(|found| found >= limit);
+            BudgetCheck { bound, limit, found, is_met }
+        })
+    };
+    let ratio = size / outcome.size_bytes_before.max(1) as f64;
+    [
+        at_most("size_bytes_max", budget.size_bytes_max.map(|max| max as f64), Some(size)),
+        at_most("size_ratio_max", budget.size_ratio_max, Some(ratio)),
+        at_most("quality_drop_max", budget.quality_drop_max, drop),
+        at_least("speedup_min", budget.speedup_min, speedup),
+        at_least("cosine_min", budget.cosine_min, cosine),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,94 @@
+//! Carrying out steps: plan, apply, check, and remember what each one did.
+
+use std::time::Instant;
+
+use attar_compress::{Context, Exclude, PassError};
+use attar_graph::{Model, Plan, apply};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Step};
+
+/// What one step did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepOutcome {
+    pub pass: String,
+    /// Edits carried out; 0 says that the model is as it was.
+    pub edit_count: usize,
+    pub remarks: Vec<String>,
+    pub node_count_before: usize,
+    pub node_count: usize,
+    pub weight_bytes_before: u64,
+    pub weight_bytes: u64,
+    pub seconds: f64,
+    /// The edits, one line each; only kept on a dry run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edits: Vec<String>,
+}
+
+/// Rounds of a pass that plans again on its own result.
+const ROUNDS_MAX: usize = 32;
+
+/// Plans and applies one step.
+///
+/// # Errors
+/// What the pass cannot do, with the step's number.
+pub fn run_step(
+    model: &mut Model,
+    step: &Step,
+    number: usize,
+    context: &mut Context,
+    keeps_edits: bool,
+) -> Result<StepOutcome, Error> {
+    let fail = |source| Error::Step { step: Some(number), pass: step.pass.clone(), source };
+    let pass = step.build()?;
+    context.exclude = Exclude::new(step.exclude.clone());
+    check_exclude(model, &context.exclude).map_err(fail)?;
+    let start = Instant::now();
+    let mut outcome = StepOutcome {
+        pass: step.pass.clone(),
+        edit_count: 0,
+        remarks: Vec::new(),
+        node_count_before: model.graph.nodes.len(),
+        node_count: 0,
+        weight_bytes_before: weight_bytes(model),
+        weight_bytes: 0,
+        seconds: 0.0,
+        edits: Vec::new(),
+    };
+    for _ in 0..ROUNDS_MAX {
+        let plan: Plan = pass.plan(model, context).map_err(fail)?;
+        outcome.edit_count += plan.edits.len();
+        outcome.remarks.extend(plan.remarks.iter().cloned());
+        if keeps_edits {
+            outcome.edits.extend(plan.edits.iter().map(ToString::to_string));
+        }
+        if plan.is_empty() {
+            break;
+        }
+        apply(&mut model.graph, &plan).map_err(|error| fail(error.into()))?;
+        if !pass.repeats() {
+            break;
+        }
+    }
+    if outcome.edit_count == 0 {
+        outcome.remarks.push("changed nothing".into());
+    }
+    outcome.node_count = model.graph.nodes.len();
+    outcome.weight_bytes = weight_bytes(model);
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+fn check_exclude(model: &Model, exclude: &Exclude) -> Result<(), PassError> {
+    let nodes = model.graph.nodes.iter().map(attar_graph::Node::label);
+    let names: Vec<&str> = nodes.chain(model.graph.constants().map(|(name, _)| name)).collect();
+    match exclude.unmatched(&names).first() {
+        Some(pattern) => Err(PassError::UnmatchedExclude { pattern: (*pattern).to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// Bytes of all constants.
+pub fn weight_bytes(model: &Model) -> u64 {
+    model.graph.constants().map(|(_, tensor)| tensor.size_bytes() as u64).sum()
+}

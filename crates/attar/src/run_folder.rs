@@ -1,0 +1,188 @@
+//! A run folder: recipe, journal, checkpoints, and the result ready to serve.
+//!
+//! Work is never lost: after every step the model stands in `checkpoints/` and the journal says so;
+//! `--resume` goes on behind the last step that is there. The result appears by rename.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use attar_graph::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Recipe, StepOutcome, Subject, load, save};
+
+/// One line of `journal.jsonl`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Entry {
+    /// What the run is made of: a resumed run must be made of the same.
+    Started {
+        input_crc32: u32,
+        input_size_bytes: u64,
+        recipe: Recipe,
+        calibration: Option<String>,
+    },
+    Step {
+        number: usize,
+        outcome: StepOutcome,
+        checkpoint: PathBuf,
+    },
+    Finished,
+}
+
+/// An open run.
+pub(crate) struct RunFolder {
+    path: PathBuf,
+    journal: fs::File,
+    /// Steps that are done, of this or an earlier session.
+    pub(crate) outcomes: Vec<StepOutcome>,
+    pub(crate) checkpoint: Option<PathBuf>,
+}
+
+impl RunFolder {
+    /// Begins a run, or goes on with one.
+    ///
+    /// # Errors
+    /// A folder that holds another run, or cannot be written.
+    pub(crate) fn open(
+        path: &Path,
+        subject: &Subject,
+        recipe: &Recipe,
+        calibration: Option<&Path>,
+        resume: bool,
+    ) -> Result<Self, Error> {
+        let started = Entry::Started {
+            input_crc32: crc32(&subject.path)?,
+            input_size_bytes: subject.size_bytes,
+            recipe: recipe.clone(),
+            calibration: calibration.map(|path| path.display().to_string()),
+        };
+        let journal_path = path.join("journal.jsonl");
+        let (mut outcomes, mut checkpoint) = (Vec::new(), None);
+        if journal_path.exists() {
+            let entries = read_journal(&journal_path)?;
+            let is_finished = entries.iter().any(|entry| matches!(entry, Entry::Finished));
+            if !resume {
+                let state = if is_finished { "a finished run" } else { "an unfinished run" };
+                return Err(Error::Usage {
+                    message: format!("{} holds {state}", path.display()),
+                    hint: "go on with it by `--resume`, or choose another folder".into(),
+                });
+            }
+            let is_same = entries.first().is_some_and(|first| line(first) == line(&started));
+            if !is_same {
+                return Err(Error::Usage {
+                    message: format!("{} was begun with another model or recipe", path.display()),
+                    hint: "resume with what it was begun with, or choose another folder".into(),
+                });
+            }
+            for entry in entries {
+                if let Entry::Step { outcome, checkpoint: file, .. } = entry
+                    && path.join(&file).exists()
+                {
+                    outcomes.push(outcome);
+                    checkpoint = Some(path.join(file));
+                }
+            }
+        } else if path.exists() && fs::read_dir(path).is_ok_and(|mut d| d.next().is_some()) {
+            return Err(Error::Usage {
+                message: format!("{} is not empty and is no run", path.display()),
+                hint: "choose a new folder".into(),
+            });
+        }
+        fs::create_dir_all(path.join("checkpoints")).map_err(Error::file(path))?;
+        let is_new = !journal_path.exists();
+        let journal = OpenOptions::new().create(true).append(true).open(&journal_path);
+        let mut run = Self {
+            path: path.to_path_buf(),
+            journal: journal.map_err(Error::file(&journal_path))?,
+            outcomes,
+            checkpoint,
+        };
+        if is_new {
+            run.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            run.append(&started)?;
+        }
+        Ok(run)
+    }
+
+    fn append(&mut self, entry: &Entry) -> Result<(), Error> {
+        let text = line(entry);
+        let written = writeln!(self.journal, "{text}").and_then(|()| self.journal.sync_data());
+        written.map_err(Error::file(&self.path))
+    }
+
+    /// Writes a file of the run by rename.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (path, part) = (self.path.join(name), self.path.join(format!("{name}.part")));
+        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path));
+        written.map_err(Error::file(&path))
+    }
+
+    /// The model after the last step that is done.
+    pub(crate) fn resumed_model(&self) -> Result<Option<Model>, Error> {
+        self.checkpoint.as_deref().map(load).transpose()
+    }
+
+    /// Keeps a step: the checkpoint first, then the journal, then the older checkpoint goes.
+    pub(crate) fn step_done(&mut self, model: &Model, outcome: &StepOutcome) -> Result<(), Error> {
+        let number = self.outcomes.len() + 1;
+        let name = PathBuf::from(format!("checkpoints/step-{number}.onnx"));
+        let path = self.path.join(&name);
+        save(model, &path)?;
+        self.append(&Entry::Step { number, outcome: outcome.clone(), checkpoint: name })?;
+        if let Some(older) = self.checkpoint.replace(path) {
+            // The journal still names it; a run resumes from the last one that exists.
+            let _ = fs::remove_file(&older);
+        }
+        self.outcomes.push(outcome.clone());
+        Ok(())
+    }
+
+    /// Puts the result in place: the last checkpoint becomes `model.onnx`.
+    pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
+        let target = self.path.join("model.onnx");
+        save(model, &target)?;
+        if let Some(preprocessing) = &subject.preprocessing {
+            let mut preprocessing = preprocessing.clone();
+            if let Some(text) = &mut preprocessing.text {
+                let tokenizer = subject.folder().join(&text.tokenizer);
+                crate::importing::copy(&tokenizer, &self.path.join("tokenizer.json"))?;
+                text.tokenizer = "tokenizer.json".into();
+            }
+            preprocessing.save(&self.path)?;
+        }
+        Ok(target)
+    }
+
+    /// The run is over; its checkpoints are no longer needed.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        self.append(&Entry::Finished)?;
+        let _ = fs::remove_dir_all(self.path.join("checkpoints"));
+        Ok(())
+    }
+}
+
+fn line(entry: &Entry) -> String {
+    serde_json::to_string(entry).expect("a journal entry is made of what JSON can hold")
+}
+
+fn read_journal(path: &Path) -> Result<Vec<Entry>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::file(path))?;
+    // A last line that a crash cut short is as if it had not been written.
+    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn crc32(path: &Path) -> Result<u32, Error> {
+    use std::io::Read;
+    let mut file = fs::File::open(path).map_err(Error::file(path))?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::file(path))? {
+            0 => return Ok(hasher.finalize()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}

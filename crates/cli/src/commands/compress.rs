@@ -1,0 +1,207 @@
+//! `attar compress`: the main job.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use attar::{
+    Budget, CompressOutcome, CompressRequest, Error, Recipe, Shape, Step, StepOutcome, Subject,
+    compress, dry_run,
+};
+use clap::Args;
+
+use super::quality::{invariance_table, latency_table, quality_table, size_change};
+use crate::arguments::{DataArguments, RuntimeArguments};
+use crate::print::{self, bytes};
+
+/// Compress a model by a recipe or by steps, and measure what it cost.
+///
+/// With `-o`, a run folder with the model ready to serve, recipe, journal and report; without, only
+/// what would change. Exit status 1 if the result misses the budget.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  attar compress minilm.onnx --step quantize.static --calibration texts.txt
+  attar compress minilm.onnx --step cleanup --step quantize.static --calibration beir/ \\
+      --data beir/ --budget quality_drop_max=0.01,size_ratio_max=0.3 -o runs/int8
+  attar compress minilm.onnx --recipe recipe.toml --calibration texts.txt -o runs/int8 --resume
+
+Budget keys: size_bytes_max, size_ratio_max, quality_drop_max, speedup_min, cosine_min.
+Passes and their settings: attar passes")]
+pub(crate) struct Compress {
+    /// Model to read (.onnx, or a run folder)
+    model: PathBuf,
+    /// Steps and budget from a file (.toml)
+    #[arg(long, value_name = "FILE", required_unless_present = "steps")]
+    recipe: Option<PathBuf>,
+    /// A step, after those of the recipe: PASS or PASS:key=value,…
+    #[arg(long = "step", value_name = "STEP")]
+    steps: Vec<String>,
+    /// Data to measure quality on, before and after
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Data to find ranges with; its labels are not used
+    #[arg(long, value_name = "PATH")]
+    calibration: Option<PathBuf>,
+    /// Examples to take of the calibration data, spread over it
+    #[arg(long, value_name = "N", default_value = "300")]
+    calibration_count: std::num::NonZeroUsize,
+    /// Bounds on the result: key=value,…
+    #[arg(long, value_name = "BOUNDS")]
+    budget: Option<String>,
+    /// Run folder to write; without it, a dry run
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Go on with the unfinished run in that folder
+    #[arg(long, requires = "output")]
+    resume: bool,
+    /// Runtime that measures quality: builtin or ort
+    #[arg(long, value_name = "NAME", default_value = "builtin")]
+    runtime: String,
+    /// Threads of the timed runs
+    #[arg(long, value_name = "N", default_value = "1")]
+    latency_threads: std::num::NonZeroUsize,
+    /// Examples in a timed run
+    #[arg(long, value_name = "N", default_value = "1")]
+    batch: std::num::NonZeroUsize,
+    /// Tokens of a text, or pixels of a side, in a timed run [default: 128, or the image's size]
+    #[arg(long, value_name = "N")]
+    length: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    data_arguments: DataArguments,
+    #[command(flatten)]
+    runtime_arguments: RuntimeArguments,
+}
+
+impl Compress {
+    /// Exits 0 if the result meets the budget, 1 if it does not.
+    pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
+        let recipe = self.recipe()?;
+        let subject = Subject::open(&self.model)?;
+        let bar = print::Bar::default();
+        let calibration = match &self.calibration {
+            Some(path) => Some((path.as_path(), self.data_arguments.open_calibration(path)?)),
+            None => None,
+        };
+        let data = self.data.as_ref().map(|path| self.data_arguments.open(path)).transpose()?;
+        let image = subject.preprocessing.as_ref().and_then(|p| p.image.as_ref());
+        let length = self.length.map(std::num::NonZeroUsize::get);
+        let length = length.unwrap_or(image.map_or(128, |image| image.size));
+        let output = self.output.as_deref();
+        let request = CompressRequest {
+            subject,
+            recipe,
+            calibration,
+            calibration_count: self.calibration_count.get(),
+            data,
+            runtimes: if output.is_some() { self.runtimes()? } else { Vec::new() },
+            threads: self.runtime_arguments.threads(),
+            latency_threads: self.latency_threads,
+            shape: Shape { batch: self.batch.get(), length },
+            output: output.unwrap_or(Path::new("")),
+            resume: self.resume,
+            progress: &bar,
+        };
+        if output.is_none() {
+            let steps = dry_run(&request)?;
+            if json {
+                print::json(&steps);
+            } else {
+                print::answer(&plan_text(&steps));
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.calibration.is_some() && self.calibration == self.data {
+            eprintln!(
+                "warning: ranges come from the texts that quality is measured on; its labels are \
+                 not used, but new texts may fare a little worse"
+            );
+        }
+        let outcome = compress(&request)?;
+        if json {
+            print::json(&outcome);
+        } else {
+            print::answer(&outcome_text(&outcome));
+        }
+        Ok(ExitCode::from(u8::from(!outcome.within_budget)))
+    }
+
+    fn recipe(&self) -> Result<Recipe, Error> {
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::load(path)?,
+            None => Recipe::default(),
+        };
+        for step in &self.steps {
+            recipe.steps.push(Step::parse(step)?);
+        }
+        if let Some(budget) = &self.budget {
+            recipe.budget = Budget::parse(budget)?;
+        }
+        Ok(recipe)
+    }
+
+    /// The one that measures quality first, then the other where it is found.
+    fn runtimes(&self) -> Result<Vec<Box<dyn attar::Runtime>>, Error> {
+        let mut runtimes = vec![self.runtime_arguments.runtime(&self.runtime)?];
+        let (others, missing) = self.runtime_arguments.all()?;
+        if let Some(why) = missing {
+            eprintln!("warning: not timed on ONNX Runtime: {why}");
+        }
+        runtimes.extend(others.into_iter().filter(|other| other.name() != self.runtime));
+        Ok(runtimes)
+    }
+}
+
+fn step_text(number: usize, step: &StepOutcome) -> String {
+    let mut text = format!(
+        "step {number} {}: {} edits, {} → {} nodes, weights {} → {}, {:.1} s\n",
+        step.pass,
+        step.edit_count,
+        step.node_count_before,
+        step.node_count,
+        bytes(step.weight_bytes_before),
+        bytes(step.weight_bytes),
+        step.seconds
+    );
+    for remark in &step.remarks {
+        text.push_str(&format!("  {remark}\n"));
+    }
+    text
+}
+
+fn plan_text(steps: &[StepOutcome]) -> String {
+    let mut text = String::new();
+    for (index, step) in steps.iter().enumerate() {
+        step.edits.iter().for_each(|edit| text.push_str(&format!("  {edit}\n")));
+        text.push_str(&step_text(index + 1, step));
+    }
+    text.push_str("nothing written; give `-o DIR` to compress\n");
+    text
+}
+
+fn outcome_text(outcome: &CompressOutcome) -> String {
+    let names = ["original".to_string(), "result".to_string()];
+    let mut text = String::new();
+    for (index, step) in outcome.steps.iter().enumerate() {
+        text.push_str(&step_text(index + 1, step));
+    }
+    let size = size_change(outcome.size_bytes_before, outcome.size_bytes);
+    text.push_str(&format!("\nsize on disk  {size}\n\n"));
+    text.push_str(&latency_table(&outcome.latency, &names));
+    if let Some(quality) = &outcome.quality {
+        text.push_str(&quality_table(quality, &names));
+        text.push('\n');
+    }
+    if !outcome.invariance.is_empty() {
+        text.push_str(&invariance_table(&outcome.invariance, &names));
+        text.push('\n');
+    }
+    for row in outcome.latency.iter().filter(|row| row.models[1].p50_ms > row.models[0].p50_ms) {
+        text.push_str(&format!("warning: slower than the original on {}\n", row.runtime));
+    }
+    for check in &outcome.budget {
+        let found = check.found.map_or("not measured".into(), |found| format!("{found:.4}"));
+        let verdict = if check.is_met { "met" } else { "MISSED" };
+        text.push_str(&format!("budget {} {}: {found}, {verdict}\n", check.bound, check.limit));
+    }
+    text.push_str(&format!("ready to serve: {}\n", outcome.output.join("model.onnx").display()));
+    text
+}

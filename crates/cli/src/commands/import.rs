@@ -1,0 +1,60 @@
+//! `attar import`: other frameworks' models to ONNX.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use attar::{Error, ImportRequest};
+use clap::Args;
+
+use crate::print::{self, bytes, count};
+
+/// Turn a Hugging Face folder or a file of weights into ONNX, without Python.
+///
+/// Pooling and normalization go into the graph; `attar.toml` and the tokenizer beside it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  attar import all-MiniLM-L6-v2/ -o minilm/minilm.onnx
+  attar import bert-base/ --no-pooling -o bert/bert.onnx
+  attar import --architecture mobilenet_v2 weights.pth -o mobilenet/mobilenet.onnx")]
+pub(crate) struct Import {
+    /// Folder (config.json, *.safetensors, tokenizer.json), or a file of weights
+    source: PathBuf,
+    /// Architecture of a file of weights: mobilenet_v2
+    #[arg(long, value_name = "NAME")]
+    architecture: Option<String>,
+    /// Leave out pooling: the output is `last_hidden_state`
+    #[arg(long)]
+    no_pooling: bool,
+    /// ONNX file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Import {
+    pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
+        let outcome = attar::import(&ImportRequest {
+            source: &self.source,
+            architecture: self.architecture.as_deref(),
+            pooling: !self.no_pooling,
+            output: &self.output,
+        })?;
+        if json {
+            print::json(&outcome);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut text = format!(
+            "{}: {} parameters, {} nodes, {}\ninputs    {}\noutputs   {}\n",
+            outcome.model.display(),
+            count(outcome.parameter_count),
+            outcome.node_count,
+            bytes(outcome.size_bytes),
+            outcome.inputs.join("\n          "),
+            outcome.outputs.join("\n          "),
+        );
+        if !outcome.unused.is_empty() {
+            text.push_str(&format!("not used  {}\n", outcome.unused.join("\n          ")));
+        }
+        print::answer(&text);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,122 @@
+//! `attar inspect`: what a model is made of.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use attar::{Bindings, Error, Inspection, Subject};
+use clap::Args;
+
+use crate::print::{self, bytes, count};
+use crate::table::Table;
+
+/// Show what a model is made of: parameters, operations, memory, operators.
+///
+/// Open dimensions get a usual size (batch 1, sequence 128); give others by `--size`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  attar inspect model.onnx
+  attar inspect model.onnx --size batch=32 --size sequence=64 --nodes
+  attar inspect model.onnx --json")]
+pub(crate) struct Inspect {
+    /// Model to read (.onnx, or a run folder)
+    model: PathBuf,
+    /// Size of an open dimension
+    #[arg(long = "size", value_name = "NAME=N", value_parser = size)]
+    sizes: Vec<(String, i64)>,
+    /// List every node
+    #[arg(long)]
+    nodes: bool,
+}
+
+fn size(text: &str) -> Result<(String, i64), String> {
+    let (name, size) = text.split_once('=').ok_or("a size is written NAME=N")?;
+    let size: i64 = size.parse().map_err(|_| format!("`{size}` is no number"))?;
+    if size < 0 { Err("a size is not negative".into()) } else { Ok((name.into(), size)) }
+}
+
+impl Inspect {
+    pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
+        let subject = Subject::open(&self.model)?;
+        let sizes: Bindings = self.sizes.iter().cloned().collect();
+        let inspection = attar::inspect(&subject.model, &sizes);
+        if json {
+            print::json(&inspection);
+        } else {
+            print::answer(&text(&inspection, subject.size_bytes, self.nodes));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
+    let opsets: Vec<String> = (model.opsets.iter())
+        .map(|(domain, version)| match domain.as_str() {
+            "" => format!("opset {version}"),
+            domain => format!("{domain} {version}"),
+        })
+        .collect();
+    let mut out = format!(
+        "{} on disk, IR {}, {}{}\n",
+        bytes(size_bytes),
+        model.ir_version,
+        opsets.join(", "),
+        if model.producer.is_empty() { String::new() } else { format!(", by {}", model.producer) }
+    );
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
+    line(format!("inputs    {}", model.inputs.join("\n          ")));
+    line(format!("outputs   {}", model.outputs.join("\n          ")));
+    let types: Vec<String> =
+        model.bytes_by_dtype.iter().map(|(dtype, size)| format!("{dtype} {}", bytes(*size))).collect();
+    line(format!(
+        "weights   {} parameters, {} ({})",
+        count(model.parameter_count),
+        bytes(model.weight_bytes),
+        types.join(", ")
+    ));
+    let sizes: Vec<String> =
+        model.sizes.iter().map(|(name, size)| format!("{name}={size}")).collect();
+    let at = if sizes.is_empty() { String::new() } else { format!(" at {}", sizes.join(", ")) };
+    line(format!(
+        "one run   {} multiply-accumulates, {} of results{at}",
+        count(model.macs),
+        bytes(model.activation_bytes)
+    ));
+    let mut table = Table::new(&["operator", "nodes", "MACs", "weights", "results", ""]);
+    for row in &model.operators {
+        table.row(vec![
+            row.op_type.clone(),
+            row.node_count.to_string(),
+            count(row.macs),
+            bytes(row.weight_bytes),
+            bytes(row.activation_bytes),
+            if row.is_supported { String::new() } else { "not on builtin".into() },
+        ]);
+    }
+    line(format!("\n{} nodes\n{table}", model.node_count));
+    let mut table = Table::new(&["largest constants", "type", "size"]);
+    for row in &model.largest_constants {
+        let dtype = format!("{}{:?}", row.dtype, row.shape);
+        table.row(vec![row.name.clone(), dtype, bytes(row.size_bytes)]);
+    }
+    line(table.to_string());
+    if with_nodes {
+        let mut table = Table::new(&["node", "operator", "result", "MACs", "weights"]).left(3);
+        for node in &model.nodes {
+            table.row(vec![
+                node.name.clone(),
+                node.op_type.clone(),
+                node.output_shape.clone(),
+                node.macs.map_or("?".into(), count),
+                bytes(node.weight_bytes),
+            ]);
+        }
+        line(table.to_string());
+    }
+    for problem in &model.problems {
+        line(format!("no shape for {problem}"));
+    }
+    out
+}
