@@ -2,12 +2,14 @@
 
 mod builtin;
 mod feeds;
+mod ort;
 
 use attar_graph::{GraphError, Model, Value};
 use attar_ops::OpError;
 use attar_tensor::Tensor;
 
 pub use builtin::Builtin;
+pub use ort::Ort;
 
 /// How to run a model.
 #[derive(Clone, Debug)]
