@@ -46,6 +46,10 @@ impl Library {
         if !path.is_file() {
             return Err("it is not a file".into());
         }
+        let bytes = attar_tensor::map_file(&path).map_err(|error| error.to_string())?;
+        if is_cut_short(&bytes) {
+            return Err("the file is cut short".into());
+        }
         // A panic elsewhere leaves either no library or a whole one.
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = &*loaded {
@@ -70,6 +74,37 @@ impl Library {
             .or_else(|| version_after(b"onnxruntime.", name.as_bytes()))
             .unwrap_or_else(|| ::ort::info().into())
     }
+}
+
+/// Whether an ELF file ends before what its program headers say is in it. The dynamic linker does
+/// not look: it maps such a file, and the process dies on touching what is not there. Other
+/// formats are left to their linkers.
+fn is_cut_short(bytes: &[u8]) -> bool {
+    const LOAD: usize = 1;
+    let number = |start: usize, size: usize| -> Option<usize> {
+        let field = bytes.get(start..start.checked_add(size)?)?;
+        field
+            .iter()
+            .rev()
+            .try_fold(0_usize, |sum, &byte| Some(sum.checked_mul(256)? + byte as usize))
+    };
+    // 64 bits, little-endian.
+    if !bytes.starts_with(b"\x7fELF\x02\x01") {
+        return false;
+    }
+    let segment_ends = || {
+        let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+        for index in 0..count {
+            let header = table.checked_add(index * size)?;
+            let at = |offset: usize, size| number(header.checked_add(offset)?, size);
+            let end = at(8, 8)?.checked_add(at(32, 8)?)?;
+            if at(0, 4)? == LOAD && end > bytes.len() {
+                return None;
+            }
+        }
+        Some(())
+    };
+    segment_ends().is_none()
 }
 
 /// The first `1.2.3` that follows `mark`.
