@@ -1,1 +1,1 @@
-//! placeholder
+//! Programs that measure attar beside its peers, in alternating runs.

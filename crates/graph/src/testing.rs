@@ -66,7 +66,8 @@ fn node(outputs: &str, call: &str) -> Node {
     let outputs: Vec<&str> = outputs.split(',').map(str::trim).collect();
     let mut node = Node::new(op_type, outputs[0], &[], &outputs);
     let mut attribute: Option<(String, String)> = None;
-    for argument in arguments.split(',').map(str::trim) {
+    let arguments = arguments.split(',').map(str::trim).filter(|_| !arguments.trim().is_empty());
+    for argument in arguments {
         if let Some((name, value)) = argument.split_once('=') {
             set_attribute(&mut node, attribute.take());
             attribute = Some((name.trim().into(), value.trim().into()));
@@ -78,7 +79,6 @@ fn node(outputs: &str, call: &str) -> Node {
         }
     }
     set_attribute(&mut node, attribute);
-    node.inputs.retain(|input| input != "()");
     node
 }
 

@@ -161,7 +161,7 @@ impl<'a> Planner<'a> {
         let fail = |source| RuntimeError::Node {
             node: node.label().into(),
             op_type: node.op_type.clone(),
-            source,
+            source: Box::new(source),
         };
         let operator: &dyn Operator = check(node, self.model.opset()).map_err(fail)?;
         let constants: Vec<Option<&Tensor>> =
@@ -247,7 +247,7 @@ fn run_steps(
         let outputs = step.kernel.run(&mut run).map_err(|source| RuntimeError::Node {
             node: step.node.clone(),
             op_type: step.op_type.clone(),
-            source,
+            source: Box::new(source),
         })?;
         run.inputs.into_iter().flatten().for_each(|tensor| pool.recycle(tensor));
         if let Some(visit) = &mut visit {

@@ -83,7 +83,7 @@ pub enum RuntimeError {
     FeedType { name: String, found: String, expected: String },
 
     #[error("{op_type} (node `{node}`) {source}")]
-    Node { node: String, op_type: String, source: OpError },
+    Node { node: String, op_type: String, source: Box<OpError> },
 
     #[error(transparent)]
     Graph(#[from] GraphError),
