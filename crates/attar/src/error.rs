@@ -57,7 +57,7 @@ impl Error {
     /// The user's next step.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Model { source, .. } => Some(source.hint().to_string()),
+            Self::Model { source, .. } => source.hint(),
             Self::Step { source, .. } => source.hint(),
             Self::Runtime { source, .. } => source.hint(),
             Self::Evaluate(error) => error.hint(),

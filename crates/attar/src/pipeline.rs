@@ -32,7 +32,7 @@ const ROUNDS_MAX: usize = 32;
 ///
 /// # Errors
 /// What the pass cannot do, with the step's number.
-pub fn run_step(
+pub(crate) fn run_step(
     model: &mut Model,
     step: &Step,
     number: usize,
@@ -89,6 +89,6 @@ fn check_exclude(model: &Model, exclude: &Exclude) -> Result<(), PassError> {
 }
 
 /// Bytes of all constants.
-pub fn weight_bytes(model: &Model) -> u64 {
+pub(crate) fn weight_bytes(model: &Model) -> u64 {
     model.graph.constants().map(|(_, tensor)| tensor.size_bytes() as u64).sum()
 }
