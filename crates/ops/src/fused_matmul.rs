@@ -27,7 +27,7 @@ pub(crate) fn activation(node: &Node) -> Result<Option<Activation>, OpError> {
 
 /// Rows computed before the activation runs over them: few enough to stay in the L2 cache.
 pub(crate) fn rows_per_block(n: usize) -> usize {
-    ((1 << 16) / n.max(1)).clamp(24, 256)
+    ((1 << 17) / n.max(1)).clamp(24, 256)
 }
 
 impl Operator for FusedMatMul {

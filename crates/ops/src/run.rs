@@ -12,8 +12,8 @@ pub struct Pool {
     free: Mutex<Vec<Buffer>>,
 }
 
-/// Buffers kept at most; more are returned to the allocator.
-const FREE_MAX: usize = 64;
+/// Buffers kept at most; beyond, the smallest are returned to the allocator.
+const FREE_MAX: usize = 256;
 
 impl Pool {
     /// A tensor with arbitrary content.
@@ -58,8 +58,10 @@ impl Pool {
 
     pub fn recycle_buffer(&self, buffer: Buffer) {
         let mut free = self.free.lock().expect("no kernel panics while it holds the pool");
-        if free.len() < FREE_MAX {
-            free.push(buffer);
+        free.push(buffer);
+        if free.len() > FREE_MAX {
+            let smallest = (0..free.len()).min_by_key(|&index| free[index].capacity_bytes());
+            smallest.map(|index| free.swap_remove(index));
         }
     }
 }
