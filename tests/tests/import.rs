@@ -7,7 +7,8 @@ use std::path::Path;
 
 use attar_graph::{Model, validate};
 use attar_import::{
-    ImportError, OPSETS, TextOptions, import_folder, import_mobilenet_v2, import_weights,
+    ImportError, ImportedText, OPSETS, TextOptions, import_folder, import_mobilenet_v2,
+    import_weights,
 };
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime, Session};
 use attar_tensor::Tensor;
@@ -20,18 +21,28 @@ const TOLERANCE: f32 = 1e-4;
 
 fn reference(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("reference/{name}.json"));
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    let bytes = std::fs::read(path).expect("the reference is committed");
+    serde_json::from_slice(&bytes).expect("the script writes JSON")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("the reference has a list here")
 }
 
 fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    list(value).iter().map(|x| x.as_f64().expect("a number") as f32).collect()
 }
 
 fn sessions(model: &Model) -> [(&'static str, Box<dyn Session>); 2] {
-    let options = RunOptions { threads: NonZeroUsize::new(2).unwrap(), ..RunOptions::default() };
-    let ort = Ort::find(Some(&ort_library())).unwrap();
+    let threads = NonZeroUsize::MIN.saturating_add(1);
+    let options = RunOptions { threads, ..RunOptions::default() };
+    let ort = Ort::find(Some(&ort_library())).expect("the library loads");
     let runtimes: [&dyn Runtime; 2] = [&Builtin, &ort];
-    runtimes.map(|runtime| (runtime.name(), runtime.load(model, &options).unwrap()))
+    runtimes.map(|runtime| {
+        let session = runtime.load(model, &options);
+        let session = session.unwrap_or_else(|error| panic!("{}: {error}", runtime.name()));
+        (runtime.name(), session)
+    })
 }
 
 fn assert_close(found: &[f32], expected: &[f32], what: &str) {
@@ -54,7 +65,7 @@ struct Batch {
 impl Batch {
     fn new(texts: &[Vec<i64>], pad_token_id: i64) -> Self {
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
-        let length = *lengths.iter().max().unwrap();
+        let length = *lengths.iter().max().expect("a batch has texts");
         let padded = |row: &[i64], fill: i64| {
             let mut row = row.to_vec();
             row.resize(length, fill);
@@ -78,29 +89,33 @@ impl Batch {
             ("token_type_ids", &self.types),
         ];
         let feeds = &all[..session.inputs().len()];
-        session.run(feeds).unwrap().remove(0)
+        session.run(feeds).expect("the model runs").remove(0)
     }
 }
 
 fn texts(reference: &Value) -> Vec<Vec<i64>> {
-    let rows = reference["ids"].as_array().unwrap();
-    rows.iter()
-        .map(|row| row.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect())
-        .collect()
+    let ids = |row| list(row).iter().map(|id| id.as_i64().expect("a token id")).collect();
+    list(&reference["ids"]).iter().map(ids).collect()
+}
+
+fn import(name: &str, pooling: bool) -> ImportedText {
+    let options = TextOptions { pooling, ..TextOptions::default() };
+    let imported = import_folder(&data(name), &options).expect("the folder is whole");
+    validate(&imported.model.graph).expect("the graph is well formed");
+    imported
 }
 
 fn sentence_vectors_match(name: &str) {
     let reference = reference(name);
-    let imported = import_folder(&data(name), &TextOptions::default()).unwrap();
-    assert_eq!(imported.pad_token_id, reference["pad_token_id"].as_i64().unwrap());
-    validate(&imported.model.graph).unwrap();
+    let imported = import(name, true);
+    assert_eq!(reference["pad_token_id"], imported.pad_token_id);
     let texts = texts(&reference);
     let batch = Batch::new(&texts, imported.pad_token_id);
     for (runtime, mut session) in sessions(&imported.model) {
         let vectors = batch.run(session.as_mut());
         let vectors = vectors.values::<f32>();
         let hidden = vectors.len() / texts.len();
-        let expected = reference["sentence_embedding"].as_array().unwrap();
+        let expected = list(&reference["sentence_embedding"]);
         for (index, (vector, expected)) in vectors.chunks(hidden).zip(expected).enumerate() {
             let what = format!("{name} on {runtime}, text {index}");
             assert_close(vector, &floats(expected), &what);
@@ -113,8 +128,7 @@ fn sentence_vectors_match(name: &str) {
 
 fn token_vectors_match(name: &str) {
     let reference = reference(name);
-    let options = TextOptions { pooling: false, ..TextOptions::default() };
-    let imported = import_folder(&data(name), &options).unwrap();
+    let imported = import(name, false);
     let batch = Batch::new(&texts(&reference), imported.pad_token_id);
     for (runtime, mut session) in sessions(&imported.model) {
         let tokens = batch.run(session.as_mut());
@@ -203,7 +217,7 @@ fn mobilenet_v2_gives_the_logits_of_torchvision() {
     assert_eq!((imported.size, imported.resize), (224, 256));
     assert_eq!(imported.unused, Vec::<String>::new());
     for (runtime, mut session) in sessions(&imported.model) {
-        for case in reference["images"].as_array().unwrap() {
+        for case in list(&reference["images"]) {
             let side = |name: &str| case[name].as_u64().unwrap() as usize;
             let image = waves(side("height"), side("width"));
             let logits = session.run(&[("image", &image)]).unwrap().remove(0);
