@@ -3,17 +3,18 @@
 //! `tests/reference` holds the expected values and the script that made them.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use attar_graph::{Model, validate};
 use attar_import::{
     ImportError, ImportedText, OPSETS, TextOptions, import_folder, import_mobilenet_v2,
     import_weights,
 };
+use attar_ops::fuse::fuse_for_runtime;
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime, Session};
 use attar_tensor::Tensor;
 use attar_tests::{data, ort_library};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Two frameworks sum a few thousand products in f32 in different orders, layer upon layer; what
 /// they differ by stays below this on values of about 1.
@@ -175,6 +176,85 @@ fn lengths_padding_and_unused_weights_come_with_the_model() {
     assert_eq!(minilm.tokenizer, data("minilm/tokenizer.json"));
     let mpnet = import_folder(&data("mpnet"), &TextOptions::default()).unwrap();
     assert_eq!((mpnet.length_max, mpnet.pad_token_id), (384, 1));
+}
+
+/// A folder with the weights of `MiniLM` and another pooling.
+fn with_pooling(flags: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(flags.join("-"));
+    std::fs::create_dir_all(folder.join("1_Pooling")).expect("the folder for tests is writable");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let (from, to) = (data("minilm").join(name), folder.join(name));
+        let linked = to.exists() || std::fs::hard_link(&from, &to).is_ok();
+        // A hard link cannot reach another file system.
+        assert!(linked || std::fs::copy(&from, &to).is_ok(), "{} is writable", to.display());
+    }
+    let config: Value = flags.iter().map(|&flag| (flag, true)).collect();
+    let modules = json!([
+        { "path": "", "type": "sentence_transformers.models.Transformer" },
+        { "path": "1_Pooling", "type": "sentence_transformers.models.Pooling" },
+    ]);
+    for (name, value) in [("1_Pooling/config.json", config), ("modules.json", modules)] {
+        std::fs::write(folder.join(name), value.to_string()).expect("the file is writable");
+    }
+    folder
+}
+
+#[test]
+fn each_pooling_follows_its_formula() {
+    let texts = texts(&reference("minilm"));
+    let tokens = import("minilm", false);
+    let batch = Batch::new(&texts, tokens.pad_token_id);
+    let [(_, mut session), _] = sessions(&tokens.model);
+    let tokens = batch.run(session.as_mut());
+    let &[_, length, hidden] = tokens.shape() else { panic!("{:?}", tokens.shape()) };
+    let flags =
+        ["pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"];
+    let pooled = import_folder(&with_pooling(&flags), &TextOptions::default()).unwrap();
+    for (runtime, mut session) in sessions(&pooled.model) {
+        let vectors = batch.run(session.as_mut());
+        assert_eq!(vectors.shape(), [texts.len(), 3 * hidden]);
+        let rows = tokens.values::<f32>();
+        let rows = rows.chunks(length * hidden).zip(&batch.lengths);
+        for (vector, (rows, &own)) in vectors.values::<f32>().chunks(3 * hidden).zip(rows) {
+            let column = |c: usize| rows[..own * hidden].iter().skip(c).step_by(hidden);
+            let max = |c: usize| column(c).copied().fold(f32::NEG_INFINITY, f32::max);
+            let mean = |c: usize| column(c).sum::<f32>() / (own as f32).sqrt();
+            let expected: Vec<f32> = rows[..hidden]
+                .iter()
+                .copied()
+                .chain((0..hidden).map(max))
+                .chain((0..hidden).map(mean))
+                .collect();
+            assert_close(vector, &expected, runtime);
+        }
+    }
+}
+
+#[test]
+fn a_text_without_tokens_has_finite_vectors() {
+    for name in ["minilm", "mpnet"] {
+        let imported = import(name, true);
+        let mut batch = Batch::new(&[vec![5, 6, 7]], imported.pad_token_id);
+        batch.mask = Tensor::new(&[1, 3], &[0_i64; 3]);
+        for (runtime, mut session) in sessions(&imported.model) {
+            let vector = batch.run(session.as_mut());
+            assert!(vector.values::<f32>().iter().all(|x| x.is_finite()), "{name} on {runtime}");
+        }
+    }
+}
+
+#[test]
+fn the_builtin_runtime_recognizes_every_layer() {
+    for (name, layers) in [("minilm", 6), ("mpnet", 12)] {
+        let mut model = import(name, true).model;
+        fuse_for_runtime(&mut model).unwrap();
+        let count =
+            |op_type: &str| model.graph.nodes.iter().filter(|n| n.op_type == op_type).count();
+        assert_eq!(count("FusedAttention"), layers, "{name}");
+        assert_eq!(count("SkipLayerNormalization"), 2 * layers + 1, "{name}");
+        assert_eq!(count("FusedMatMul"), 6 * layers, "{name}");
+        assert_eq!(count("Erf") + count("Softmax") + count("MatMul"), 0, "{name}");
+    }
 }
 
 #[test]
