@@ -155,3 +155,85 @@ fn classifier(builder: &mut Builder, x: &Channels) -> Result<(String, usize), Im
     let gemm = Node::new("Gemm", "/classifier.1/Gemm", &[&vector, &weight, &bias], &[]);
     Ok((builder.push(gemm.with_attribute("transB", 1_i64)), class_count))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use attar_graph::validate;
+    use attar_tensor::{DType, Tensor};
+
+    use super::*;
+    use crate::weights::Weights;
+
+    /// A network whose stages have `widths` channels, and widen four times.
+    fn tensors(stem: usize, widths: [usize; 7]) -> BTreeMap<String, Tensor> {
+        let mut tensors = BTreeMap::new();
+        let mut add = |name: String, shape: &[usize]| {
+            tensors.insert(name, Tensor::zeros(DType::F32, shape));
+        };
+        let mut layer = |module: String, norm: String, shape: [usize; 4]| {
+            add(format!("{module}.weight"), &shape);
+            for part in ["weight", "bias", "running_mean", "running_var"] {
+                add(format!("{norm}.{part}"), &shape[..1]);
+            }
+            add(format!("{norm}.num_batches_tracked"), &[]);
+        };
+        let clamped = |path: String| (format!("{path}.0"), format!("{path}.1"));
+        let (module, norm) = clamped("features.0".into());
+        layer(module, norm, [stem, 3, 3, 3]);
+        let (mut x, mut index) = (stem, 1);
+        for ((block_count, _), width) in STAGES.into_iter().zip(widths) {
+            for _ in 0..block_count {
+                let conv = format!("features.{index}.conv");
+                let wide = if index == 1 { x } else { 4 * x };
+                let first = usize::from(index > 1);
+                if first == 1 {
+                    let (module, norm) = clamped(format!("{conv}.0"));
+                    layer(module, norm, [wide, x, 1, 1]);
+                }
+                let (module, norm) = clamped(format!("{conv}.{first}"));
+                layer(module, norm, [wide, 1, 3, 3]);
+                let (module, norm) = (first + 1, first + 2);
+                layer(format!("{conv}.{module}"), format!("{conv}.{norm}"), [width, wide, 1, 1]);
+                (x, index) = (width, index + 1);
+            }
+        }
+        let (module, norm) = clamped(format!("features.{index}"));
+        layer(module, norm, [20, x, 1, 1]);
+        add("classifier.1.weight".into(), &[10, 20]);
+        add("classifier.1.bias".into(), &[10]);
+        tensors
+    }
+
+    #[test]
+    fn any_width_imports_and_equal_widths_make_residuals() {
+        let tensors = tensors(4, [2, 3, 4, 5, 6, 7, 8]);
+        let imported = MOBILENET_V2.import(Weights::from_tensors(tensors)).unwrap();
+        let graph = &imported.model.graph;
+        validate(graph).unwrap();
+        let count = |op_type: &str| graph.nodes.iter().filter(|node| node.is(op_type)).count();
+        assert_eq!((count("Conv"), count("Clip"), count("Add")), (52, 35, 10));
+        assert_eq!(imported.unused, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_depthwise_filter_must_have_a_channel_for_each_of_its_input() {
+        let mut tensors = tensors(4, [2, 3, 4, 5, 6, 7, 8]);
+        let name = "features.2.conv.1.0.weight";
+        tensors.insert(name.into(), Tensor::zeros(DType::F32, &[9, 1, 3, 3]));
+        let error = MOBILENET_V2.import(Weights::from_tensors(tensors)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("`{name}` in `test.safetensors` has shape [9, 1, 3, 3], expected [8, 1, 3, 3]")
+        );
+    }
+
+    #[test]
+    fn a_missing_head_is_an_error() {
+        let mut tensors = tensors(4, [2, 3, 4, 5, 6, 7, 8]);
+        tensors.remove("classifier.1.weight");
+        let error = MOBILENET_V2.import(Weights::from_tensors(tensors)).unwrap_err();
+        assert_eq!(error.to_string(), "`test.safetensors` has no tensor `classifier.1.weight`");
+    }
+}

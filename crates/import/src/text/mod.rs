@@ -6,6 +6,8 @@ mod encoder;
 mod folder;
 mod mpnet;
 mod pooling;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

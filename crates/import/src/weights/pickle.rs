@@ -458,12 +458,12 @@ mod tests {
 
     #[test]
     fn integers_of_every_width_keep_their_sign() {
-        let root = |bytes: &[u8]| match read(bytes) {
-            Ok(pickle) => match pickle.objects[pickle.root] {
+        let root = |bytes: &[u8]| {
+            let Ok(pickle) = read(bytes) else { panic!("no pickle") };
+            match pickle.objects[pickle.root] {
                 Object::Int(value) => value,
                 _ => panic!("no integer"),
-            },
-            Err(_) => panic!("no pickle"),
+            }
         };
         assert_eq!(root(b"J\xff\xff\xff\xff."), -1);
         assert_eq!(root(b"K\xff."), 255);

@@ -36,17 +36,17 @@ impl<'a> Source<'a> {
         ImportError::Malformed { file, expected, reason: reason.into() }
     }
 
-    fn unsupported(self, what: &str, found: impl ToString, supported: &str) -> ImportError {
+    fn unsupported(self, what: &str, found: &str, supported: &str) -> ImportError {
         ImportError::Unsupported {
             file: self.file.into(),
             what: what.into(),
-            found: found.to_string(),
+            found: found.into(),
             supported: supported.into(),
         }
     }
 
-    /// The pickle at `start` of the file.
-    fn pickle<'b>(self, bytes: &'b [u8]) -> Result<Pickle<'b>, ImportError> {
+    /// The pickle that `bytes` begin with.
+    fn pickle(self, bytes: &[u8]) -> Result<Pickle<'_>, ImportError> {
         pickle::read(bytes).map_err(|error| match error {
             PickleError::Malformed(reason) => self.malformed(reason),
             PickleError::Forbidden(global) => {
@@ -69,7 +69,7 @@ impl<'a> Source<'a> {
             let order = self.entry(&mut archive, &byte_order)?;
             if order.as_ref() != b"little" {
                 let order = String::from_utf8_lossy(&order).into_owned();
-                return Err(self.unsupported("the byte order", order, "little"));
+                return Err(self.unsupported("the byte order", &order, "little"));
             }
         }
         let program = self.entry(&mut archive, &format!("{folder}data.pkl"))?;
@@ -94,7 +94,7 @@ impl<'a> Source<'a> {
         let mut entry = archive.by_name(name).map_err(|error| in_entry(error.to_string()))?;
         if entry.compression() != CompressionMethod::Stored {
             let what = format!("the compression of entry `{name}`");
-            return Err(self.unsupported(&what, entry.compression(), "stored"));
+            return Err(self.unsupported(&what, &entry.compression().to_string(), "stored"));
         }
         // Reading to the end compares the checksum.
         std::io::copy(&mut entry, &mut std::io::sink()).map_err(|e| in_entry(e.to_string()))?;
