@@ -23,7 +23,7 @@ pub enum ImportError {
     #[error("`{}` has no tensor `{tensor}`", file.display())]
     MissingTensor { file: PathBuf, tensor: String },
 
-    #[error("`{}` has {count} tensors that {architecture} does not, `{tensor}` among them", file.display())]
+    #[error("`{}` has `{tensor}`, which is not part of {architecture} ({count} such in all)", file.display())]
     UnexpectedTensor { file: PathBuf, tensor: String, count: usize, architecture: &'static str },
 
     #[error("`{tensor}` in `{}` has shape {found:?}, expected {expected}", file.display())]

@@ -70,8 +70,8 @@ pub struct TextArchitecture {
 /// Every kind of encoder that can be imported.
 pub const TEXT_ARCHITECTURES: [&TextArchitecture; 2] = [&bert::BERT, &mpnet::MPNET];
 
-/// Beginnings (or wholes) of names that checkpoints have for heads and constants.
-const IGNORABLE: [&str; 5] = ["pooler.", "cls.", "lm_head.", "position_ids", "num_batches_tracked"];
+/// Beginnings or ends of the names of heads and constants that checkpoints keep.
+const IGNORABLE: [&str; 4] = ["pooler.", "cls.", "lm_head.", "position_ids"];
 
 /// Imports the encoder in `folder`, with its pooling unless told otherwise.
 ///

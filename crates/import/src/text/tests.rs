@@ -210,7 +210,7 @@ fn weights_that_do_not_fit_are_named() {
     folder.tensors.insert(query.into(), shape);
     folder.tensors.insert("encoder.layer.1.output.dense.bias".into(), vec![4]);
     let error = folder.error();
-    assert!(error.contains("1 tensors that bert does not, `encoder.layer.1.output"), "{error}");
+    assert!(error.contains("`encoder.layer.1.output.dense.bias`, which is not part"), "{error}");
 
     let endless = TestFolder::new().with_config("num_hidden_layers", u64::MAX);
     assert!(endless.error().contains("no tensor `encoder.layer.1.attention"));

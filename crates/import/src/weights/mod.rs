@@ -159,7 +159,8 @@ impl Weights {
         Ok((name, tensor))
     }
 
-    /// Names that nothing took, after checking that they all are `ignorable`.
+    /// Names that nothing took, after checking that each begins or ends as one of
+    /// `ignorable`.
     pub(crate) fn unused(
         &self,
         architecture: &'static str,
@@ -253,7 +254,7 @@ mod tests {
         let error = weights.unused("bert", &["pooler."]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`test.safetensors` has 1 tensors that bert does not, `lora_a` among them"
+            "`test.safetensors` has `lora_a`, which is not part of bert (1 such in all)"
         );
     }
 }
