@@ -100,9 +100,13 @@ fn run(runtime: &dyn Runtime, model: &Model, case: &Case) -> Vec<Tensor> {
     result.unwrap_or_else(|error| panic!("{}: {}: {error}", runtime.name(), case.text))
 }
 
+fn numbers_of(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f64().expect("an output holds numbers")
+}
+
 /// Largest difference over the largest finite magnitude expected.
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
-    let (found, expected) = (found.to_f64().unwrap(), expected.to_f64().unwrap());
+    let (found, expected) = (numbers_of(found), numbers_of(expected));
     let scale = expected.iter().filter(|x| x.is_finite()).fold(1e-30, |m: f64, x| m.max(x.abs()));
     let differ = |a: f64, b: f64| match (a.is_nan(), b.is_nan()) {
         (true, true) => 0.0,
@@ -114,7 +118,7 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 }
 
 fn check(cases: &[Case]) {
-    let mut ort = Ort::find(Some(&ort_library())).unwrap();
+    let mut ort = Ort::find(Some(&ort_library())).expect("./test.sh fetches ONNX Runtime");
     ort.optimize = false;
     for case in cases {
         let model = model_of(case);
@@ -169,7 +173,9 @@ fn elementwise() -> Vec<Case> {
         cases.push(case(format!("y = {op}(a, b)"), integers()).exact());
     }
     cases.push(case("y = Mod(a, b, fmod=1)", integers()).exact());
-    cases.push(case("y = Pow(a, b)", vec![("a", i64s(&[2, -3, 5])), ("b", i64s(&[10, 3, 0]))]).exact());
+    cases.push(
+        case("y = Pow(a, b)", vec![("a", i64s(&[2, -3, 5])), ("b", i64s(&[10, 3, 0]))]).exact(),
+    );
     cases.push(case("y = Not(a)", vec![("a", bools(&[3, 2]))]).exact());
     let wide = Tensor::new(&[9], &[-1e9_f32, -90.0, -20.0, -1.0, 0.0, 1e-8, 1.0, 20.0, 88.0]);
     for x in [f32s(&[1]), f32s(&[7, 33]), f32s(&[2, 3, 64]), f32s(&[0]), wide] {
@@ -200,6 +206,7 @@ fn elementwise() -> Vec<Case> {
     cases
 }
 
+#[allow(clippy::too_many_lines)] // a table
 fn shaping() -> Vec<Case> {
     let x = || ("x", f32s(&[2, 3, 4, 5]));
     let mut cases = vec![
@@ -238,7 +245,8 @@ fn shaping() -> Vec<Case> {
     cases.push(case("y = Unsqueeze(x, axes=0)", vec![("x", f32s(&[3]))]).opset(11).exact());
     cases.push(case("y = Squeeze(x, axes=0)", vec![("x", f32s(&[1, 3, 1]))]).opset(11).exact());
     cases.push(case("y = Squeeze(x)", vec![("x", f32s(&[1, 3, 1]))]).exact());
-    cases.push(case("y = Squeeze(x, a)", vec![("x", f32s(&[1, 3, 1])), ("a", i64s(&[-1]))]).exact());
+    cases
+        .push(case("y = Squeeze(x, a)", vec![("x", f32s(&[1, 3, 1])), ("a", i64s(&[-1]))]).exact());
     let slices: &[[&[i64]; 4]] = &[
         [&[1], &[3], &[2], &[1]],
         [&[-1], &[-100], &[3], &[-2]],
@@ -397,7 +405,9 @@ fn rows() -> Vec<Case> {
             }
         }
     }
-    cases.push(case("y = ReduceMean(x, axes=1)", vec![("x", f32s(&[2, 3, 4]))]).opset(11).within(1e-6));
+    cases.push(
+        case("y = ReduceMean(x, axes=1)", vec![("x", f32s(&[2, 3, 4]))]).opset(11).within(1e-6),
+    );
     let feeds = vec![("x", f32s(&[2, 3, 4])), ("s", f32s(&[3, 4])), ("b", f32s(&[3, 4]))];
     cases.push(case("y = LayerNormalization(x, s, b, axis=1)", feeds).within(5e-6));
     cases
@@ -428,18 +438,25 @@ fn quantized() -> Vec<Case> {
         cases.push(case(format!("y = QuantizeLinear(x, s, z, axis={axis})"), feeds).exact());
         let feeds = vec![("x", bytes_i8(&[2, 3, 4])), ("s", scales.clone()), ("z", zero)];
         cases.push(case(format!("y = DequantizeLinear(x, s, z, axis={axis})"), feeds).exact());
-        let integers = Tensor::new(&[2, 3, 4], &(0..24).map(|i| i * 1000 - 9000).collect::<Vec<i32>>());
+        let integers =
+            Tensor::new(&[2, 3, 4], &(0..24).map(|i| i * 1000 - 9000).collect::<Vec<i32>>());
         let feeds = vec![("x", integers), ("s", scales)];
         cases.push(case(format!("y = DequantizeLinear(x, s, axis={axis})"), feeds).exact());
     }
-    let feeds =
-        vec![("x", bytes_u8(&[3, 50])), ("s", Tensor::scalar(0.07_f32)), ("z", Tensor::scalar(9_u8))];
+    let feeds = vec![
+        ("x", bytes_u8(&[3, 50])),
+        ("s", Tensor::scalar(0.07_f32)),
+        ("z", Tensor::scalar(9_u8)),
+    ];
     cases.push(case("y = DequantizeLinear(x, s, z)", feeds).exact());
     cases
 }
 
 fn all_cases() -> Vec<Case> {
-    [elementwise(), shaping(), products(), images(), rows(), quantized()].into_iter().flatten().collect()
+    [elementwise(), shaping(), products(), images(), rows(), quantized()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]
@@ -498,7 +515,11 @@ fn inferred_shapes_are_those_that_runs_give() {
             let Some(dims) = &fact.shape else { continue };
             assert_eq!(dims.len(), tensor.rank(), "{}", case.text);
             for (dim, &size) in dims.iter().zip(tensor.shape()) {
-                assert!(dim.known().is_none_or(|dim| dim == size as i64), "{}: {dims:?}", case.text);
+                assert!(
+                    dim.known().is_none_or(|dim| dim == size as i64),
+                    "{}: {dims:?}",
+                    case.text
+                );
             }
         }
     }

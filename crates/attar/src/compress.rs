@@ -45,6 +45,8 @@ pub struct CompressOutcome {
     pub quality: Option<Evaluation>,
     pub latency: Vec<LatencyRow>,
     pub invariance: Vec<RuntimeInvariance>,
+    /// What could not be measured, and where the result is worse than one would wish.
+    pub warnings: Vec<String>,
     pub budget: Vec<BudgetCheck>,
     pub within_budget: bool,
 }
@@ -64,11 +66,21 @@ pub struct BudgetCheck {
 /// # Errors
 /// A step that cannot be done.
 pub fn dry_run(request: &CompressRequest) -> Result<Vec<StepOutcome>, Error> {
+    if request.recipe.steps.is_empty() {
+        return Err(no_step());
+    }
     let mut model = request.subject.model.clone();
     let sample = calibration_sample(request)?;
     let mut context = context(request, sample.as_ref());
     let steps = request.recipe.steps.iter().enumerate();
     steps.map(|(index, step)| run_step(&mut model, step, index + 1, &mut context, true)).collect()
+}
+
+fn no_step() -> Error {
+    Error::Usage {
+        message: "there is no step to do".into(),
+        hint: "name one by `--step PASS`, or in the recipe; see `attar passes`".into(),
+    }
 }
 
 fn calibration_sample<'a>(
@@ -98,19 +110,27 @@ fn context<'a>(
 pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     let subject = &request.subject;
     let calibration_path = request.calibration.as_ref().map(|(path, _)| *path);
+    if request.recipe.steps.is_empty() {
+        return Err(no_step());
+    }
+    // What would fail at the end fails now.
+    if let Some(runtime) = request.runtimes.first() {
+        subject.session(runtime.as_ref(), &attar_runtime::RunOptions::default())?;
+    }
+    let sample = calibration_sample(request)?;
     let mut run = RunFolder::open(
         request.output,
         subject,
         &request.recipe,
-        calibration_path,
+        (calibration_path, request.calibration_count),
         request.resume,
     )?;
     let mut model = run.resumed_model()?.unwrap_or_else(|| subject.model.clone());
-    let sample = calibration_sample(request)?;
     let mut context = context(request, sample.as_ref());
     let done = run.outcomes.len();
     for (index, step) in request.recipe.steps.iter().enumerate().skip(done) {
-        let outcome = run_step(&mut model, step, index + 1, &mut context, false)?;
+        let outcome = run_step(&mut model, step, index + 1, &mut context, false)
+            .inspect_err(|_| run.discard_if_empty())?;
         run.step_done(&model, &outcome)?;
     }
     let target = run.publish(subject, &model)?;
@@ -130,11 +150,16 @@ fn measured(
     steps: Vec<StepOutcome>,
 ) -> Result<CompressOutcome, Error> {
     let subjects = [&request.subject, result];
-    let mut latency = Vec::new();
+    let (mut latency, mut warnings) = (Vec::new(), Vec::new());
     for (index, runtime) in request.runtimes.iter().enumerate() {
         request.progress.advance("timing", index, request.runtimes.len());
         let threads = request.latency_threads;
-        latency.push(latency_of(&subjects, runtime.as_ref(), threads, request.shape, 2.0)?);
+        match latency_of(&subjects, runtime.as_ref(), threads, request.shape, 2.0) {
+            Ok(row) => latency.push(row),
+            // Another runtime than the chosen one may not know the model.
+            Err(error) if index > 0 => warnings.push(format!("not timed: {}", error.chain())),
+            Err(error) => return Err(error),
+        }
     }
     request.progress.advance("timing", request.runtimes.len(), request.runtimes.len());
     let mut invariance = Vec::new();
@@ -150,7 +175,11 @@ fn measured(
         if !matches!(data, Dataset::Images(_)) {
             for (index, runtime) in request.runtimes.iter().enumerate() {
                 request.progress.advance("batch invariance", index, request.runtimes.len());
-                invariance.push(runtime_invariance(&subjects, runtime.as_ref(), data, 128)?);
+                match runtime_invariance(&subjects, runtime.as_ref(), data, 64) {
+                    Ok(row) => invariance.push(row),
+                    Err(_) if index > 0 => {}
+                    Err(error) => return Err(error),
+                }
             }
             let count = request.runtimes.len();
             request.progress.advance("batch invariance", count, count);
@@ -166,9 +195,13 @@ fn measured(
         quality,
         latency,
         invariance,
+        warnings,
         budget: Vec::new(),
         within_budget: true,
     };
+    for row in outcome.latency.iter().filter(|row| row.models[1].p50_ms > row.models[0].p50_ms) {
+        outcome.warnings.push(format!("slower than the original on {}", row.runtime));
+    }
     outcome.budget = check_budget(&request.recipe, &outcome);
     outcome.within_budget = outcome.budget.iter().all(|check| check.is_met);
     Ok(outcome)

@@ -27,10 +27,10 @@ pub enum Error {
     #[error("{subject}")]
     Runtime { subject: String, source: RuntimeError },
 
-    #[error("evaluation failed")]
+    #[error(transparent)]
     Evaluate(#[from] EvaluateError),
 
-    #[error("import failed")]
+    #[error(transparent)]
     Import(#[from] ImportError),
 
     #[error("{message}")]
@@ -47,8 +47,11 @@ impl Error {
         let mut text = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            // Some errors already say their cause in their own words.
+            if !text.ends_with(&error.to_string()) {
+                text.push_str(": ");
+                text.push_str(&error.to_string());
+            }
             cause = error.source();
         }
         text
@@ -61,7 +64,7 @@ impl Error {
             Self::Step { source, .. } => source.hint(),
             Self::Runtime { source, .. } => source.hint(),
             Self::Evaluate(error) => error.hint(),
-            Self::Import(error) => Some(error.hint().to_string()),
+            Self::Import(error) => Some(error.hint().clone()),
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Recipe { .. } => Some("see `attar passes` and `attar compress --help`".into()),
             Self::File { .. } => None,

@@ -126,9 +126,14 @@ fn outcome(
             progress.advance("searching", 0, 1);
             let rankings = rank(&queries, &documents, 100);
             progress.advance("searching", 1, 1);
-            let per_query = |value: fn(&attar_evaluate::metrics::Ranking, &[(usize, f64)]) -> f64| {
-                rankings.iter().zip(&data.relevant).map(|(r, relevant)| value(r, relevant)).collect()
-            };
+            let per_query =
+                |value: fn(&attar_evaluate::metrics::Ranking, &[(usize, f64)]) -> f64| {
+                    rankings
+                        .iter()
+                        .zip(&data.relevant)
+                        .map(|(r, relevant)| value(r, relevant))
+                        .collect()
+                };
             RETRIEVAL_METRICS.iter().map(|metric| (metric.name, per_query(metric.value))).collect()
         }
         Dataset::Pairs(pairs) => {
@@ -206,9 +211,13 @@ pub fn latency_of(
     seconds: f64,
 ) -> Result<LatencyRow, Error> {
     let options = RunOptions { threads, observed: Vec::new() };
-    let mut sessions: Vec<Box<dyn Session>> =
-        subjects.iter().map(|subject| subject.session(runtime, &options)).collect::<Result<_, _>>()?;
-    let fail = |source| Error::Runtime { subject: format!("on {}", runtime.name()), source };
+    let mut sessions: Vec<Box<dyn Session>> = subjects
+        .iter()
+        .map(|subject| subject.session(runtime, &options))
+        .collect::<Result<_, _>>()?;
+    let names: Vec<&str> = subjects.iter().map(|subject| subject.name.as_str()).collect();
+    let subject = format!("{} on {}", names.join(", "), runtime.name());
+    let fail = |source| Error::Runtime { subject: subject.clone(), source };
     let feeds = sessions
         .iter()
         .map(|session| synthetic_feeds(session.inputs(), shape))

@@ -37,27 +37,25 @@ pub struct ImportOutcome {
 pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
     let folder = request.output.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let (model, preprocessing, tokenizer, unused) = match request.architecture {
-        Some(architecture) => {
-            let imported = attar_import::import_weights(request.source, architecture)?;
-            let image = ImageInput {
-                resize: imported.resize,
-                size: imported.size,
-                mean: imported.mean.to_vec(),
-                std: imported.std.to_vec(),
-            };
-            let preprocessing = Preprocessing { image: Some(image), ..Preprocessing::default() };
-            (imported.model, preprocessing, None, Vec::new())
-        }
-        None => {
-            let options =
-                attar_import::TextOptions { pooling: request.pooling, ..Default::default() };
-            let imported = attar_import::import_folder(request.source, &options)?;
-            let text =
-                TextInput { tokenizer: "tokenizer.json".into(), length_max: imported.length_max };
-            let preprocessing = Preprocessing { text: Some(text), ..Preprocessing::default() };
-            (imported.model, preprocessing, Some(imported.tokenizer), imported.unused)
-        }
+    check_places(request, folder)?;
+    let (model, preprocessing, tokenizer, unused) = if let Some(architecture) = request.architecture
+    {
+        let imported = attar_import::import_weights(request.source, architecture)?;
+        let image = ImageInput {
+            resize: imported.resize,
+            size: imported.size,
+            mean: imported.mean.to_vec(),
+            std: imported.std.to_vec(),
+        };
+        let preprocessing = Preprocessing { image: Some(image), ..Preprocessing::default() };
+        (imported.model, preprocessing, None, Vec::new())
+    } else {
+        let options = attar_import::TextOptions { pooling: request.pooling, ..Default::default() };
+        let imported = attar_import::import_folder(request.source, &options)?;
+        let text =
+            TextInput { tokenizer: "tokenizer.json".into(), length_max: imported.length_max };
+        let preprocessing = Preprocessing { text: Some(text), ..Preprocessing::default() };
+        (imported.model, preprocessing, Some(imported.tokenizer), imported.unused)
     };
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
     save(&model, request.output)?;
@@ -68,7 +66,7 @@ pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
     let summary = crate::inspect(&model, &crate::Bindings::new());
     Ok(ImportOutcome {
         model: request.output.to_path_buf(),
-        size_bytes: attar_evaluate_size(request.output)?,
+        size_bytes: attar_evaluate::model_size_bytes(request.output)?,
         parameter_count: summary.parameter_count,
         node_count: summary.node_count,
         inputs: summary.inputs,
@@ -77,8 +75,27 @@ pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
     })
 }
 
-fn attar_evaluate_size(path: &Path) -> Result<u64, Error> {
-    Ok(attar_evaluate::model_size_bytes(path)?)
+/// That there is a source of the right kind, and no other model whose `attar.toml` would be lost.
+fn check_places(request: &ImportRequest, folder: &Path) -> Result<(), Error> {
+    let metadata = std::fs::metadata(request.source).map_err(Error::file(request.source))?;
+    if metadata.is_file() && request.architecture.is_none() {
+        return Err(Error::Usage {
+            message: format!("{} is a file of weights", request.source.display()),
+            hint: "say what network they belong to: `--architecture mobilenet_v2`".into(),
+        });
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut others = entries.map(|entry| entry.path()).filter(|path| {
+        path.extension().is_some_and(|extension| extension == "onnx")
+            && path.file_name() != request.output.file_name()
+    });
+    match others.next() {
+        Some(other) => Err(Error::Usage {
+            message: format!("{} would lose its attar.toml", other.display()),
+            hint: "a model and what it eats share a folder: write into another one".into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Copies a file beside its target and renames it, unless the two are one.

@@ -61,7 +61,8 @@ pub struct NodeRow {
 }
 
 /// Symbols whose size nobody gave: one example of usual size.
-const SIZE_DEFAULTS: &[(&str, i64)] = &[("batch", 1), ("seq", 128), ("height", 224), ("width", 224)];
+const SIZE_DEFAULTS: &[(&str, i64)] =
+    &[("batch", 1), ("seq", 128), ("height", 224), ("width", 224)];
 
 /// Measures a model, with `sizes` for its symbols (others get a usual one, 1 if there is none).
 pub fn inspect(model: &Model, sizes: &Bindings) -> Inspection {
@@ -94,7 +95,7 @@ pub fn inspect(model: &Model, sizes: &Bindings) -> Inspection {
         });
     }
     let mut operators: Vec<OperatorRow> = operators.into_values().collect();
-    operators.sort_by(|a, b| (b.macs, b.node_count).cmp(&(a.macs, a.node_count)));
+    operators.sort_by_key(|row| std::cmp::Reverse((row.macs, row.node_count)));
     let mut bytes_by_dtype = BTreeMap::new();
     let mut largest_constants = Vec::new();
     let mut parameter_count = 0;
@@ -107,7 +108,7 @@ pub fn inspect(model: &Model, sizes: &Bindings) -> Inspection {
         let (dtype, shape) = (tensor.dtype().to_string(), tensor.shape().to_vec());
         largest_constants.push(ConstantRow { name: name.into(), dtype, shape, size_bytes });
     }
-    largest_constants.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes));
+    largest_constants.sort_by_key(|row| std::cmp::Reverse(row.size_bytes));
     largest_constants.truncate(10);
     Inspection {
         ir_version: model.ir_version,

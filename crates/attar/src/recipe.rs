@@ -177,7 +177,11 @@ mod tests {
     #[test]
     fn an_unknown_budget_is_refused_with_its_line() {
         let error = Recipe::parse("[budget]\nsize_max = 3\n", "recipe.toml").unwrap_err();
-        assert!(error.chain().starts_with("recipe.toml:2: unknown field `size_max`"), "{}", error.chain());
+        assert!(
+            error.chain().starts_with("recipe.toml:2: unknown field `size_max`"),
+            "{}",
+            error.chain()
+        );
         assert!(Budget::parse("size_ratio_max=0.3").unwrap().size_ratio_max == Some(0.3));
     }
 }

@@ -22,6 +22,7 @@ enum Entry {
         input_size_bytes: u64,
         recipe: Recipe,
         calibration: Option<String>,
+        calibration_count: usize,
     },
     Step {
         number: usize,
@@ -49,50 +50,43 @@ impl RunFolder {
         path: &Path,
         subject: &Subject,
         recipe: &Recipe,
-        calibration: Option<&Path>,
+        calibration: (Option<&Path>, usize),
         resume: bool,
     ) -> Result<Self, Error> {
         let started = Entry::Started {
             input_crc32: crc32(&subject.path)?,
             input_size_bytes: subject.size_bytes,
             recipe: recipe.clone(),
-            calibration: calibration.map(|path| path.display().to_string()),
+            calibration: calibration.0.map(|path| path.display().to_string()),
+            calibration_count: calibration.1,
         };
         let journal_path = path.join("journal.jsonl");
         let (mut outcomes, mut checkpoint) = (Vec::new(), None);
-        if journal_path.exists() {
-            let entries = read_journal(&journal_path)?;
-            let is_finished = entries.iter().any(|entry| matches!(entry, Entry::Finished));
-            if !resume {
-                let state = if is_finished { "a finished run" } else { "an unfinished run" };
-                return Err(Error::Usage {
-                    message: format!("{} holds {state}", path.display()),
-                    hint: "go on with it by `--resume`, or choose another folder".into(),
-                });
-            }
-            let is_same = entries.first().is_some_and(|first| line(first) == line(&started));
-            if !is_same {
-                return Err(Error::Usage {
-                    message: format!("{} was begun with another model or recipe", path.display()),
-                    hint: "resume with what it was begun with, or choose another folder".into(),
-                });
-            }
+        let entries = if journal_path.exists() { read_journal(&journal_path)? } else { Vec::new() };
+        let is_new = entries.is_empty();
+        if let Some(first) = entries.first() {
+            check_resumable(path, &entries, line(first) == line(&started), resume)?;
             for entry in entries {
-                if let Entry::Step { outcome, checkpoint: file, .. } = entry
-                    && path.join(&file).exists()
-                {
+                if let Entry::Step { outcome, checkpoint: file, .. } = entry {
                     outcomes.push(outcome);
                     checkpoint = Some(path.join(file));
                 }
             }
-        } else if path.exists() && fs::read_dir(path).is_ok_and(|mut d| d.next().is_some()) {
+            // Of every step but the last the checkpoint is gone; so it is if the last one's is.
+            if checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.exists()) {
+                (outcomes, checkpoint) = (Vec::new(), None);
+            }
+        } else if path.exists()
+            && !journal_path.exists()
+            && fs::read_dir(path).is_ok_and(|mut d| d.next().is_some())
+        {
             return Err(Error::Usage {
                 message: format!("{} is not empty and is no run", path.display()),
                 hint: "choose a new folder".into(),
             });
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(Error::file(path))?;
-        let is_new = !journal_path.exists();
+        remove_parts(&path.join("checkpoints"));
         let journal = OpenOptions::new().create(true).append(true).open(&journal_path);
         let mut run = Self {
             path: path.to_path_buf(),
@@ -140,6 +134,17 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Takes back a run in which no step was done, so that the mended command may begin anew.
+    pub(crate) fn discard_if_empty(&self) {
+        if self.outcomes.is_empty() {
+            let _ = fs::remove_dir_all(self.path.join("checkpoints"));
+            let _ = fs::remove_file(self.path.join("journal.jsonl"));
+            let _ = fs::remove_file(self.path.join("recipe.toml"));
+            // Only if it is empty: the folder may have been the user's.
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
     /// Puts the result in place: the last checkpoint becomes `model.onnx`.
     pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
         let target = self.path.join("model.onnx");
@@ -168,10 +173,62 @@ fn line(entry: &Entry) -> String {
     serde_json::to_string(entry).expect("a journal entry is made of what JSON can hold")
 }
 
+/// Whether an existing run may go on: it is asked to, it is not over, and it is the same run.
+fn check_resumable(
+    path: &Path,
+    entries: &[Entry],
+    is_same: bool,
+    resume: bool,
+) -> Result<(), Error> {
+    if entries.iter().any(|entry| matches!(entry, Entry::Finished)) {
+        return Err(Error::Usage {
+            message: format!("{} holds a finished run", path.display()),
+            hint: "choose another folder".into(),
+        });
+    }
+    if !resume {
+        return Err(Error::Usage {
+            message: format!("{} holds an unfinished run", path.display()),
+            hint: "go on with it by `--resume`, or choose another folder".into(),
+        });
+    }
+    if !is_same {
+        return Err(Error::Usage {
+            message: format!("{} was begun with another model, recipe or sample", path.display()),
+            hint: "resume with what it was begun with, or choose another folder".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Files that a write cut short has left.
+fn remove_parts(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "onnx") {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The entries of a journal. A last line that a crash cut short is taken off the file too, so that
+/// the next one begins on a line of its own.
 fn read_journal(path: &Path) -> Result<Vec<Entry>, Error> {
     let text = fs::read_to_string(path).map_err(Error::file(path))?;
-    // A last line that a crash cut short is as if it had not been written.
-    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+    let mut entries = Vec::new();
+    let mut whole = 0;
+    for line in text.split_inclusive('\n') {
+        match serde_json::from_str(line) {
+            Ok(entry) if line.ends_with('\n') => entries.push(entry),
+            _ => break,
+        }
+        whole += line.len();
+    }
+    if whole < text.len() {
+        let file = OpenOptions::new().write(true).open(path).map_err(Error::file(path))?;
+        file.set_len(whole as u64).map_err(Error::file(path))?;
+    }
+    Ok(entries)
 }
 
 fn crc32(path: &Path) -> Result<u32, Error> {

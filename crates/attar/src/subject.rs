@@ -61,8 +61,7 @@ impl Subject {
 
     pub(crate) fn image_input(&self) -> Result<&ImageInput, Error> {
         let image = self.preprocessing.as_ref().and_then(|p| p.image.as_ref());
-        image.ok_or_else(|| {
-            attar_evaluate::EvaluateError::NoPreprocessing { data: "images" }.into()
-        })
+        image
+            .ok_or_else(|| attar_evaluate::EvaluateError::NoPreprocessing { data: "images" }.into())
     }
 }

@@ -9,7 +9,13 @@ use serde::Serialize;
 
 /// Writes the answer to stdout. A reader that closed the pipe has what it wanted.
 pub(crate) fn answer(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output: {error}");
+        std::process::exit(2);
+    }
 }
 
 /// Writes the answer as JSON.

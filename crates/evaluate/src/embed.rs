@@ -34,16 +34,15 @@ pub(crate) fn row_output(
     wanted: &'static str,
 ) -> Result<usize, EvaluateError> {
     let outputs: &[Value] = session.outputs();
-    let found = match name {
-        Some(name) => outputs.iter().position(|output| output.name == name),
-        None => {
-            let is_row = |output: &&Value| {
-                output.dtype() == Some(DType::F32) && output.shape().is_some_and(|s| s.len() == 2)
-            };
-            match outputs.iter().filter(is_row).count() {
-                1 => outputs.iter().position(|output| is_row(&output)),
-                _ => outputs.iter().position(|output| output.name == "sentence_embedding"),
-            }
+    let found = if let Some(name) = name {
+        outputs.iter().position(|output| output.name == name)
+    } else {
+        let is_row = |output: &&Value| {
+            output.dtype() == Some(DType::F32) && output.shape().is_some_and(|s| s.len() == 2)
+        };
+        match outputs.iter().filter(is_row).count() {
+            1 => outputs.iter().position(|output| is_row(&output)),
+            _ => outputs.iter().position(|output| output.name == "sentence_embedding"),
         }
     };
     found.ok_or_else(|| EvaluateError::Output {
@@ -61,11 +60,16 @@ pub(crate) fn run_rows(
 ) -> Result<Tensor, EvaluateError> {
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (name.as_str(), t)).collect();
     let rows = session.run(&feeds)?.swap_remove(output);
+    let name = session.outputs()[output].name.clone();
     if rows.dtype() == DType::F32 && rows.rank() == 2 && rows.shape()[0] == count {
-        return Ok(rows);
+        let width = rows.shape()[1].max(1);
+        return match rows.values::<f32>().iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(EvaluateError::NotFinite { output: name, example: at / width }),
+            None => Ok(rows),
+        };
     }
     Err(EvaluateError::OutputShape {
-        output: session.outputs()[output].name.clone(),
+        output: name,
         found: format!("{}{:?}", rows.dtype(), rows.shape()),
         expected: format!("f32[{count}, …]"),
     })

@@ -30,6 +30,9 @@ pub enum EvaluateError {
     #[error("output `{output}` is {found}, expected {expected}")]
     OutputShape { output: String, found: String, expected: String },
 
+    #[error("output `{output}` is not finite for example {example} of its batch")]
+    NotFinite { output: String, example: usize },
+
     #[error("no attar.toml beside the model says how to turn {data} into its inputs")]
     NoPreprocessing { data: &'static str },
 
@@ -61,6 +64,9 @@ impl EvaluateError {
                 "`attar import` writes one; else write it as the README shows".into()
             }
             Self::Input { .. } => "see the model's inputs: `attar inspect MODEL`".into(),
+            Self::NotFinite { .. } => {
+                "the model is broken, or an input is: try the original".into()
+            }
             Self::Runtime(error) => return error.hint(),
             _ => return None,
         })

@@ -36,14 +36,14 @@ pub fn gray_image(pixels: &[u8], width: usize, input: &ImageInput) -> Vec<f32> {
 fn normalized(image: &image::DynamicImage, input: &ImageInput) -> Vec<f32> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let short = width.min(height).max(1);
-    // The long side is cut off, not rounded: as torchvision does.
+    // As torchvision does: the long side is cut off, the crop's offset rounded half to even.
     let scaled = |side: usize| (side * input.resize / short).max(input.size) as u32;
     let image = if short == input.resize {
         image.clone()
     } else {
         image.resize_exact(scaled(width), scaled(height), FilterType::Triangle)
     };
-    let centre = |side: u32| ((side as f64 - input.size as f64) / 2.0).round() as u32;
+    let centre = |side: u32| ((side as f64 - input.size as f64) / 2.0).round_ties_even() as u32;
     let (left, top) = (centre(image.width()), centre(image.height()));
     let image = image.crop_imm(left, top, input.size as u32, input.size as u32);
     let plane = input.size * input.size;

@@ -67,12 +67,11 @@ impl Dim {
         if let (Some(a), Some(b)) = (numerator.as_constant(), denominator.as_constant()) {
             return Self::Known(a.div_euclid(b));
         }
-        match numerator.div_exact(&denominator) {
-            Some(quotient) => quotient.into(),
-            None => {
-                let factor = Factor::Quotient(numerator, denominator);
-                Polynomial(BTreeMap::from([(vec![factor], 1)])).into()
-            }
+        if let Some(quotient) = numerator.div_exact(&denominator) {
+            quotient.into()
+        } else {
+            let factor = Factor::Quotient(numerator, denominator);
+            Polynomial(BTreeMap::from([(vec![factor], 1)])).into()
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use attar_tensor::Tensor;
 
+use crate::links::for_each_name_read;
 use crate::{AttributeValue, Graph, GraphError, Node, sort_nodes, validate};
 
 /// One change. Nodes are named by their index in the graph that the plan was made for.
@@ -98,7 +99,7 @@ fn describe(node: &Node) -> String {
 
 /// Carries out a plan: all edits or, on an error, none.
 ///
-/// Nodes come out sorted; types recorded for values that no longer exist, or that an edit may have
+/// Nodes come out sorted. Initializers whose last reader went are removed with it; types recorded for values that no longer exist, or that an edit may have
 /// changed, are dropped.
 ///
 /// # Errors
@@ -145,6 +146,7 @@ pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
         !removed.contains(&(index - 1))
     });
     edited.nodes.extend(added);
+    drop_orphans(graph, &mut edited);
     sort_nodes(&mut edited)?;
     drop_stale_types(graph, &mut edited);
     validate(&edited)?;
@@ -180,6 +182,23 @@ fn replace_in_node(node: &mut Node, from: &str, to: &str) {
     }
 }
 
+/// Removes initializers that something read before and nothing reads now.
+fn drop_orphans(before: &Graph, after: &mut Graph) {
+    let names = |graph: &Graph| -> HashSet<String> {
+        let mut names = HashSet::new();
+        for_each_name_read(graph, &mut |name| {
+            names.insert(name.to_string());
+        });
+        names
+    };
+    let (read_before, read_after) = (names(before), names(after));
+    let is_orphan = |name: &String| read_before.contains(name) && !read_after.contains(name);
+    after
+        .inputs
+        .retain(|input| !(after.initializers.contains_key(&input.name) && is_orphan(&input.name)));
+    after.initializers.retain(|name, _| !is_orphan(name));
+}
+
 /// Keeps a recorded type only where the value is still produced by the same node as before.
 fn drop_stale_types(before: &Graph, after: &mut Graph) {
     let old: std::collections::HashMap<&str, &Node> =
@@ -209,6 +228,16 @@ mod tests {
         let error = apply(&mut graph, &plan).unwrap_err();
         assert_eq!(error.to_string(), "node `y` (Relu) reads `a`, which nothing produces");
         assert_eq!(graph, before);
+    }
+
+    #[test]
+    fn a_constant_that_loses_its_last_reader_goes() {
+        let mut graph = graph_from_text("w = [1 2]\nv = [3 4]\na = Add(x, w)\ny = Add(a, v)");
+        let mut plan = Plan::default();
+        plan.push(Edit::SetInput { index: 1, input: 1, value: "w".into() });
+        apply(&mut graph, &plan).unwrap();
+        let names: Vec<&String> = graph.initializers.keys().collect();
+        assert_eq!(names, ["w"]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Order {
     }
 }
 
-fn order<T: PartialOrd + Default>(a: T, b: T) -> Order {
+fn order<T: PartialOrd + Default + Copy>(a: T, b: T) -> Order {
     let zero = T::default();
     Order { ordering: a.partial_cmp(&b), left_true: a != zero, right_true: b != zero }
 }

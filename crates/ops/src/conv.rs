@@ -232,7 +232,7 @@ impl ConvKernel {
         }
         let settings = Settings::new(node, shape.len() - 2)?;
         let group = settings.group;
-        if shape[0] % group != 0 || shape.contains(&0) {
+        if !shape[0].is_multiple_of(group) || shape.contains(&0) {
             return Err(OpError::value("the weight", &shape, format!("outputs in {group} groups")));
         }
         let values = w.values::<f32>();

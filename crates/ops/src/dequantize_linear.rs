@@ -1,4 +1,4 @@
-//! `DequantizeLinear` (opset 10; per axis from 13): x = (q − zero_point) · scale. 8-bit types, and
+//! `DequantizeLinear` (opset 10; per axis from 13): x = (q − `zero_point`) · scale. 8-bit types, and
 //! i32 for biases.
 
 use attar_graph::Node;

@@ -78,13 +78,12 @@ impl Operator for Gemm {
         Ok(Box::new(move |run: &mut Run| {
             let a = expect_matrix(run.typed::<f32>(0)?)?;
             let left = view(a, a.slice::<f32>(), settings.transpose_a);
-            let (right, [depth, n]) = match &packed {
-                Some((packed, size)) => (Right::Packed(packed), *size),
-                None => {
-                    let b = expect_matrix(run.typed::<f32>(1)?)?;
-                    let right = view(b, b.slice::<f32>(), settings.transpose_b);
-                    (Right::Strided(right), right.size)
-                }
+            let (right, [depth, n]) = if let Some((packed, size)) = &packed {
+                (Right::Packed(packed), *size)
+            } else {
+                let b = expect_matrix(run.typed::<f32>(1)?)?;
+                let right = view(b, b.slice::<f32>(), settings.transpose_b);
+                (Right::Strided(right), right.size)
             };
             let [m, k] = left.size;
             if k != depth {

@@ -34,6 +34,7 @@ mod layer_normalization;
 mod matmul;
 mod matmul_integer;
 mod min_max;
+mod quantize_dequantize;
 mod quantize_linear;
 mod quantized_matmul;
 mod range;
@@ -102,6 +103,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &min_max::Max,
     &min_max::Min,
     &quantized_matmul::QuantizedMatMul,
+    &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &range::Range,
     &reduce::ReduceL2,

@@ -1,4 +1,4 @@
-//! `QuantizeLinear` (opset 10; per axis from 13): q = clamp(round(x / scale) + zero_point), round
+//! `QuantizeLinear` (opset 10; per axis from 13): q = clamp(round(x / scale) + `zero_point`), round
 //! half to even. 8-bit types.
 
 use attar_graph::Node;

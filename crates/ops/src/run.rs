@@ -35,17 +35,14 @@ impl Pool {
         // A far larger buffer is left for the value that needs it.
         let fitting =
             fitting.filter(|&index| free[index].capacity_bytes() / 8 <= size_bytes.max(512));
-        match fitting {
-            Some(index) => {
-                let mut buffer = free.swap_remove(index);
-                drop(free);
-                buffer.resize(size_bytes);
-                buffer
-            }
-            None => {
-                drop(free);
-                Buffer::zeroed(size_bytes)
-            }
+        if let Some(index) = fitting {
+            let mut buffer = free.swap_remove(index);
+            drop(free);
+            buffer.resize(size_bytes);
+            buffer
+        } else {
+            drop(free);
+            Buffer::zeroed(size_bytes)
         }
     }
 

@@ -59,7 +59,7 @@ impl Ranges {
     }
 
     /// (axis, start, end, step) for every cut axis.
-    fn iter(&self, rank: usize) -> Result<Vec<(usize, i64, i64, i64)>, OpError> {
+    fn cuts(&self, rank: usize) -> Result<Vec<(usize, i64, i64, i64)>, OpError> {
         (0..self.starts.len())
             .map(|i| {
                 let axis = resolve_axes(&self.axes[i..=i], rank)?[0];
@@ -101,7 +101,7 @@ impl Operator for Slice {
         let ranges = Ranges::new(marks(starts), marks(ends), axes.flatten(), steps.flatten())?;
         let mut dims = shape.clone();
         let mut elements = x.elements().map(<[Dim]>::to_vec);
-        for (i, (axis, start, end, step)) in ranges.iter(shape.len())?.into_iter().enumerate() {
+        for (i, (axis, start, end, step)) in ranges.cuts(shape.len())?.into_iter().enumerate() {
             let are_known = starts[i].is_known() && ends[i].is_known();
             dims[axis] = match shape[axis].known() {
                 Some(size) if are_known => {
@@ -150,7 +150,7 @@ impl Operator for Slice {
             )?;
             let mut cuts: Vec<Cut> =
                 x.shape().iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
-            for (axis, start, end, step) in ranges.iter(x.rank())? {
+            for (axis, start, end, step) in ranges.cuts(x.rank())? {
                 cuts[axis] = cut(x.shape()[axis] as i64, start, end, step)?;
             }
             let shape: Vec<usize> = cuts.iter().map(|cut| cut.count).collect();

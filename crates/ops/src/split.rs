@@ -17,12 +17,11 @@ fn sizes(node: &Node, given: Option<Vec<i64>>, size: usize) -> Result<Vec<usize>
         Some(given) => Some(given),
         None => node.ints("split")?.map(<[i64]>::to_vec),
     };
-    let parts: Vec<usize> = match given {
-        Some(given) => given.iter().filter_map(|&part| usize::try_from(part).ok()).collect(),
-        None => {
-            let each = size.div_ceil(count);
-            (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
-        }
+    let parts: Vec<usize> = if let Some(given) = given {
+        given.iter().filter_map(|&part| usize::try_from(part).ok()).collect()
+    } else {
+        let each = size.div_ceil(count);
+        (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
     };
     if parts.len() == count && parts.iter().sum::<usize>() == size {
         return Ok(parts);

@@ -28,37 +28,43 @@ pub(crate) struct Bench {
     /// Examples in a run
     #[arg(long, value_name = "N", default_value = "1")]
     batch: NonZeroUsize,
-    /// Tokens of a text, or pixels of a side
-    #[arg(long, value_name = "N", default_value = "128")]
-    length: NonZeroUsize,
+    /// Tokens of a text, or pixels of a side [default: 128, or the image's size]
+    #[arg(long, value_name = "N")]
+    length: Option<NonZeroUsize>,
     /// Seconds to run for, at least
-    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
     seconds: f64,
     #[command(flatten)]
     runtime_arguments: RuntimeArguments,
 }
 
+fn seconds(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if (0.0..=3600.0).contains(&value) { Ok(value) } else { Err("from 0 to 3600".into()) }
+}
+
 impl Bench {
     pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
-        let runtimes = match &self.runtime {
-            Some(name) => vec![self.runtime_arguments.runtime(name)?],
-            None => {
-                let (runtimes, missing) = self.runtime_arguments.all()?;
-                if let Some(why) = missing {
-                    eprintln!("warning: not timed on ONNX Runtime: {why}");
-                }
-                runtimes
+        let runtimes = if let Some(name) = &self.runtime {
+            vec![self.runtime_arguments.runtime(name)?]
+        } else {
+            let (runtimes, missing) = self.runtime_arguments.all()?;
+            if let Some(why) = missing {
+                eprintln!("warning: not timed on ONNX Runtime: {why}");
             }
+            runtimes
         };
         let subjects: Vec<Subject> =
             self.models.iter().map(|path| Subject::open(path)).collect::<Result<_, _>>()?;
         let subjects: Vec<&Subject> = subjects.iter().collect();
-        let shape = Shape { batch: self.batch.get(), length: self.length.get() };
+        let image = subjects[0].preprocessing.as_ref().and_then(|p| p.image.as_ref());
+        let usual = image.map_or(128, |image| image.size);
+        let length = self.length.map_or(usual, NonZeroUsize::get);
+        let shape = Shape { batch: self.batch.get(), length };
         let threads = self.runtime_arguments.threads_or_one();
-        let seconds = self.seconds.clamp(0.0, 3600.0);
         let rows = runtimes
             .iter()
-            .map(|runtime| latency_of(&subjects, runtime.as_ref(), threads, shape, seconds))
+            .map(|runtime| latency_of(&subjects, runtime.as_ref(), threads, shape, self.seconds))
             .collect::<Result<Vec<_>, _>>()?;
         if json {
             print::json(&rows);

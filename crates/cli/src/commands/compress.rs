@@ -30,7 +30,12 @@ pub(crate) struct Compress {
     /// Model to read (.onnx, or a run folder)
     model: PathBuf,
     /// Steps and budget from a file (.toml)
-    #[arg(long, value_name = "FILE", required_unless_present = "steps")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "steps",
+        help = "Steps and budget from a file (.toml); or give --step"
+    )]
     recipe: Option<PathBuf>,
     /// A step, after those of the recipe: PASS or PASS:key=value,…
     #[arg(long = "step", value_name = "STEP")]
@@ -101,6 +106,10 @@ impl Compress {
             progress: &bar,
         };
         if output.is_none() {
+            self.runtime_arguments.runtime(&self.runtime)?;
+            if !request.recipe.budget.is_empty() {
+                eprintln!("warning: a dry run measures nothing, so it checks no budget");
+            }
             let steps = dry_run(&request)?;
             if json {
                 print::json(&steps);
@@ -115,6 +124,12 @@ impl Compress {
                  not used, but new texts may fare a little worse"
             );
         }
+        let place = request.output.display().to_string();
+        // A handler that cannot be set leaves Ctrl-C as it is, which loses nothing either.
+        let _ = ctrlc::set_handler(move || {
+            eprintln!("\nstopped; go on with the same command and `--resume` ({place})");
+            std::process::exit(130);
+        });
         let outcome = compress(&request)?;
         if json {
             print::json(&outcome);
@@ -194,8 +209,8 @@ fn outcome_text(outcome: &CompressOutcome) -> String {
         text.push_str(&invariance_table(&outcome.invariance, &names));
         text.push('\n');
     }
-    for row in outcome.latency.iter().filter(|row| row.models[1].p50_ms > row.models[0].p50_ms) {
-        text.push_str(&format!("warning: slower than the original on {}\n", row.runtime));
+    for warning in &outcome.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
     }
     for check in &outcome.budget {
         let found = check.found.map_or("not measured".into(), |found| format!("{found:.4}"));

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use attar::{Error, EvaluateOptions, RuntimeInvariance, Subject, evaluate_models, runtime_invariance};
+use attar::{
+    Error, EvaluateOptions, RuntimeInvariance, Subject, evaluate_models, runtime_invariance,
+};
 use clap::Args;
 use serde::Serialize;
 

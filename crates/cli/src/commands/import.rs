@@ -19,7 +19,7 @@ use crate::print::{self, bytes, count};
 pub(crate) struct Import {
     /// Folder (config.json, *.safetensors, tokenizer.json), or a file of weights
     source: PathBuf,
-    /// Architecture of a file of weights: mobilenet_v2
+    /// Architecture of a file of weights: `mobilenet_v2`
     #[arg(long, value_name = "NAME")]
     architecture: Option<String>,
     /// Leave out pooling: the output is `last_hidden_state`

@@ -40,6 +40,13 @@ impl Inspect {
         let subject = Subject::open(&self.model)?;
         let sizes: Bindings = self.sizes.iter().cloned().collect();
         let inspection = attar::inspect(&subject.model, &sizes);
+        if let Some(name) = sizes.keys().find(|name| !inspection.sizes.contains_key(*name)) {
+            let known: Vec<&str> = inspection.sizes.keys().map(String::as_str).collect();
+            return Err(Error::Usage {
+                message: format!("no dimension is called `{name}`"),
+                hint: format!("the open dimensions are {}", known.join(", ")),
+            });
+        }
         if json {
             print::json(&inspection);
         } else {
@@ -68,8 +75,11 @@ fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
     };
     line(format!("inputs    {}", model.inputs.join("\n          ")));
     line(format!("outputs   {}", model.outputs.join("\n          ")));
-    let types: Vec<String> =
-        model.bytes_by_dtype.iter().map(|(dtype, size)| format!("{dtype} {}", bytes(*size))).collect();
+    let types: Vec<String> = model
+        .bytes_by_dtype
+        .iter()
+        .map(|(dtype, size)| format!("{dtype} {}", bytes(*size)))
+        .collect();
     line(format!(
         "weights   {} parameters, {} ({})",
         count(model.parameter_count),
@@ -103,20 +113,24 @@ fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
     }
     line(table.to_string());
     if with_nodes {
-        let mut table = Table::new(&["node", "operator", "result", "MACs", "weights"]).left(3);
-        for node in &model.nodes {
-            table.row(vec![
-                node.name.clone(),
-                node.op_type.clone(),
-                node.output_shape.clone(),
-                node.macs.map_or("?".into(), count),
-                bytes(node.weight_bytes),
-            ]);
-        }
-        line(table.to_string());
+        line(node_table(model).to_string());
     }
     for problem in &model.problems {
         line(format!("no shape for {problem}"));
     }
     out
+}
+
+fn node_table(model: &Inspection) -> Table {
+    let mut table = Table::new(&["node", "operator", "result", "MACs", "weights"]).left(3);
+    for node in &model.nodes {
+        table.row(vec![
+            node.name.clone(),
+            node.op_type.clone(),
+            node.output_shape.clone(),
+            node.macs.map_or("?".into(), count),
+            bytes(node.weight_bytes),
+        ]);
+    }
+    table
 }

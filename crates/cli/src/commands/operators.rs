@@ -37,7 +37,8 @@ impl Operators {
         let mut table = Table::new(&["operator", "domain", "since opset"]).left(2);
         for row in rows {
             let domain = if row.domain.is_empty() { "ai.onnx" } else { row.domain };
-            let since = if row.domain.is_empty() { row.since_opset.to_string() } else { "".into() };
+            let since =
+                if row.domain.is_empty() { row.since_opset.to_string() } else { String::new() };
             table.row(vec![row.op_type.into(), domain.into(), since]);
         }
         print::answer(&format!("{table}\nOperators of the domain `attar` are made by fusion.\n"));

@@ -68,14 +68,17 @@ pub(crate) fn latency_table(rows: &[LatencyRow], names: &[String]) -> String {
 
 /// Whether vectors change with the texts beside them.
 pub(crate) fn invariance_table(rows: &[RuntimeInvariance], names: &[String]) -> String {
-    let mut table = Table::new(&["batch invariance", "model", "same bits", "least cosine"]).left(2);
+    let mut table =
+        Table::new(&["batch invariance", "model", "same bits", "largest change", "least cosine"])
+            .left(2);
     for row in rows {
         for (name, invariance) in names.iter().zip(&row.models) {
             table.row(vec![
                 row.runtime.clone(),
                 name.clone(),
                 format!("{}/{}", invariance.bit_equal_count, invariance.text_count),
-                format!("{:.6}", invariance.cosine_min),
+                format!("{:.1e}", invariance.difference_max),
+                format!("{:.7}", invariance.cosine_min),
             ]);
         }
     }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{Context, Pass, PassError};
 
-/// Folds BatchNormalization into convolutions.
+/// Folds `BatchNormalization` into convolutions.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchNormFuse {}

@@ -51,12 +51,11 @@ impl Pass for MagnitudePrune {
         let mut global_ties = global.as_ref().map_or(0, |cut| cut.ties);
         for (name, tensor) in &weights {
             let values = tensor.values::<f32>();
-            let pruned = match &global {
-                Some(cut) => cut.apply(&values, &mut global_ties),
-                None => {
-                    let cut = Cut::new(values.to_vec(), self.sparsity);
-                    cut.apply(&values, &mut cut.ties.clone())
-                }
+            let pruned = if let Some(cut) = &global {
+                cut.apply(&values, &mut global_ties)
+            } else {
+                let cut = Cut::new(values.to_vec(), self.sparsity);
+                cut.apply(&values, &mut cut.ties.clone())
             };
             if pruned != values.as_ref() {
                 let tensor = Tensor::new(tensor.shape(), &pruned);

@@ -10,7 +10,7 @@ use super::nodes::{Builder, Weight, weight_of};
 use super::static_::default_true;
 use crate::{Context, OptionEntry, Pass, PassError};
 
-/// MatMul and Gemm → `DynamicQuantizeLinear` + `MatMulInteger`.
+/// `MatMul` and Gemm → `DynamicQuantizeLinear` + `MatMulInteger`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DynamicQuantize {

@@ -1,4 +1,4 @@
-//! Quantization: q = clamp(round(x / scale) + zero_point).
+//! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
 mod calibrate;
 mod dynamic;

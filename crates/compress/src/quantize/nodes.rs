@@ -122,7 +122,7 @@ pub(crate) struct Weight<'a> {
     pub(crate) axis: usize,
 }
 
-/// The weight of a MatMul, Gemm or Conv, if it is a constant of f32 and the right rank.
+/// The weight of a `MatMul`, Gemm or Conv, if it is a constant of f32 and the right rank.
 pub(crate) fn weight_of<'a>(links: &attar_graph::Links<'a>, node: &'a Node) -> Option<Weight<'a>> {
     let name = node.input(1)?;
     let tensor = links.constant(name)?;

@@ -101,7 +101,7 @@ impl Pass for StaticQuantize {
     }
 }
 
-/// QuantizeLinear and DequantizeLinear on a value; `readers` read the result.
+/// `QuantizeLinear` and `DequantizeLinear` on a value; `readers` read the result.
 fn insert_pair(
     builder: &mut Builder,
     value: &str,

@@ -42,6 +42,12 @@ pub fn prepare_wordnet(
     query_count: usize,
     document_count: usize,
 ) -> Result<WordnetSummary, EvaluateError> {
+    if output.exists() && !is_own(output).map_err(EvaluateError::file(output))? {
+        return Err(EvaluateError::Format {
+            path: output.into(),
+            message: "it holds other files; choose a new folder".into(),
+        });
+    }
     let mut synsets = Vec::new();
     for file in FILES {
         read(&dictionary.join(file), &mut synsets)?;
@@ -70,6 +76,18 @@ pub fn prepare_wordnet(
     write(output, &synsets, &is_kept, &queries).map_err(EvaluateError::file(output))
 }
 
+/// Whether a folder holds nothing but what this preparation writes, and so may be replaced.
+fn is_own(folder: &Path) -> std::io::Result<bool> {
+    let known = ["corpus.jsonl", "queries.jsonl", "qrels"];
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        if !known.iter().any(|known| name == *known) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn read(path: &Path, synsets: &mut Vec<Synset>) -> Result<(), EvaluateError> {
     let text = std::fs::read_to_string(path).map_err(EvaluateError::file(path))?;
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with("  ")) {
@@ -96,7 +114,7 @@ fn parse(line: &str) -> Option<Synset> {
         })
         .collect::<Option<Vec<_>>>()?;
     // Examples follow the definition in quotation marks.
-    let definition = gloss.split("; \"").next()?.trim().trim_end_matches(';').to_string();
+    let definition = gloss.split('"').next()?.trim().trim_end_matches([';', ':', ' ']).to_string();
     Some(Synset { words, definition })
 }
 
@@ -106,8 +124,12 @@ fn write(
     is_kept: &[bool],
     queries: &[(&String, &Vec<usize>)],
 ) -> std::io::Result<WordnetSummary> {
-    let part = output.with_extension("part");
-    let _ = std::fs::remove_dir_all(&part);
+    let mut part = output.as_os_str().to_os_string();
+    part.push(".part");
+    let part = std::path::PathBuf::from(part);
+    if part.exists() && is_own(&part)? {
+        std::fs::remove_dir_all(&part)?;
+    }
     std::fs::create_dir_all(part.join("qrels"))?;
     let create = |name: &str| std::fs::File::create(part.join(name)).map(std::io::BufWriter::new);
     let mut corpus = create("corpus.jsonl")?;
@@ -128,7 +150,9 @@ fn write(
     }
     query_file.flush()?;
     qrels.flush()?;
-    let _ = std::fs::remove_dir_all(output);
+    if output.exists() {
+        std::fs::remove_dir_all(output)?;
+    }
     std::fs::rename(&part, output)?;
     let document_count = is_kept.iter().filter(|&&kept| kept).count();
     Ok(WordnetSummary { document_count, query_count: queries.len(), relevant_count })

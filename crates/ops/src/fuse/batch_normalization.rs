@@ -1,4 +1,4 @@
-//! A BatchNormalization after a convolution is part of its weights and bias:
+//! A `BatchNormalization` after a convolution is part of its weights and bias:
 //! w′ = w · γ/√(σ² + ε), b′ = (b − μ) · γ/√(σ² + ε) + β (Jacob et al., 2018, arXiv:1712.05877).
 
 use attar_graph::{Edit, Links, Model, Node, Plan};

@@ -5,7 +5,7 @@ use attar_tensor::DType;
 
 use crate::ATTAR_DOMAIN;
 
-/// MatMul + Add of a constant row → `FusedMatMul`; and the same for `QuantizedMatMul`.
+/// `MatMul` + Add of a constant row → `FusedMatMul`; and the same for `QuantizedMatMul`.
 pub fn plan_bias(model: &Model) -> Plan {
     let graph = &model.graph;
     let links = Links::new(graph);

@@ -9,6 +9,7 @@ pub mod batch_normalization;
 pub mod dead_nodes;
 pub mod gelu;
 pub mod linear;
+pub mod quantize_dequantize;
 pub mod quantized;
 pub mod skip_layer_normalization;
 pub mod window;
@@ -24,6 +25,9 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
     ("quantized-matmul", quantized::plan),
+    // Products that became integer ones no longer read the dequantized values.
+    ("dead-nodes", dead_nodes::plan),
+    ("quantize-dequantize", quantize_dequantize::plan),
     ("constants", |model| fold_constants(model, false)),
     ("gelu", gelu::plan),
     ("attention", attention::plan),

@@ -144,7 +144,7 @@ pub(crate) enum Right8<'a> {
     Packed(&'a PackedB8),
 }
 
-/// out = (a − a_zero)·(b − b_zero) in 32-bit integers. Zero points: none, or one per row of `a`
+/// out = (a − `a_zero)·(b` − `b_zero`) in 32-bit integers. Zero points: none, or one per row of `a`
 /// and one per column of `b`. A packed right side has none: they would be part of its packing.
 pub(crate) fn matmul_u8_i8(
     out: &mut [i32],

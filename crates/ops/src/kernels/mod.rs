@@ -1,6 +1,8 @@
 //! Inner loops, compiled for each instruction set and chosen when they run. The only unsafe code
 //! of this crate: calls into functions compiled for instructions that were found present.
 #![allow(unsafe_code)]
+// A loop becomes vector code only with everything it calls inlined into it.
+#![allow(clippy::inline_always)]
 
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;

@@ -1,4 +1,4 @@
-//! LayerNormalization over rows: y = (x − mean) / √(variance + ε) · scale + bias.
+//! `LayerNormalization` over rows: y = (x − mean) / √(variance + ε) · scale + bias.
 
 use super::math::fma;
 use super::softmax::{LANES, sum_lanes};

@@ -1,4 +1,4 @@
-//! f32 ⇄ 8-bit: q = clamp(round(x / scale) + zero_point), round half to even.
+//! f32 ⇄ 8-bit: q = clamp(round(x / scale) + `zero_point`), round half to even.
 
 use super::math::fma;
 use super::vectorized;
@@ -37,6 +37,13 @@ vectorized! {
     pub(crate) fn dequantize_i8<FMA>(out: &mut [f32], q: &[i8], scale: f32, zero_point: i32) {
         for (out, &q) in out.iter_mut().zip(q) {
             *out = (q as i32 - zero_point) as f32 * scale;
+        }
+    }
+
+    /// Each value becomes the nearest of the 256 that u8 can tell apart.
+    pub(crate) fn round_to_u8_grid<FMA>(data: &mut [f32], scale: f32, zero_point: i32) {
+        for value in data {
+            *value = (quantize::<0, 255>(*value, scale, zero_point) - zero_point) as f32 * scale;
         }
     }
 
