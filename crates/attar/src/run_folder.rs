@@ -243,3 +243,99 @@ fn crc32(path: &Path) -> Result<u32, Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Step;
+    use attar_graph::testing::graph_from_text;
+
+    /// A folder of this test alone, removed when it ends.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("attar-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn subject(&self) -> Subject {
+            let graph = graph_from_text("x: f32[n, 2]\nw = [1 2; 3 4]\ny = MatMul(x, w)");
+            let opsets = [(String::new(), 17)].into_iter().collect();
+            let model = Model { ir_version: 8, opsets, graph, ..Model::default() };
+            let path = self.0.join("model.onnx");
+            save(&model, &path).unwrap();
+            Subject::open(&path).unwrap()
+        }
+
+        fn open(&self, subject: &Subject, resume: bool) -> Result<RunFolder, Error> {
+            let recipe =
+                Recipe { steps: vec![Step::parse("cleanup").unwrap(); 3], ..Recipe::default() };
+            RunFolder::open(&self.0.join("run"), subject, &recipe, (None, 300), resume)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn outcome(pass: &str) -> StepOutcome {
+        serde_json::from_value(serde_json::json!({
+            "pass": pass, "edit_count": 1, "remarks": [], "node_count_before": 1, "node_count": 1,
+            "weight_bytes_before": 1, "weight_bytes": 1, "seconds": 0.0
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_behind_its_last_step() {
+        let folder = Folder::new("resume");
+        let subject = folder.subject();
+        let mut run = folder.open(&subject, false).unwrap();
+        run.step_done(&subject.model, &outcome("first")).unwrap();
+        run.step_done(&subject.model, &outcome("second")).unwrap();
+        drop(run);
+        assert!(folder.open(&subject, false).is_err(), "a run is not begun over another");
+        let run = folder.open(&subject, true).unwrap();
+        let passes: Vec<&str> = run.outcomes.iter().map(|outcome| outcome.pass.as_str()).collect();
+        assert_eq!(passes, ["first", "second"]);
+        assert!(run.resumed_model().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_line_cut_by_a_crash_is_taken_off_the_journal() {
+        let folder = Folder::new("journal");
+        let subject = folder.subject();
+        let mut run = folder.open(&subject, false).unwrap();
+        run.step_done(&subject.model, &outcome("first")).unwrap();
+        let journal = folder.0.join("run/journal.jsonl");
+        let mut text = fs::read_to_string(&journal).unwrap();
+        text.push_str("{\"event\":\"st");
+        fs::write(&journal, text).unwrap();
+        let mut run = folder.open(&subject, true).unwrap();
+        run.step_done(&subject.model, &outcome("second")).unwrap();
+        assert_eq!(folder.open(&subject, true).unwrap().outcomes.len(), 2);
+    }
+
+    #[test]
+    fn a_run_without_a_step_leaves_nothing_behind() {
+        let folder = Folder::new("empty");
+        let run = folder.open(&folder.subject(), false).unwrap();
+        run.discard_if_empty();
+        assert!(!folder.0.join("run").exists());
+    }
+
+    #[test]
+    fn another_recipe_cannot_resume() {
+        let folder = Folder::new("other");
+        let subject = folder.subject();
+        folder.open(&subject, false).unwrap();
+        let path = folder.0.join("run");
+        let other = RunFolder::open(&path, &subject, &Recipe::default(), (None, 300), true);
+        assert!(other.err().unwrap().to_string().contains("another model, recipe or sample"));
+    }
+}

@@ -6,13 +6,16 @@ use super::vectorized;
 /// Adding this to |x| < 2²² rounds x to the nearest integer, half to even.
 const ROUND: f32 = 12_582_912.0;
 
+#[allow(clippy::manual_clamp)] // `clamp` would keep NaN
 #[inline(always)]
 fn quantize<const LOW: i32, const HIGH: i32>(x: f32, scale: f32, zero_point: i32) -> i32 {
     // Dividing, not multiplying by 1/scale: ONNX says x / scale, and ties must fall alike.
-    let scaled = (x / scale).clamp(-1024.0, 1024.0);
+    // NaN has no defined quantized value; `max` turns it into the least.
+    let scaled = (x / scale).max(-1024.0).min(1024.0);
     let rounded = (scaled + ROUND) - ROUND;
-    // NaN has no defined quantized value; it becomes the zero point.
-    (rounded as i32 + zero_point).clamp(LOW, HIGH)
+    // SAFETY: it lies within ±1024 and is no NaN.
+    let level = unsafe { rounded.to_int_unchecked::<i32>() };
+    (level + zero_point).clamp(LOW, HIGH)
 }
 
 vectorized! {
@@ -41,9 +44,12 @@ vectorized! {
     }
 
     /// Each value becomes the nearest of the 256 that u8 can tell apart.
+    #[allow(clippy::manual_clamp)] // `clamp` would keep NaN
     pub(crate) fn round_to_u8_grid<FMA>(data: &mut [f32], scale: f32, zero_point: i32) {
+        let (low, high) = (-zero_point as f32, (255 - zero_point) as f32);
         for value in data {
-            *value = (quantize::<0, 255>(*value, scale, zero_point) - zero_point) as f32 * scale;
+            let scaled = (*value / scale).max(low).min(high);
+            *value = ((scaled + ROUND) - ROUND) * scale;
         }
     }
 

@@ -1,0 +1,220 @@
+//! The command line on a real model: what it prints, writes and exits with.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use attar_tests::{data, ort_library};
+
+/// A folder of one test, removed when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("attar-cli-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// A retrieval set of twelve documents.
+    fn retrieval(&self) -> String {
+        let topics = ["a cat sleeps on the sofa", "stocks fell in early trading", "bread is baked"];
+        let (mut corpus, mut queries) = (String::new(), String::new());
+        let mut qrels = String::from("query-id\tcorpus-id\tscore\n");
+        for index in 0..12 {
+            let text = format!("{} and so it goes on for document {index}", topics[index % 3]);
+            corpus.push_str(&format!("{{\"_id\": \"d{index}\", \"text\": \"{text}\"}}\n"));
+        }
+        for (index, query) in ["sleeping cat", "stock market", "baking"].iter().enumerate() {
+            queries.push_str(&format!("{{\"_id\": \"q{index}\", \"text\": \"{query}\"}}\n"));
+            qrels.push_str(&format!("q{index}\td{index}\t1\n"));
+        }
+        let folder = self.0.join("beir");
+        std::fs::create_dir_all(folder.join("qrels")).unwrap();
+        std::fs::write(folder.join("corpus.jsonl"), corpus).unwrap();
+        std::fs::write(folder.join("queries.jsonl"), queries).unwrap();
+        std::fs::write(folder.join("qrels/test.tsv"), qrels).unwrap();
+        folder.display().to_string()
+    }
+
+    fn minilm(&self) -> String {
+        let output = self.path("m/minilm.onnx");
+        let folder = data("minilm").display().to_string();
+        assert!(attar(&["import", &folder, "-o", &output]).status.success());
+        output
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn attar(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_attar"))
+        .args(arguments)
+        .env("ORT_DYLIB_PATH", ort_library())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn a_model_is_imported_compressed_measured_and_served_from_its_run_folder() {
+    let folder = Folder::new("whole");
+    let (model, beir, run) = (folder.minilm(), folder.retrieval(), folder.path("run"));
+    let arguments = ["compress", &model, "--step", "quantize.static", "--calibration", &beir];
+    let more = ["--data", &beir, "--length", "16", "-o", &run, "--json"];
+    let output = attar(&[&arguments[..], &more].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for file in ["model.onnx", "attar.toml", "tokenizer.json", "recipe.toml", "journal.jsonl"] {
+        assert!(Path::new(&run).join(file).exists(), "{file}");
+    }
+    let text = stdout(&output);
+    let written = std::fs::read_to_string(Path::new(&run).join("report.json")).unwrap();
+    assert_eq!(text.trim(), written.trim());
+    assert!(!Path::new(&run).join("checkpoints").exists());
+    let size = std::fs::metadata(Path::new(&run).join("model.onnx")).unwrap().len();
+    assert!(size < 24_000_000, "{size}");
+    // Every text embedded alone has the vector it has in a batch.
+    let answer = attar(&["evaluate", &model, &run, "--data", &beir, "--invariance", "15"]);
+    let text = stdout(&answer);
+    assert_eq!(text.matches("15/15").count(), 2, "{text}");
+    assert!(text.contains("nDCG@10"), "{text}");
+}
+
+#[test]
+fn a_missed_budget_exits_with_1_and_a_second_run_is_refused() {
+    let folder = Folder::new("budget");
+    let (model, run) = (folder.minilm(), folder.path("run"));
+    let arguments = ["compress", &model, "--step", "cleanup", "--length", "8", "-o", &run];
+    let budget = ["--budget", "size_ratio_max=0.5"];
+    let output = attar(&[&arguments[..], &budget].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stdout(&output).contains("budget size_ratio_max 0.5: "), "{}", stdout(&output));
+    assert!(stdout(&output).contains("MISSED"));
+    let again = attar(&arguments);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("holds a finished run"), "{}", stderr(&again));
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
+    let folder = Folder::new("dry");
+    let model = folder.minilm();
+    let before = std::fs::read_dir(&folder.0).unwrap().count();
+    let output = attar(&["compress", &model, "--step", "prune.magnitude:sparsity=0.5"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    assert!(
+        text.contains("  set encoder.layer.0.attention.self.query.weight f32[384, 384]"),
+        "{text}"
+    );
+    assert!(text.contains("step 1 prune.magnitude: 36 edits"), "{text}");
+    assert!(text.ends_with("nothing written; give `-o DIR` to compress\n"), "{text}");
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), before);
+}
+
+#[test]
+fn inspect_counts_parameters_and_operations() {
+    let folder = Folder::new("inspect");
+    let output = attar(&["inspect", &folder.minilm(), "--json", "--size", "sequence=64"]);
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["parameter_count"], 22_565_385);
+    assert_eq!(answer["sizes"]["sequence"], 64);
+    // 6 layers of 4·384² + 2·384·1536 per token, and two products of 64·384 per head row.
+    let per_token = 6 * (4 * 384 * 384 + 2 * 384 * 1536 + 2 * 64 * 384);
+    assert_eq!(answer["macs"], 64 * per_token);
+}
+
+#[test]
+fn errors_name_the_place_and_the_next_step() {
+    let folder = Folder::new("errors");
+    let model = folder.minilm();
+    let bytes = std::fs::read(&model).unwrap();
+    let broken = folder.path("broken.onnx");
+    std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["inspect", "nosuch.onnx"], "nosuch.onnx", ""),
+        (&["inspect", &broken], "broken.onnx", "hint: "),
+        (
+            &["compress", &model, "--step", "quantise"],
+            "no pass is called `quantise`",
+            "attar passes",
+        ),
+        (
+            &["compress", &model, "--step", "prune.magnitude:sparsity=2"],
+            "2.0 is not between 0 and 1",
+            "sparsity, scope",
+        ),
+        (
+            &["compress", &model, "--step", "quantize.static"],
+            "it needs calibration data",
+            "--calibration PATH",
+        ),
+        (
+            &["compress", &model, "--step", "cleanup:exclude=nothing"],
+            "`nothing` matches no node",
+            "attar inspect",
+        ),
+        (&["evaluate", &model, "--data", "/dev/null/x"], "error: ", ""),
+        (&["bench", &model, "--runtime", "fast"], "no runtime `fast`", "builtin and ort"),
+        (&["bench", &model, "--seconds", "nan"], "from 0 to 3600", ""),
+        (&["inspect", &model, "--size", "nosuch=3"], "no dimension is called `nosuch`", "batch"),
+    ];
+    for (arguments, cause, hint) in cases {
+        let output = attar(arguments);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(cause) && text.contains(hint), "{arguments:?}: {text}");
+        assert!(stdout(&output).is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_failed_first_step_leaves_no_run_folder() {
+    let folder = Folder::new("failed");
+    let (model, run) = (folder.minilm(), folder.path("run"));
+    let output = attar(&["compress", &model, "--step", "quantize.static", "-o", &run]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!Path::new(&run).exists());
+}
+
+#[test]
+fn the_tables_of_passes_and_operators_are_whole() {
+    let passes = stdout(&attar(&["passes"]));
+    for entry in ["cleanup", "fuse.batch-norm", "prune.magnitude", "quantize.dynamic"] {
+        assert!(passes.contains(entry), "{passes}");
+    }
+    let operators: serde_json::Value =
+        serde_json::from_str(&stdout(&attar(&["operators", "--json"]))).unwrap();
+    assert!(operators.as_array().unwrap().len() > 60);
+}
+
+#[test]
+fn wordnet_becomes_a_retrieval_set_and_other_folders_are_left_alone() {
+    let folder = Folder::new("wordnet");
+    let (source, output) = (data("wordnet").display().to_string(), folder.path("set"));
+    let arguments = ["prepare", "wordnet", &source, "-o", &output, "--queries", "50"];
+    let first = attar(&[&arguments[..], &["--documents", "100"]].concat());
+    assert!(first.status.success(), "{}", stderr(&first));
+    let corpus = std::fs::read(Path::new(&output).join("corpus.jsonl")).unwrap();
+    assert!(attar(&[&arguments[..], &["--documents", "100"]].concat()).status.success());
+    assert_eq!(std::fs::read(Path::new(&output).join("corpus.jsonl")).unwrap(), corpus);
+    std::fs::write(Path::new(&output).join("mine.txt"), "precious").unwrap();
+    let refused = attar(&arguments);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(Path::new(&output).join("mine.txt").exists());
+}
