@@ -179,8 +179,9 @@ fn quantized_models_agree_with_the_original_and_between_runtimes() {
                 "{name} {pass}: {}",
                 cosine(&builtin, &original)
             );
-            // Float operators in between differ in the last digits, and now and then a level.
-            assert!(cosine(&builtin, &ort) > 0.999, "{name} {pass}: {}", cosine(&builtin, &ort));
+            // Float operators in between differ in the last digits, which now and then moves a value
+            // by one level of 256; from there on the two differ as much as rounding itself does.
+            assert!(cosine(&builtin, &ort) > 0.99, "{name} {pass}: {}", cosine(&builtin, &ort));
         }
     }
 }
