@@ -20,13 +20,15 @@ need_toolchain
 scripts/fetch minilm wordnet
 need_onnxruntime
 step "build" cargo build --release -p attar-cli
-PATH=$PWD/target/release:$PATH
+PATH=${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH
 
 mkdir -p runs/minilm
 step "import MiniLM-L6: safetensors to ONNX" \
     attar import data/minilm -o "$model"
 step "prepare the task: find the gloss of a word in WordNet" \
     attar prepare wordnet data/wordnet -o "$search"
+# A run folder is never written over; this one is the demo's own.
+rm -rf runs/minilm-int8
 step "compress: static int8" \
     attar compress "$model" --step quantize.static \
     --calibration "$search" --data "$search" -o runs/minilm-int8

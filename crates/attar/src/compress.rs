@@ -26,6 +26,8 @@ pub struct CompressRequest<'a> {
     /// Runtimes to time on; the first one also measures quality.
     pub runtimes: Vec<Box<dyn Runtime>>,
     pub threads: NonZeroUsize,
+    /// Whether to time original and result.
+    pub is_timed: bool,
     pub latency_threads: NonZeroUsize,
     pub shape: Shape,
     pub output: &'a Path,
@@ -114,7 +116,7 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
         return Err(no_step());
     }
     // What would fail at the end fails now.
-    if let Some(runtime) = request.runtimes.first() {
+    if let Some(runtime) = request.runtimes.first().filter(|_| request.is_timed) {
         subject.session(runtime.as_ref(), &attar_runtime::RunOptions::default())?;
     }
     let sample = calibration_sample(request)?;
@@ -151,8 +153,9 @@ fn measured(
 ) -> Result<CompressOutcome, Error> {
     let subjects = [&request.subject, result];
     let (mut latency, mut warnings) = (Vec::new(), Vec::new());
-    for (index, runtime) in request.runtimes.iter().enumerate() {
-        request.progress.advance("timing", index, request.runtimes.len());
+    let timed = if request.is_timed { request.runtimes.as_slice() } else { &[] };
+    for (index, runtime) in timed.iter().enumerate() {
+        request.progress.advance("timing", index, timed.len());
         let threads = request.latency_threads;
         match latency_of(&subjects, runtime.as_ref(), threads, request.shape, 2.0) {
             Ok(row) => latency.push(row),
@@ -161,7 +164,7 @@ fn measured(
             Err(error) => return Err(error),
         }
     }
-    request.progress.advance("timing", request.runtimes.len(), request.runtimes.len());
+    request.progress.advance("timing", timed.len(), timed.len());
     let mut invariance = Vec::new();
     let mut quality = None;
     if let (Some(data), Some(runtime)) = (&request.data, request.runtimes.first()) {

@@ -61,6 +61,9 @@ pub(crate) struct Compress {
     /// Runtime that measures quality: builtin or ort
     #[arg(long, value_name = "NAME", default_value = "builtin")]
     runtime: String,
+    /// Do not time original and result
+    #[arg(long)]
+    no_timing: bool,
     /// Threads of the timed runs
     #[arg(long, value_name = "N", default_value = "1")]
     latency_threads: std::num::NonZeroUsize,
@@ -99,6 +102,7 @@ impl Compress {
             data,
             runtimes: if output.is_some() { self.runtimes()? } else { Vec::new() },
             threads: self.runtime_arguments.threads(),
+            is_timed: !self.no_timing,
             latency_threads: self.latency_threads,
             shape: Shape { batch: self.batch.get(), length },
             output: output.unwrap_or(Path::new("")),

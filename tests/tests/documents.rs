@@ -1,0 +1,57 @@
+//! Documents that are made from tables in the code say what the code says.
+//!
+//! `ATTAR_WRITE=1 cargo test -p attar-tests --test documents` writes them anew.
+
+use std::path::Path;
+
+use attar_compress::PASSES;
+use attar_ops::OPERATORS;
+
+fn check(file: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
+    if std::env::var_os("ATTAR_WRITE").is_some() {
+        std::fs::write(&path, expected).expect("the folder docs is writable");
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == expected, "docs/{file} is out of date: run this test with ATTAR_WRITE=1");
+}
+
+#[test]
+fn the_table_of_operators_is_that_of_the_code() {
+    let mut text = String::from(
+        "# Operators\n\nWhat `builtin` runs and attar infers shapes and cost for. Made from \
+         `OPERATORS` in `crates/ops`; `attar operators` prints the same.\n\n\
+         | operator | domain | since opset |\n| --- | --- | --- |\n",
+    );
+    for operator in OPERATORS {
+        let (domain, since) = match operator.domain() {
+            "" => ("ai.onnx", operator.since_opset().to_string()),
+            domain => (domain, "made by fusion".into()),
+        };
+        text.push_str(&format!("| {} | {domain} | {since} |\n", operator.op_type()));
+    }
+    check("operators.md", &text);
+}
+
+#[test]
+fn the_reference_of_passes_is_that_of_the_code() {
+    let mut text = String::from(
+        "# Passes\n\nSteps of a recipe. Made from `PASSES` in `crates/compress`; `attar passes` \
+         prints the same. Every step also takes `exclude`, a list of node and tensor names in \
+         which `*` stands for any text.\n",
+    );
+    for entry in PASSES {
+        text.push_str(&format!("\n## `{}`\n\n{}.\n", entry.name, entry.summary));
+        if !entry.options.is_empty() {
+            text.push_str("\n| setting | default | meaning |\n| --- | --- | --- |\n");
+        }
+        for option in entry.options {
+            let default = match option.default {
+                "" => "must be given".to_string(),
+                default => format!("`{default}`"),
+            };
+            text.push_str(&format!("| `{}` | {default} | {} |\n", option.key, option.help));
+        }
+    }
+    check("passes.md", &text);
+}
