@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/toolchain.sh
 
 need_toolchain
-scripts/fetch minilm wordnet mobilenet fashion-mnist
+scripts/fetch minilm mpnet mobilenet wordnet
 need_onnxruntime
 
 log=$(mktemp)

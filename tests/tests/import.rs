@@ -253,7 +253,8 @@ fn the_builtin_runtime_recognizes_every_layer() {
         assert_eq!(count("FusedAttention"), layers, "{name}");
         assert_eq!(count("SkipLayerNormalization"), 2 * layers + 1, "{name}");
         assert_eq!(count("FusedMatMul"), 6 * layers, "{name}");
-        assert_eq!(count("Erf") + count("Softmax") + count("MatMul"), 0, "{name}");
+        // The one product left pools the tokens.
+        assert_eq!((count("Erf"), count("Softmax"), count("MatMul")), (0, 0, 1), "{name}");
     }
 }
 

@@ -90,10 +90,12 @@ fn a_model_is_imported_compressed_measured_and_served_from_its_run_folder() {
     let size = std::fs::metadata(Path::new(&run).join("model.onnx")).unwrap().len();
     assert!(size < 24_000_000, "{size}");
     // Every text embedded alone has the vector it has in a batch.
-    let answer = attar(&["evaluate", &model, &run, "--data", &beir, "--invariance", "15"]);
-    let text = stdout(&answer);
-    assert_eq!(text.matches("15/15").count(), 2, "{text}");
-    assert!(text.contains("nDCG@10"), "{text}");
+    for runtime in ["builtin", "ort"] {
+        let arguments = ["evaluate", &model, &run, "--data", &beir, "--runtime", runtime];
+        let text = stdout(&attar(&[&arguments[..], &["--invariance", "15"]].concat()));
+        assert_eq!(text.matches("15/15").count(), 2, "{text}");
+        assert!(text.contains("nDCG@10"), "{text}");
+    }
 }
 
 #[test]

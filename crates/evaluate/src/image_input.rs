@@ -85,3 +85,35 @@ pub fn image_feeds(
     let shape = [sources.len(), input.mean.len(), input.size, input.size];
     Ok(vec![(only.name.clone(), Tensor::new(&shape, &images.concat()))])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(resize: usize, size: usize) -> ImageInput {
+        ImageInput { resize, size, mean: vec![0.5], std: vec![0.25] }
+    }
+
+    #[test]
+    fn the_centre_is_cut_and_normalized() {
+        let pixels: Vec<u8> = (0..16).map(|i| i * 10).collect();
+        let values = gray_image(&pixels, 4, &input(4, 2));
+        let expected = [50.0, 60.0, 90.0, 100.0].map(|x: f32| (x / 255.0 - 0.5) / 0.25);
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn an_offset_of_a_half_goes_to_the_even_pixel() {
+        // Five columns, two kept: the offset 1.5 becomes 2, and of seven rows 2.5 becomes 2.
+        let pixels: Vec<u8> = (0..35).collect();
+        let values = gray_image(&pixels, 5, &input(5, 2));
+        let expected = [12.0, 13.0, 17.0, 18.0].map(|x: f32| (x / 255.0 - 0.5) / 0.25);
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn a_constant_image_stays_constant_when_resized() {
+        let values = gray_image(&[128; 100 * 60], 100, &input(32, 32));
+        assert!(values.iter().all(|&v| (v - (128.0 / 255.0 - 0.5) / 0.25).abs() < 1e-6));
+    }
+}

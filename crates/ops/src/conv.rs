@@ -10,48 +10,26 @@ use crate::kernels::gemm::{self, PackedA, Strided};
 use crate::kernels::{elementwise, for_rows};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
-pub(crate) struct Conv;
-
-/// Conv, then clamp to the attributes `min` and `max`; made by fusion.
-pub(crate) struct FusedConv;
-
-impl Operator for Conv {
-    fn op_type(&self) -> &'static str {
-        "Conv"
-    }
-
-    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
-        2..=3
-    }
-
-    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        infer(node, inputs)
-    }
-
-    fn kernel(
-        &self,
-        node: &Node,
-        constants: &[Option<&Tensor>],
-    ) -> Result<Box<dyn Kernel>, OpError> {
-        kernel(node, constants)
-    }
-
-    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
-        macs(inputs, outputs)
-    }
-
-    fn keeps_constant(&self, input: usize) -> bool {
-        input == 1
-    }
+/// A convolution, with or without a clamp after it.
+pub(crate) struct Convolution {
+    op_type: &'static str,
+    domain: &'static str,
 }
 
-impl Operator for FusedConv {
+/// Conv of ONNX.
+pub(crate) const CONV: Convolution = Convolution { op_type: "Conv", domain: "" };
+
+/// Conv, then clamp to the attributes `min` and `max`; made by fusion.
+pub(crate) const FUSED_CONV: Convolution =
+    Convolution { op_type: "FusedConv", domain: ATTAR_DOMAIN };
+
+impl Operator for Convolution {
     fn op_type(&self) -> &'static str {
-        "FusedConv"
+        self.op_type
     }
 
     fn domain(&self) -> &'static str {
-        ATTAR_DOMAIN
+        self.domain
     }
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {

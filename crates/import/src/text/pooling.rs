@@ -114,9 +114,17 @@ fn max(builder: &mut Builder, tokens: &str, mask: &str) -> String {
 /// Σ h·mask / max(Σ mask, 10⁻⁹), or divided by the root of that.
 fn mean(builder: &mut Builder, tokens: &str, mask: &str, by_root: bool) -> String {
     let scope = if by_root { "/pooling/mean_sqrt_length" } else { "/pooling/mean" };
-    let mask_of_tokens = mask_of_tokens(builder, scope, mask);
-    let masked = builder.node("Mul", &format!("{scope}/Mul"), &[tokens, &mask_of_tokens]);
-    let sum = builder.reduce("ReduceSum", &format!("{scope}/ReduceSum"), &masked, 1, false);
+    // As a product of matrices, of two equal rows of which the first is kept: ONNX Runtime sums
+    // over an axis in another order for one text than for several, and a product of one row in
+    // another order with padding than without. So a vector never depends on its batch.
+    let axis = builder.integers("axis.1", &[1]);
+    let row = builder.node("Unsqueeze", &format!("{scope}/Unsqueeze"), &[mask, &axis]);
+    let rows = Node::new("Concat", &format!("{scope}/Concat"), &[&row, &row], &[]);
+    let rows = builder.push(rows.with_attribute("axis", 1_i64));
+    let sums = builder.node("MatMul", &format!("{scope}/MatMul"), &[&rows, tokens]);
+    let first = builder.constant("pooling.first", Tensor::scalar(0_i64));
+    let sum = Node::new("Gather", &format!("{scope}/Gather"), &[&sums, &first], &[]);
+    let sum = builder.push(sum.with_attribute("axis", 1_i64));
     let count = builder.reduce("ReduceSum", &format!("{scope}/count/ReduceSum"), mask, 1, true);
     let least = builder.scalar("pooling.count_min", 1e-9);
     let mut divisor = builder.node("Max", &format!("{scope}/count/Max"), &[&count, &least]);
