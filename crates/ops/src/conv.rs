@@ -349,10 +349,16 @@ impl ConvKernel {
                 }
                 None => x,
             };
-            gemm::matmul_packed_left(y, &w[part], Strided::rows(matrix, depth, columns), bias);
-            if self.settings.bounds != [f32::NEG_INFINITY, f32::INFINITY] {
-                let [low, high] = self.settings.bounds;
-                for_rows(y, 1, |_, y| elementwise::clamp(y, low, high));
+            gemm::matmul_packed_left(y, &w[part], Strided::rows(matrix, depth, columns));
+            let [low, high] = self.settings.bounds;
+            if bias.is_some() || [low, high] != [f32::NEG_INFINITY, f32::INFINITY] {
+                // Bias and clamp in one pass: the output no longer fits the cache.
+                for_rows(y, columns, |first, rows| {
+                    for (index, row) in rows.chunks_exact_mut(columns).enumerate() {
+                        let bias = bias.map_or(0.0, |bias| bias[first + index]);
+                        elementwise::add_clamp(row, bias, low, high);
+                    }
+                });
             }
         }
         if let Some(scratch) = scratch {

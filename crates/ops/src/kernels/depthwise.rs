@@ -50,29 +50,25 @@ vectorized! {
         fill_planes(planes, input, window);
         let [height, width] = window.output;
         let count = (height - 1) * pitch + width;
-        let sums = &mut sums[..count];
         let tap = |ky: usize, kx: usize| {
             let (y, x) = (ky * window.dilation[0], kx * window.dilation[1]);
             let phase = (y % window.stride[0]) * window.stride[1] + x % window.stride[1];
             let start = phase * rows * pitch + (y / window.stride[0]) * pitch + x / window.stride[1];
             &planes[start..start + count]
         };
+        let sums = &mut sums[..count];
         if window.kernel == [3, 3] {
             let t: [&[f32]; 9] = std::array::from_fn(|i| tap(i / 3, i % 3));
             let w: &[f32; 9] = weights.first_chunk().expect("a 3×3 kernel has nine weights");
-            let [t0, t1, t2, t3, t4, t5, t6, t7, t8] = t.map(|tap| &tap[..count]);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let mut value = bias;
-                value = fma::<FMA>(t0[i], w[0], value);
-                value = fma::<FMA>(t1[i], w[1], value);
-                value = fma::<FMA>(t2[i], w[2], value);
-                value = fma::<FMA>(t3[i], w[3], value);
-                value = fma::<FMA>(t4[i], w[4], value);
-                value = fma::<FMA>(t5[i], w[5], value);
-                value = fma::<FMA>(t6[i], w[6], value);
-                value = fma::<FMA>(t7[i], w[7], value);
-                *sum = fma::<FMA>(t8[i], w[8], value);
+            if width >= WIDE {
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    let start = row * pitch;
+                    nine_taps::<FMA>(out, t.map(|tap| &tap[start..start + width]), w, bias);
+                    clamp_row(out, bounds);
+                }
+                return;
             }
+            nine_taps::<FMA>(sums, t, w, bias);
         } else {
             sums.fill(bias);
             for ky in 0..window.kernel[0] {
@@ -86,11 +82,40 @@ vectorized! {
         }
         for (row, out) in out.chunks_exact_mut(width).enumerate() {
             let sums = &sums[row * pitch..row * pitch + width];
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                let value = if sum < bounds[0] { bounds[0] } else { sum };
-                *out = if value > bounds[1] { bounds[1] } else { value };
-            }
+            out.copy_from_slice(sums);
+            clamp_row(out, bounds);
         }
+    }
+}
+
+/// Rows at least this wide go straight to the output; narrower ones run as one long loop, since a
+/// vector would be mostly empty in them.
+const WIDE: usize = 48;
+
+#[inline(always)]
+fn clamp_row(row: &mut [f32], [low, high]: [f32; 2]) {
+    for value in row {
+        let bounded = if *value < low { low } else { *value };
+        *value = if bounded > high { high } else { bounded };
+    }
+}
+
+/// out = bias + Σ taps · weights.
+#[inline(always)]
+fn nine_taps<const FMA: bool>(out: &mut [f32], t: [&[f32]; 9], w: &[f32; 9], bias: f32) {
+    let count = out.len();
+    let [t0, t1, t2, t3, t4, t5, t6, t7, t8] = t.map(|tap| &tap[..count]);
+    for (i, out) in out.iter_mut().enumerate() {
+        let mut value = bias;
+        value = fma::<FMA>(t0[i], w[0], value);
+        value = fma::<FMA>(t1[i], w[1], value);
+        value = fma::<FMA>(t2[i], w[2], value);
+        value = fma::<FMA>(t3[i], w[3], value);
+        value = fma::<FMA>(t4[i], w[4], value);
+        value = fma::<FMA>(t5[i], w[5], value);
+        value = fma::<FMA>(t6[i], w[6], value);
+        value = fma::<FMA>(t7[i], w[7], value);
+        *out = fma::<FMA>(t8[i], w[8], value);
     }
 }
 

@@ -83,6 +83,15 @@ vectorized! {
         }
     }
 
+    /// data = clamp(data + constant, low, high). NaN stays.
+    pub(crate) fn add_clamp<FMA>(data: &mut [f32], constant: f32, low: f32, high: f32) {
+        for value in data {
+            let sum = *value + constant;
+            let bounded = if sum < low { low } else { sum };
+            *value = if bounded > high { high } else { bounded };
+        }
+    }
+
     /// The least and the greatest value; (∞, −∞) for none. NaN is skipped.
     pub(crate) fn min_max<FMA>(data: &[f32]) -> (f32, f32) {
         const LANES: usize = 32;

@@ -84,16 +84,10 @@ pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[
         .expect("sizes of a matrix product were checked");
 }
 
-/// out = a·b + bias with a packed left side, `bias` one value per row.
-pub(crate) fn matmul_packed_left(
-    out: &mut [f32],
-    a: &PackedA,
-    b: Strided<f32>,
-    bias: Option<&[f32]>,
-) {
-    let options = GemmOptions { bias: bias.map(BiasVector::Column), ..GemmOptions::default() };
+/// out = a·b with a packed left side.
+pub(crate) fn matmul_packed_left(out: &mut [f32], a: &PackedA, b: Strided<f32>) {
     let b = GemmInputB::Unpacked(b.matrix());
-    F32.with(|gemm| gemm.gemm(out, GemmInputA::Packed(&a.0), b, options))
+    F32.with(|gemm| gemm.gemm(out, GemmInputA::Packed(&a.0), b, GemmOptions::default()))
         .expect("sizes of a matrix product were checked");
 }
 
