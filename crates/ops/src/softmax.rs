@@ -1,7 +1,6 @@
 //! Softmax along one axis (opset 13 and later): y = exp(x − max x) / Σ exp(x − max x).
 //!
-//! Up to opset 12 all axes from `axis` on counted as one; where `axis` is the last, which is what
-//! exporters write, both meanings are the same. Others are refused when the model is loaded.
+//! Up to opset 12 all axes from `axis` on counted as one; models of those opsets are refused.
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
