@@ -10,7 +10,7 @@ mod validate;
 
 pub use dim::{Dim, parse_dim};
 pub use edit::{Edit, Plan, apply};
-pub use links::{Links, Use};
+pub use links::{Links, Use, captured_names};
 pub use node::{
     Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, Value, ValueType,
 };

@@ -1,6 +1,6 @@
 //! Who produces and who reads each value.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::{Graph, Node};
 
@@ -86,4 +86,27 @@ pub(crate) fn for_each_name_read<'a>(graph: &'a Graph, visit: &mut dyn FnMut(&'a
         }
         graph.outputs.iter().for_each(|output| visit(&output.name));
     }
+}
+
+/// Names that `graph`, the body of a node, takes from the graphs around it, each once, in the
+/// order of first reading.
+pub fn captured_names(graph: &Graph) -> Vec<&str> {
+    let mut defined: HashSet<&str> = HashSet::new();
+    let mut open = vec![graph];
+    while let Some(graph) = open.pop() {
+        defined.extend(graph.inputs.iter().map(|input| input.name.as_str()));
+        defined.extend(graph.initializers.keys().map(String::as_str));
+        for node in &graph.nodes {
+            defined.extend(node.outputs.iter().map(String::as_str));
+            open.extend(node.subgraphs());
+        }
+    }
+    let mut captured = Vec::new();
+    for_each_name_read(graph, &mut |name| {
+        // Whatever is seen once counts as defined from then on.
+        if defined.insert(name) {
+            captured.push(name);
+        }
+    });
+    captured
 }

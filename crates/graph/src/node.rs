@@ -24,6 +24,16 @@ pub struct Model {
 }
 
 impl Model {
+    /// The model around an empty graph: what a graph inside one of its nodes is read with.
+    pub fn without_graph(&self) -> Self {
+        Self {
+            ir_version: self.ir_version,
+            opsets: self.opsets.clone(),
+            functions: self.functions.clone(),
+            ..Self::default()
+        }
+    }
+
     /// Version of the ONNX operator set; 1 where the model names none.
     pub fn opset(&self) -> i64 {
         self.opsets.get("").copied().unwrap_or(1)
@@ -122,6 +132,12 @@ impl Value {
     pub fn tensor(name: impl Into<String>, dtype: DType, shape: Vec<Dim>) -> Self {
         let value_type = Some(ValueType::Tensor { dtype: Some(dtype), shape: Some(shape) });
         Self { name: name.into(), value_type, doc_string: String::new(), extra: Bytes::new() }
+    }
+
+    /// A value of which nothing but the name is known.
+    pub fn untyped(name: impl Into<String>) -> Self {
+        let (doc_string, extra) = (String::new(), Bytes::new());
+        Self { name: name.into(), value_type: None, doc_string, extra }
     }
 
     pub fn dtype(&self) -> Option<DType> {

@@ -6,6 +6,7 @@
 //! are lost.
 #![deny(clippy::as_conversions)]
 
+mod content;
 mod error;
 mod external;
 mod fields;
@@ -21,6 +22,7 @@ mod tests;
 mod types;
 mod walk;
 
+pub use content::{OptionalContent, optional_from_bytes, sequence_from_bytes, tensor_from_bytes};
 pub use error::OnnxError;
 pub use load::{from_bytes, load};
 pub use save::{SaveOptions, save, to_bytes};

@@ -408,3 +408,32 @@ pub(crate) enum DimValue {
     #[prost(string, tag = "2")]
     Param(String),
 }
+
+/// A file of its own, as ONNX's test data has it: a sequence, of tensors as far as attar reads it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SequenceProto {
+    #[prost(string, optional, tag = "1")]
+    pub name: Option<String>,
+    #[prost(int32, optional, tag = "2")]
+    pub elem_type: Option<i32>,
+    #[prost(message, repeated, tag = "3")]
+    pub tensor_values: Vec<TensorProto>,
+}
+
+/// Likewise an optional.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct OptionalProto {
+    #[prost(string, optional, tag = "1")]
+    pub name: Option<String>,
+    #[prost(int32, optional, tag = "2")]
+    pub elem_type: Option<i32>,
+    #[prost(message, optional, tag = "3")]
+    pub tensor_value: Option<TensorProto>,
+    #[prost(message, optional, tag = "5")]
+    pub sequence_value: Option<SequenceProto>,
+}
+
+/// The [`OptionalProto::elem_type`] of an optional tensor.
+pub(crate) const OPTIONAL_TENSOR: i32 = 1;
+/// The [`OptionalProto::elem_type`] of an optional sequence.
+pub(crate) const OPTIONAL_SEQUENCE: i32 = 3;

@@ -1,11 +1,14 @@
 //! What operators mean: shapes, values and cost, one file per operator or family.
 
+mod body;
 mod broadcast;
+mod datum;
 mod fact;
 mod fold;
 pub mod fuse;
 mod graph_facts;
 mod kernels;
+mod program;
 mod run;
 mod words;
 
@@ -53,11 +56,14 @@ mod where_;
 use attar_graph::{Dim, GraphError, Node};
 use attar_tensor::{DType, Tensor};
 
+pub use body::Body;
+pub use datum::Datum;
 pub use fact::Fact;
 pub use fold::fold_constants;
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph};
 pub use kernels::isa_name;
-pub use run::{Kernel, Pool, Run};
+pub use program::{Program, ProgramError, Visit};
+pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
@@ -183,6 +189,28 @@ pub trait Operator: Sync {
     fn keeps_constant(&self, _input: usize) -> bool {
         false
     }
+
+    /// Whether f16 and bf16 inputs are computed in f32 and f32 results rounded back, as ONNX
+    /// Runtime does on CPUs. For operators whose kernels know neither.
+    fn widens_half(&self) -> bool {
+        false
+    }
+
+    /// The operator's kernels over sequences, optionals or bodies, in place of [`kernel`].
+    ///
+    /// [`kernel`]: Self::kernel
+    fn over_data(&self) -> Option<&dyn OverData> {
+        None
+    }
+}
+
+/// An operator whose inputs or outputs are not all tensors, or that runs bodies.
+pub trait OverData: Sync {
+    /// Prepares to run a node with its bodies, in the order of its attributes.
+    ///
+    /// # Errors
+    /// Attributes or bodies that the operator does not take.
+    fn data_kernel(&self, node: &Node, bodies: Vec<Body>) -> Result<Box<dyn DataKernel>, OpError>;
 }
 
 /// Finds an operator by domain and type; `ai.onnx` is the ONNX domain.
@@ -237,6 +265,10 @@ pub enum OpError {
     #[error("{what} is not supported")]
     Unsupported { what: String },
 
+    /// A node of a body: a branch of If, the body of Loop or Scan.
+    #[error("runs {op_type} (node `{node}`), which {source}")]
+    Inner { node: String, op_type: String, source: Box<OpError> },
+
     #[error(transparent)]
     Attribute(#[from] GraphError),
 }
@@ -265,6 +297,7 @@ impl OpError {
                 "see `attar operators`; ONNX Runtime may run it: `--runtime ort`".into()
             }
             Self::Opset { since, .. } => format!("export the model for opset {since} or later"),
+            Self::Inner { source, .. } => source.hint(),
             _ => "check the model: `attar inspect MODEL`".into(),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use attar_tensor::{Buffer, DType, Element, Tensor, element_count};
 
-use crate::OpError;
+use crate::{Datum, OpError};
 
 /// Free buffers, kept so that a warmed-up model allocates nothing.
 #[derive(Default)]
@@ -50,6 +50,15 @@ impl Pool {
     pub fn recycle(&self, tensor: Tensor) {
         if let Some(buffer) = tensor.into_buffer() {
             self.recycle_buffer(buffer);
+        }
+    }
+
+    /// Takes back what a value held.
+    pub fn recycle_datum(&self, datum: Datum) {
+        match datum {
+            Datum::Tensor(tensor) => self.recycle(tensor),
+            Datum::Sequence(tensors) => tensors.into_iter().for_each(|tensor| self.recycle(tensor)),
+            Datum::Empty => {}
         }
     }
 
@@ -115,6 +124,60 @@ where
     F: Fn(&mut Run) -> Result<Vec<Tensor>, OpError> + Send + Sync,
 {
     fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+        self(run)
+    }
+}
+
+/// One run of one kernel over more than tensors.
+pub struct DataRun<'a> {
+    /// The node's own inputs, `None` where an optional one is absent; then what its bodies capture.
+    pub inputs: Vec<Option<Datum>>,
+    pub pool: &'a Pool,
+}
+
+impl DataRun<'_> {
+    pub fn optional(&self, index: usize) -> Option<&Datum> {
+        self.inputs.get(index).and_then(Option::as_ref)
+    }
+
+    /// # Errors
+    /// When the input is absent.
+    pub fn input(&self, index: usize) -> Result<&Datum, OpError> {
+        self.optional(index).ok_or(OpError::MissingInput { index })
+    }
+
+    /// # Errors
+    /// When the input is absent or no tensor.
+    pub fn tensor(&self, index: usize) -> Result<&Tensor, OpError> {
+        let datum = self.input(index)?;
+        let error = || OpError::value(&format!("input {index}"), datum.kind(), "a tensor");
+        datum.tensor().ok_or_else(error)
+    }
+
+    /// # Errors
+    /// When the input is absent or no sequence.
+    pub fn sequence(&self, index: usize) -> Result<&[Tensor], OpError> {
+        match self.input(index)? {
+            Datum::Sequence(tensors) => Ok(tensors),
+            other => Err(OpError::value(&format!("input {index}"), other.kind(), "a sequence")),
+        }
+    }
+}
+
+/// A node of an operator over sequences, optionals or bodies, made ready.
+pub trait DataKernel: Send + Sync {
+    /// Computes the outputs, in the node's order.
+    ///
+    /// # Errors
+    /// Inputs that the operator does not take, or what a node of a body says.
+    fn run(&self, run: &mut DataRun) -> Result<Vec<Datum>, OpError>;
+}
+
+impl<F> DataKernel for F
+where
+    F: Fn(&mut DataRun) -> Result<Vec<Datum>, OpError> + Send + Sync,
+{
+    fn run(&self, run: &mut DataRun) -> Result<Vec<Datum>, OpError> {
         self(run)
     }
 }

@@ -5,7 +5,7 @@ mod feeds;
 mod ort;
 
 use attar_graph::{GraphError, Model, Value};
-use attar_ops::OpError;
+use attar_ops::{OpError, ProgramError};
 use attar_tensor::Tensor;
 
 pub use builtin::Builtin;
@@ -96,6 +96,15 @@ pub enum RuntimeError {
 
     #[error("no ONNX Runtime library found: {tried}")]
     OrtNotFound { tried: String },
+}
+
+impl From<ProgramError> for RuntimeError {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::Node { node, op_type, source } => Self::Node { node, op_type, source },
+            ProgramError::Graph(error) => Self::Graph(error),
+        }
+    }
 }
 
 impl RuntimeError {

@@ -1,0 +1,220 @@
+//! A graph made ready to run: fused, constants packed, the lifetime of every value planned.
+
+mod planner;
+
+use attar_graph::{GraphError, Model, Value};
+use attar_tensor::{DType, Tensor};
+
+use crate::{DataKernel, DataRun, Datum, Kernel, OpError, Pool, Run, fuse};
+
+/// Where a kernel finds an input.
+#[derive(Clone, Copy)]
+enum Source {
+    Absent,
+    Constant(usize),
+    /// A slot, and whether the value dies with this reading.
+    Slot(usize, bool),
+}
+
+/// A kernel over tensors alone, which is the rule, or over more.
+enum StepKernel {
+    Tensors(Box<dyn Kernel>),
+    Data(Box<dyn DataKernel>),
+}
+
+/// One node, ready to run.
+struct Step {
+    kernel: StepKernel,
+    /// Whether f16 and bf16 are computed in f32.
+    widens_half: bool,
+    inputs: Vec<Source>,
+    /// Slots of the outputs; `None` where nothing reads one.
+    outputs: Vec<Option<usize>>,
+    /// Outputs to show, by index, with the names to show them under.
+    observed: Vec<(usize, String)>,
+    node: String,
+    op_type: String,
+}
+
+/// Shows an observed value by name.
+pub type Visit<'a> = &'a mut (dyn FnMut(&str, &Tensor) + Send);
+
+/// A graph made ready to run.
+pub struct Program {
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    steps: Vec<Step>,
+    constants: Vec<Tensor>,
+    /// Slot of each required input.
+    input_slots: Vec<usize>,
+    output_sources: Vec<Source>,
+    slot_count: usize,
+}
+
+/// Why a graph cannot be made ready, or does not run.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ProgramError {
+    #[error("{op_type} (node `{node}`) {source}")]
+    Node { node: String, op_type: String, source: Box<OpError> },
+
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+impl From<ProgramError> for OpError {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::Node { node, op_type, source } => Self::Inner { node, op_type, source },
+            ProgramError::Graph(error) => Self::Attribute(error),
+        }
+    }
+}
+
+impl Program {
+    /// Fuses and plans a model. The values named in `observed` are kept by fusion, and shown by
+    /// [`observe`](Self::observe).
+    ///
+    /// # Errors
+    /// When a node's operator is unknown or does not take the node.
+    pub fn new(mut model: Model, observed: &[String]) -> Result<Self, ProgramError> {
+        let output_count = model.graph.outputs.len();
+        // What is to be observed counts as an output, so that fusion leaves it in place.
+        for name in observed {
+            if !model.graph.is_output(name) {
+                model.graph.outputs.push(Value::tensor(name, DType::F32, Vec::new()));
+            }
+        }
+        fuse::fuse_for_runtime(&mut model)?;
+        model.graph.outputs.truncate(output_count);
+        planner::plan(&model, observed)
+    }
+
+    /// What must be fed, in model order.
+    pub fn inputs(&self) -> &[Value] {
+        &self.inputs
+    }
+
+    pub fn outputs(&self) -> &[Value] {
+        &self.outputs
+    }
+
+    /// Runs the graph on one datum per input.
+    ///
+    /// # Errors
+    /// [`ProgramError::Node`] for the node that fails.
+    ///
+    /// # Panics
+    /// When the count of feeds is not that of the inputs.
+    pub fn run(&self, feeds: Vec<Datum>, pool: &Pool) -> Result<Vec<Datum>, ProgramError> {
+        self.observe(feeds, pool, None)
+    }
+
+    /// Runs the graph and shows the observed values as they are computed.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn observe(
+        &self,
+        feeds: Vec<Datum>,
+        pool: &Pool,
+        mut visit: Option<Visit>,
+    ) -> Result<Vec<Datum>, ProgramError> {
+        assert_eq!(feeds.len(), self.input_slots.len(), "one feed per input");
+        let mut slots: Vec<Option<Datum>> = vec![None; self.slot_count];
+        for (feed, &slot) in feeds.into_iter().zip(&self.input_slots) {
+            slots[slot] = Some(feed);
+        }
+        for step in &self.steps {
+            let outputs = self.run_step(step, &mut slots, pool).map_err(|source| {
+                let (node, op_type) = (step.node.clone(), step.op_type.clone());
+                ProgramError::Node { node, op_type, source: Box::new(source) }
+            })?;
+            if let Some(visit) = &mut visit {
+                for (position, name) in &step.observed {
+                    if let Some(Datum::Tensor(tensor)) = outputs.get(*position) {
+                        visit(name, tensor);
+                    }
+                }
+            }
+            for (datum, slot) in outputs.into_iter().zip(&step.outputs) {
+                match slot {
+                    Some(slot) => slots[*slot] = Some(datum),
+                    None => pool.recycle_datum(datum),
+                }
+            }
+        }
+        let take = |source: &Source| match *source {
+            Source::Constant(index) => Datum::Tensor(self.constants[index].clone()),
+            Source::Slot(slot, _) => slots[slot].clone().expect("an output was computed or fed"),
+            Source::Absent => unreachable!("outputs have names"),
+        };
+        let outputs = self.output_sources.iter().map(take).collect();
+        slots.into_iter().flatten().for_each(|datum| pool.recycle_datum(datum));
+        Ok(outputs)
+    }
+
+    fn run_step(
+        &self,
+        step: &Step,
+        slots: &mut [Option<Datum>],
+        pool: &Pool,
+    ) -> Result<Vec<Datum>, OpError> {
+        let inputs = step.inputs.iter().map(|source| match *source {
+            Source::Absent => None,
+            Source::Constant(index) => Some(Datum::Tensor(self.constants[index].clone())),
+            Source::Slot(slot, true) => slots[slot].take(),
+            Source::Slot(slot, false) => slots[slot].clone(),
+        });
+        let outputs = match &step.kernel {
+            StepKernel::Data(kernel) => {
+                let mut run = DataRun { inputs: inputs.collect(), pool };
+                let outputs = kernel.run(&mut run)?;
+                run.inputs.into_iter().flatten().for_each(|datum| pool.recycle_datum(datum));
+                outputs
+            }
+            StepKernel::Tensors(kernel) => {
+                let inputs = inputs.enumerate().map(|(index, datum)| match datum {
+                    Some(Datum::Tensor(tensor)) => Ok(Some(tensor)),
+                    None => Ok(None),
+                    Some(other) => other.into_tensor(index).map(Some),
+                });
+                let mut run = Run { inputs: inputs.collect::<Result<_, _>>()?, pool };
+                let narrow = if step.widens_half { widen(&mut run) } else { None };
+                let mut outputs = kernel.run(&mut run)?;
+                run.inputs.into_iter().flatten().for_each(|tensor| pool.recycle(tensor));
+                if let Some(dtype) = narrow {
+                    narrow_to(dtype, &mut outputs, pool);
+                }
+                outputs.into_iter().map(Datum::Tensor).collect()
+            }
+        };
+        if step.outputs.iter().skip(outputs.len()).any(Option::is_some) {
+            let (found, allowed) = (step.outputs.len(), format!("at most {}", outputs.len()));
+            return Err(OpError::value("the count of outputs", found, allowed));
+        }
+        Ok(outputs)
+    }
+}
+
+/// Makes f16 and bf16 inputs f32, and tells the type of the first.
+fn widen(run: &mut Run) -> Option<DType> {
+    let mut narrow = None;
+    for input in run.inputs.iter_mut().flatten() {
+        if matches!(input.dtype(), DType::F16 | DType::BF16) {
+            narrow = narrow.or(Some(input.dtype()));
+            *input = input.converted(DType::F32).expect("floats convert to f32");
+        }
+    }
+    narrow
+}
+
+/// Rounds f32 outputs to `dtype`.
+fn narrow_to(dtype: DType, outputs: &mut [Tensor], pool: &Pool) {
+    for output in outputs.iter_mut().filter(|output| output.dtype() == DType::F32) {
+        let narrow = output.converted(dtype).expect("f32 converts to any float");
+        pool.recycle(std::mem::replace(output, narrow));
+    }
+}

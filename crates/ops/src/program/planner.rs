@@ -1,0 +1,171 @@
+//! Turns a graph into steps over numbered slots.
+
+use std::collections::HashMap;
+
+use attar_graph::{AttributeValue, Graph, Model, Node, captured_names};
+use attar_tensor::{DType, Tensor};
+
+use super::{Program, ProgramError, Source, Step, StepKernel};
+use crate::{Body, check};
+
+pub(super) fn plan(model: &Model, observed: &[String]) -> Result<Program, ProgramError> {
+    Planner::new(model, observed).plan()
+}
+
+struct Planner<'a> {
+    model: &'a Model,
+    observed: &'a [String],
+    slot_of: HashMap<&'a str, usize>,
+    constant_of: HashMap<&'a str, &'a Tensor>,
+    used_constants: HashMap<&'a str, usize>,
+    constants: Vec<Tensor>,
+    /// Index of the last node that reads each value.
+    last_use: HashMap<&'a str, usize>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(model: &'a Model, observed: &'a [String]) -> Self {
+        let graph = &model.graph;
+        let mut last_use = HashMap::new();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            last_use.extend(node.inputs.iter().map(|name| (name.as_str(), index)));
+            for body in node.subgraphs() {
+                last_use.extend(captured_names(body).into_iter().map(|name| (name, index)));
+            }
+        }
+        // What the model returns outlives every node.
+        last_use.extend(graph.outputs.iter().map(|output| (output.name.as_str(), usize::MAX)));
+        Self {
+            model,
+            observed,
+            slot_of: HashMap::new(),
+            constant_of: graph.constants().collect(),
+            used_constants: HashMap::new(),
+            constants: Vec::new(),
+            last_use,
+        }
+    }
+
+    fn plan(mut self) -> Result<Program, ProgramError> {
+        let graph: &'a Graph = &self.model.graph;
+        let input_slots: Vec<usize> =
+            graph.required_inputs().map(|input| self.slot(&input.name)).collect();
+        let mut steps = Vec::with_capacity(graph.nodes.len());
+        for (index, node) in graph.nodes.iter().enumerate() {
+            // Constants were looked up above; their nodes have nothing left to do.
+            if node.constant().is_none() {
+                steps.push(self.step(index, node)?);
+            }
+        }
+        let output_sources =
+            graph.outputs.iter().map(|output| self.source(&output.name, usize::MAX)).collect();
+        Ok(Program {
+            inputs: graph.required_inputs().cloned().collect(),
+            outputs: graph.outputs.clone(),
+            steps,
+            input_slots,
+            output_sources,
+            slot_count: self.slot_of.len(),
+            constants: self.constants,
+        })
+    }
+
+    fn slot(&mut self, name: &'a str) -> usize {
+        let next = self.slot_of.len();
+        *self.slot_of.entry(name).or_insert(next)
+    }
+
+    fn source(&mut self, name: &'a str, node: usize) -> Source {
+        if name.is_empty() {
+            return Source::Absent;
+        }
+        if let Some(tensor) = self.constant_of.get(name) {
+            let next = self.constants.len();
+            let index = *self.used_constants.entry(name).or_insert(next);
+            if index == next {
+                self.constants.push(tensor.aligned());
+            }
+            return Source::Constant(index);
+        }
+        Source::Slot(self.slot_of[name], self.last_use.get(name) == Some(&node))
+    }
+
+    fn step(&mut self, index: usize, node: &'a Node) -> Result<Step, ProgramError> {
+        let fail = |source| ProgramError::Node {
+            node: node.label().into(),
+            op_type: node.op_type.clone(),
+            source: Box::new(source),
+        };
+        let operator = check(node, self.model.opset()).map_err(fail)?;
+        let constants: Vec<Option<&Tensor>> =
+            node.inputs.iter().map(|name| self.constant_of.get(name.as_str()).copied()).collect();
+        let (bodies, captured) = self.bodies(node)?;
+        let kernel = match operator.over_data() {
+            Some(operator) => operator.data_kernel(node, bodies).map(StepKernel::Data),
+            None if operator.widens_half() => {
+                let widened = widened(&constants);
+                let seen: Vec<Option<&Tensor>> = widened.iter().map(Option::as_ref).collect();
+                operator.kernel(node, &seen).map(StepKernel::Tensors)
+            }
+            None => operator.kernel(node, &constants).map(StepKernel::Tensors),
+        };
+        let kernel = kernel.map_err(fail)?;
+        let mut inputs = Vec::with_capacity(node.inputs.len());
+        for (position, name) in node.inputs.iter().enumerate() {
+            let is_kept = constants[position].is_some() && operator.keeps_constant(position);
+            inputs.push(if is_kept { Source::Absent } else { self.source(name, index) });
+        }
+        inputs.extend(captured.into_iter().map(|name| self.source(name, index)));
+        read_last(&mut inputs);
+        let outputs = (node.outputs.iter())
+            .map(|name| self.last_use.contains_key(name.as_str()).then(|| self.slot(name)))
+            .collect();
+        let observed = (node.outputs.iter().enumerate())
+            .filter(|(_, name)| self.observed.contains(name))
+            .map(|(position, name)| (position, name.clone()))
+            .collect();
+        let (node, op_type) = (node.label().to_string(), node.op_type.clone());
+        let widens_half = operator.widens_half();
+        Ok(Step { kernel, widens_half, inputs, outputs, observed, node, op_type })
+    }
+
+    /// The bodies of a node, and the values that they capture.
+    fn bodies(&self, node: &'a Node) -> Result<(Vec<Body>, Vec<&'a str>), ProgramError> {
+        let mut captured: Vec<&str> = Vec::new();
+        let mut bodies = Vec::new();
+        for (name, attribute) in &node.attributes {
+            let AttributeValue::Graph(graph) = &attribute.value else { continue };
+            for name in captured_names(graph) {
+                if !self.constant_of.contains_key(name) && !captured.contains(&name) {
+                    captured.push(name);
+                }
+            }
+            let position_of = |name: &str| {
+                let among = captured.iter().position(|captured| *captured == name);
+                node.inputs.len() + among.expect("every captured value was listed")
+            };
+            bodies.push(Body::new(graph, name, self.model, &self.constant_of, position_of)?);
+        }
+        Ok((bodies, captured))
+    }
+}
+
+/// Constants as a kernel that widens them will see them.
+fn widened(constants: &[Option<&Tensor>]) -> Vec<Option<Tensor>> {
+    let widen = |tensor: &Tensor| match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.converted(DType::F32).expect("floats convert to f32"),
+        _ => tensor.clone(),
+    };
+    constants.iter().map(|constant| constant.map(widen)).collect()
+}
+
+/// A value read twice by one node dies with the last of the readings.
+fn read_last(inputs: &mut [Source]) {
+    for position in 0..inputs.len() {
+        let Source::Slot(slot, true) = inputs[position] else { continue };
+        let again = |later: &Source| matches!(later, Source::Slot(other, _) if *other == slot);
+        if inputs[position + 1..].iter().any(again) {
+            inputs[position] = Source::Slot(slot, false);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One case: a graph as text, what it is fed, and how it is held against ONNX Runtime.
+
+use attar_graph::testing::graph_from_text;
+use attar_graph::{AttributeValue, Model};
+use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
+use attar_tensor::Tensor;
+use attar_tests::{numbers, ort_library};
+
+/// A graph as text and what it is fed.
+pub(crate) struct Case {
+    pub(crate) text: String,
+    pub(crate) feeds: Vec<(&'static str, Tensor)>,
+    opset: i64,
+    /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
+    /// same bits. f32 sums of a few hundred terms differ by their order in the sixth digit.
+    tolerance: f64,
+}
+
+pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
+    Case { text: text.into(), feeds, opset: 17, tolerance: 2e-6 }
+}
+
+impl Case {
+    pub(crate) fn opset(mut self, opset: i64) -> Self {
+        self.opset = opset;
+        self
+    }
+
+    pub(crate) fn exact(mut self) -> Self {
+        self.tolerance = 0.0;
+        self
+    }
+
+    pub(crate) fn within(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+}
+
+pub(crate) fn f32s(shape: &[usize]) -> Tensor {
+    let count = shape.iter().product();
+    Tensor::new(shape, &numbers(count, count as u64 + shape.len() as u64))
+}
+
+pub(crate) fn positive(shape: &[usize]) -> Tensor {
+    let values: Vec<f32> = f32s(shape).slice::<f32>().iter().map(|x| x.abs() + 0.1).collect();
+    Tensor::new(shape, &values)
+}
+
+pub(crate) fn i64s(values: &[i64]) -> Tensor {
+    Tensor::new(&[values.len()], values)
+}
+
+pub(crate) fn bytes_u8(shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    Tensor::new(shape, &(0..count).map(|i| (i * 97 % 256) as u8).collect::<Vec<_>>())
+}
+
+pub(crate) fn bytes_i8(shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    Tensor::new(shape, &(0..count).map(|i| (i * 89 % 255) as u8 as i8).collect::<Vec<_>>())
+}
+
+pub(crate) fn bools(shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    Tensor::from_bools(shape, &(0..count).map(|i| i % 3 != 1).collect::<Vec<_>>())
+}
+
+pub(crate) fn declared(name: &str, tensor: &Tensor) -> String {
+    let dims: Vec<String> = tensor.shape().iter().map(ToString::to_string).collect();
+    format!("{name}: {}[{}]\n", tensor.dtype(), dims.join(", "))
+}
+
+pub(crate) fn model_of(case: &Case) -> Model {
+    let mut text: String = case.feeds.iter().map(|(name, tensor)| declared(name, tensor)).collect();
+    text.push_str(&case.text);
+    let mut graph = graph_from_text(&text);
+    for output in &mut graph.outputs {
+        output.value_type = None;
+    }
+    // `Cast` names its type by number; `Constant` values cannot be written as text.
+    for node in graph.nodes.iter_mut().filter(|node| node.is("Constant")) {
+        let value = AttributeValue::from(Tensor::new(&[2], &[1.5_f32, -2.0]));
+        node.attributes.insert("value".into(), value.into());
+    }
+    Model {
+        ir_version: 9,
+        opsets: [(String::new(), case.opset)].into_iter().collect(),
+        graph,
+        ..Model::default()
+    }
+}
+
+pub(crate) fn run(runtime: &dyn Runtime, model: &Model, case: &Case) -> Vec<Tensor> {
+    let feeds: Vec<(&str, &Tensor)> = case.feeds.iter().map(|(name, t)| (*name, t)).collect();
+    let result = runtime.load(model, &RunOptions::default()).and_then(|mut s| s.run(&feeds));
+    result.unwrap_or_else(|error| panic!("{}: {}: {error}", runtime.name(), case.text))
+}
+
+pub(crate) fn numbers_of(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f64().expect("an output holds numbers")
+}
+
+/// Largest difference over the largest finite magnitude expected.
+pub(crate) fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    let (found, expected) = (numbers_of(found), numbers_of(expected));
+    let scale = expected.iter().filter(|x| x.is_finite()).fold(1e-30, |m: f64, x| m.max(x.abs()));
+    let differ = |a: f64, b: f64| match (a.is_nan(), b.is_nan()) {
+        (true, true) => 0.0,
+        _ if a == b => 0.0,
+        _ => (a - b).abs() / scale,
+    };
+    let worst = found.iter().zip(&expected).map(|(&a, &b)| differ(a, b));
+    worst.fold(0.0, |m, d| if d.is_nan() || d > m { d } else { m })
+}
+
+pub(crate) fn check(cases: &[Case]) {
+    let mut ort = Ort::find(Some(&ort_library())).expect("./test.sh fetches ONNX Runtime");
+    ort.optimize = false;
+    for case in cases {
+        let model = model_of(case);
+        let (found, expected) = (run(&Builtin, &model, case), run(&ort, &model, case));
+        assert_eq!(found.len(), expected.len(), "{}", case.text);
+        for (found, expected) in found.iter().zip(&expected) {
+            let shapes: Vec<_> = case.feeds.iter().map(|(_, t)| t.shape()).collect();
+            let place = format!("{} on {shapes:?}", case.text);
+            assert_eq!(found.dtype(), expected.dtype(), "{place}");
+            assert_eq!(found.shape(), expected.shape(), "{place}");
+            let worst = difference(found, expected);
+            assert!(worst <= case.tolerance, "{place}: differs by {worst:e}");
+        }
+    }
+}
