@@ -12,7 +12,13 @@ pub struct Facts {
     by_value: HashMap<String, Fact>,
     /// Nodes that could not be inferred, with the reason, in node order.
     pub problems: Vec<(String, OpError)>,
+    /// How many bodies are open around the graph being looked at.
+    depth: usize,
 }
+
+/// Bodies nested deeper are not looked into: a loop's body is looked at more than once, and the
+/// count multiplies with every level.
+const DEPTH_MAX: usize = 6;
 
 impl Facts {
     pub fn get(&self, value: &str) -> Option<&Fact> {
@@ -20,42 +26,78 @@ impl Facts {
     }
 }
 
-/// Infers types and shapes of all values of the outer graph. Where an operator is unknown, what
-/// the file records of its outputs is taken instead.
+/// Infers types and shapes of all values, those inside bodies too. Where an operator is unknown,
+/// what the file records of its outputs is taken instead.
 pub fn infer_graph(model: &Model) -> Facts {
-    let graph = &model.graph;
     let mut facts = Facts::default();
-    for input in &graph.inputs {
-        if let Some(fact) = fact_of(input) {
-            facts.by_value.insert(input.name.clone(), fact);
+    let inputs = model.graph.inputs.iter().map(fact_of).collect();
+    facts.infer(&model.graph, model.opset(), inputs);
+    facts
+}
+
+impl Facts {
+    /// Infers one graph from what is known of its inputs, and tells what is known of its outputs.
+    fn infer(&mut self, graph: &Graph, opset: i64, inputs: Vec<Option<Fact>>) -> Vec<Option<Fact>> {
+        for (input, fact) in graph.inputs.iter().zip(inputs) {
+            match fact.or_else(|| fact_of(input)) {
+                Some(fact) => self.by_value.insert(input.name.clone(), fact),
+                // The body may have been looked at before with more known.
+                None => self.by_value.remove(&input.name),
+            };
         }
+        for (name, stored) in &graph.initializers {
+            self.by_value.insert(name.clone(), Fact::constant(&stored.tensor));
+        }
+        let recorded: HashMap<&str, &Value> =
+            graph.values.iter().chain(&graph.outputs).map(|v| (v.name.as_str(), v)).collect();
+        for node in &graph.nodes {
+            let mut inferred = self.infer_node(node, opset).into_iter();
+            for output in &node.outputs {
+                let fact = inferred.next().flatten();
+                if output.is_empty() {
+                    continue;
+                }
+                let known = recorded.get(output.as_str()).and_then(|value| fact_of(value));
+                match merged(fact, known) {
+                    Some(fact) => self.by_value.insert(output.clone(), fact),
+                    None => self.by_value.remove(output),
+                };
+            }
+        }
+        graph.outputs.iter().map(|output| self.get(&output.name).cloned()).collect()
     }
-    for (name, stored) in &graph.initializers {
-        facts.by_value.insert(name.clone(), Fact::constant(&stored.tensor));
-    }
-    let recorded: HashMap<&str, &Value> =
-        graph.values.iter().chain(&graph.outputs).map(|v| (v.name.as_str(), v)).collect();
-    for node in &graph.nodes {
-        let inputs: Vec<Option<&Fact>> =
-            node.inputs.iter().map(|name| facts.by_value.get(name)).collect();
-        let result = check(node, model.opset()).and_then(|operator| operator.infer(node, &inputs));
-        let inferred = match result {
-            Ok(inferred) => inferred,
+
+    fn infer_node(&mut self, node: &Node, opset: i64) -> Vec<Option<Fact>> {
+        let inputs: Vec<Option<Fact>> =
+            node.inputs.iter().map(|name| self.by_value.get(name).cloned()).collect();
+        let inputs: Vec<Option<&Fact>> = inputs.iter().map(Option::as_ref).collect();
+        let result = check(node, opset).and_then(|operator| match operator.over_data() {
+            Some(_) if node.subgraphs().next().is_some() && self.depth == DEPTH_MAX => {
+                Ok(Vec::new())
+            }
+            Some(operator) if node.subgraphs().next().is_some() => {
+                self.depth += 1;
+                let facts = operator.infer_bodies(node, &inputs, &mut |graph, inputs| {
+                    self.infer(graph, opset, inputs)
+                });
+                self.depth -= 1;
+                facts
+            }
+            _ => Ok(operator.infer(node, &inputs)?.into_iter().map(Some).collect()),
+        });
+        match result {
+            Ok(facts) => facts,
+            // The input is there, but nothing is known of it.
+            Err(OpError::MissingInput { index }) if node.input(index).is_some() => Vec::new(),
             Err(problem) => {
-                facts.problems.push((node.label().to_string(), problem));
+                let problem = (node.label().to_string(), problem);
+                if !self.problems.contains(&problem) {
+                    self.problems.push(problem);
+                }
                 Vec::new()
             }
-        };
-        let mut inferred = inferred.into_iter();
-        for output in node.outputs.iter().filter(|output| !output.is_empty()) {
-            let fact = inferred.next();
-            let known = recorded.get(output.as_str()).and_then(|value| fact_of(value));
-            if let Some(fact) = merged(fact, known) {
-                facts.by_value.insert(output.clone(), fact);
-            }
         }
     }
-    facts
 }
 
 fn fact_of(value: &Value) -> Option<Fact> {

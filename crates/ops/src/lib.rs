@@ -21,6 +21,7 @@ mod comparison;
 mod concat;
 mod constant;
 mod constant_of_shape;
+mod control;
 mod conv;
 mod cum_sum;
 mod dequantize_linear;
@@ -53,7 +54,7 @@ mod unary;
 mod unsqueeze;
 mod where_;
 
-use attar_graph::{Dim, GraphError, Node};
+use attar_graph::{Dim, Graph, GraphError, Node};
 use attar_tensor::{DType, Tensor};
 
 pub use body::Body;
@@ -88,6 +89,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &concat::Concat,
     &constant::Constant,
     &constant_of_shape::ConstantOfShape,
+    &control::If,
+    &control::Loop,
+    &control::Scan,
     &conv::CONV,
     &conv::FUSED_CONV,
     &cum_sum::CumSum,
@@ -211,6 +215,20 @@ pub trait OverData: Sync {
     /// # Errors
     /// Attributes or bodies that the operator does not take.
     fn data_kernel(&self, node: &Node, bodies: Vec<Body>) -> Result<Box<dyn DataKernel>, OpError>;
+
+    /// Types and shapes of the outputs of a node with bodies; `None` where nothing is known.
+    /// `infer` tells what a body gives for what its own inputs are known to be.
+    ///
+    /// # Errors
+    /// Inputs or bodies that no run could accept.
+    fn infer_bodies(
+        &self,
+        _node: &Node,
+        _inputs: &[Option<&Fact>],
+        _infer: &mut dyn FnMut(&Graph, Vec<Option<Fact>>) -> Vec<Option<Fact>>,
+    ) -> Result<Vec<Option<Fact>>, OpError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Finds an operator by domain and type; `ai.onnx` is the ONNX domain.
