@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
-use attar_graph::{Graph, Model, ValueType};
+use attar_graph::ValueType;
 use attar_onnx::OptionalContent;
-use attar_ops::{Datum, Pool, Program, operator};
+use attar_ops::{Datum, OpError, Pool, Program, ProgramError};
 use attar_tensor::{Bytes, DType, Tensor};
 use attar_tests::data;
 
@@ -46,10 +46,9 @@ enum Failure {
 fn run_case(folder: &Path) -> Result<(), Failure> {
     let other = |error: &dyn std::fmt::Display| Failure::Other(error.to_string());
     let model = attar_onnx::load(&folder.join("model.onnx")).map_err(|error| other(&error))?;
-    if let Some(unknown) = unknown_operator(&model, &model.graph) {
-        return Err(Failure::Operator(unknown));
-    }
-    let program = Program::new(model.clone(), &[]).map_err(|error| other(&error))?;
+    let program = Program::new(model.clone(), &[]).map_err(|error| {
+        unknown_operator(&error).map_or_else(|| other(&error), Failure::Operator)
+    })?;
     for set in 0.. {
         let set = folder.join(format!("test_data_set_{set}"));
         if !set.exists() {
@@ -91,16 +90,20 @@ fn aligned(datum: Datum) -> Datum {
     }
 }
 
-fn unknown_operator(model: &Model, graph: &Graph) -> Option<String> {
-    graph.nodes.iter().find_map(|node| {
-        let is_function =
-            model.functions.iter().any(|f| f.name == node.op_type && f.domain == node.domain);
-        if operator(&node.domain, &node.op_type).is_none() && !is_function {
-            let domain = if node.domain.is_empty() { "ai.onnx" } else { &node.domain };
-            return Some(format!("{domain}.{}", node.op_type));
+/// The operator that attar does not know, if that is why a model is refused.
+fn unknown_operator(error: &ProgramError) -> Option<String> {
+    let ProgramError::Node { source, .. } = error else { return None };
+    let mut source = source;
+    while let OpError::Inner { source: inner, .. } = source.as_ref() {
+        source = inner;
+    }
+    match source.as_ref() {
+        OpError::Unknown { op_type, domain } if domain.is_empty() => {
+            Some(format!("ai.onnx.{op_type}"))
         }
-        node.subgraphs().find_map(|graph| unknown_operator(model, graph))
-    })
+        OpError::Unknown { op_type, domain } => Some(format!("{domain}.{op_type}")),
+        _ => None,
+    }
 }
 
 fn datum(bytes: Bytes, value_type: Option<&ValueType>) -> Result<Datum, attar_onnx::OnnxError> {

@@ -2,6 +2,7 @@
 
 mod dim;
 mod edit;
+mod inline;
 mod links;
 mod node;
 #[cfg(any(test, feature = "testing"))]
@@ -10,6 +11,7 @@ mod validate;
 
 pub use dim::{Dim, parse_dim};
 pub use edit::{Edit, Plan, apply};
+pub use inline::inline_functions;
 pub use links::{Links, Use, captured_names};
 pub use node::{
     Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, Value, ValueType,
@@ -39,6 +41,9 @@ pub enum GraphError {
 
     #[error("attribute `{attribute}` of node `{node}` is {found}, expected {expected}")]
     AttributeType { node: String, attribute: String, found: &'static str, expected: &'static str },
+
+    #[error("node `{node}` calls the function `{function}` with {reason}")]
+    FunctionCall { node: String, function: String, reason: String },
 
     #[error("subgraphs of node `{node}` are nested more than {limit} deep")]
     TooDeep { node: String, limit: usize },

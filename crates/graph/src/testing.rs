@@ -99,7 +99,16 @@ fn set_attribute(node: &mut Node, attribute: Option<(String, String)>) {
 fn is_list(name: &str) -> bool {
     matches!(
         name,
-        "axes" | "perm" | "pads" | "strides" | "dilations" | "kernel_shape" | "split" | "shape"
+        "axes"
+            | "perm"
+            | "pads"
+            | "strides"
+            | "dilations"
+            | "kernel_shape"
+            | "split"
+            | "shape"
+            | "starts"
+            | "ends"
     )
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Dim, Graph, Model, Node, Value};
 
+use crate::opset::{OpsetError, prepared};
 use crate::{Fact, OpError, check};
 
 /// What inference found.
@@ -28,10 +29,31 @@ impl Facts {
 
 /// Infers types and shapes of all values, those inside bodies too. Where an operator is unknown,
 /// what the file records of its outputs is taken instead.
+///
+/// Functions are looked into, and nodes of older operator sets are understood by their newer form.
 pub fn infer_graph(model: &Model) -> Facts {
+    match prepared(model) {
+        Ok(None) => infer_as_it_is(model, model.opset()),
+        Ok(Some(prepared)) => infer_as_it_is(&prepared, prepared.opset()),
+        Err(error) => {
+            let mut facts = infer_as_it_is(model, model.opset());
+            if let OpsetError::Node { node, source, .. } = error {
+                facts.problems.push((node, source));
+            }
+            facts
+        }
+    }
+}
+
+/// What can be told whatever the operator set: nodes that an operator does not take stay unknown.
+pub(crate) fn lenient_facts(model: &Model) -> Facts {
+    infer_as_it_is(model, i64::MAX)
+}
+
+fn infer_as_it_is(model: &Model, opset: i64) -> Facts {
     let mut facts = Facts::default();
     let inputs = model.graph.inputs.iter().map(fact_of).collect();
-    facts.infer(&model.graph, model.opset(), inputs);
+    facts.infer(&model.graph, opset, inputs);
     facts
 }
 

@@ -8,6 +8,7 @@ mod fold;
 pub mod fuse;
 mod graph_facts;
 mod kernels;
+pub mod opset;
 mod program;
 mod run;
 mod words;

@@ -5,6 +5,7 @@ mod planner;
 use attar_graph::{GraphError, Model, Value};
 use attar_tensor::{DType, Tensor};
 
+use crate::opset::{OpsetError, prepared};
 use crate::{DataKernel, DataRun, Datum, Kernel, OpError, Pool, Run, fuse};
 
 /// Where a kernel finds an input.
@@ -61,6 +62,18 @@ pub enum ProgramError {
     Graph(#[from] GraphError),
 }
 
+impl From<OpsetError> for ProgramError {
+    fn from(error: OpsetError) -> Self {
+        match error {
+            OpsetError::Node { node, op_type, source } => {
+                Self::Node { node, op_type, source: Box::new(source) }
+            }
+            OpsetError::Graph(error) => Self::Graph(error),
+            OpsetError::Range { .. } => unreachable!("nothing was asked to be of another opset"),
+        }
+    }
+}
+
 impl From<ProgramError> for OpError {
     fn from(error: ProgramError) -> Self {
         match error {
@@ -83,6 +96,9 @@ impl Program {
             if !model.graph.is_output(name) {
                 model.graph.outputs.push(Value::tensor(name, DType::F32, Vec::new()));
             }
+        }
+        if let Some(prepared) = prepared(&model)? {
+            model = prepared;
         }
         fuse::fuse_for_runtime(&mut model)?;
         model.graph.outputs.truncate(output_count);

@@ -13,7 +13,7 @@ pub(crate) struct Case {
     opset: i64,
     /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
     /// same bits. f32 sums of a few hundred terms differ by their order in the sixth digit.
-    tolerance: f64,
+    pub(crate) tolerance: f64,
 }
 
 pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
@@ -114,9 +114,15 @@ pub(crate) fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     worst.fold(0.0, |m, d| if d.is_nan() || d > m { d } else { m })
 }
 
-pub(crate) fn check(cases: &[Case]) {
+/// ONNX Runtime, which is to run the graph as it is written.
+pub(crate) fn ort() -> Ort {
     let mut ort = Ort::find(Some(&ort_library())).expect("./test.sh fetches ONNX Runtime");
     ort.optimize = false;
+    ort
+}
+
+pub(crate) fn check(cases: &[Case]) {
+    let ort = ort();
     for case in cases {
         let model = model_of(case);
         let (found, expected) = (run(&Builtin, &model, case), run(&ort, &model, case));
