@@ -20,6 +20,16 @@ pub fn data(path: &str) -> PathBuf {
     full
 }
 
+/// The Python that `scripts/test-venv` sets up: it has the official `onnx` package.
+///
+/// # Panics
+/// When it is not there.
+pub fn python() -> PathBuf {
+    let python = data("test-venv/bin/python");
+    assert!(python.is_file(), "the Python of the tests is gone: run ./test.sh, which makes it");
+    python
+}
+
 /// ONNX Runtime's library: `ORT_DYLIB_PATH`, or the fetched one.
 ///
 /// # Panics

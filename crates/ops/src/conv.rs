@@ -5,6 +5,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::geometry::Geometry;
 use crate::kernels::depthwise::{Window, depthwise_channel};
 use crate::kernels::gemm::{self, PackedA, Strided};
 use crate::kernels::{elementwise, for_rows};
@@ -65,73 +66,27 @@ fn macs(inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Padding {
-    /// Starts of all axes, then ends.
-    Explicit(Vec<i64>),
-    SameUpper,
-    SameLower,
-}
-
 #[derive(Clone, Debug)]
 struct Settings {
     group: usize,
-    strides: Vec<i64>,
-    dilations: Vec<i64>,
-    padding: Padding,
+    geometry: Geometry,
     bounds: [f32; 2],
 }
 
 impl Settings {
-    fn new(node: &Node, spatial: usize) -> Result<Self, OpError> {
-        let list = |name: &str, default: i64, count: usize| -> Result<Vec<i64>, OpError> {
-            let values = node.ints(name)?.map_or_else(|| vec![default; count], <[i64]>::to_vec);
-            if values.len() == count && values.iter().all(|&value| value >= default) {
-                return Ok(values);
-            }
-            Err(OpError::value(name, values, format!("{count} values of at least {default}")))
-        };
-        let padding = match node.text("auto_pad")?.unwrap_or("NOTSET") {
-            "NOTSET" | "" => Padding::Explicit(list("pads", 0, 2 * spatial)?),
-            "VALID" => Padding::Explicit(vec![0; 2 * spatial]),
-            "SAME_UPPER" => Padding::SameUpper,
-            "SAME_LOWER" => Padding::SameLower,
-            other => return Err(OpError::value("auto_pad", other, "one that ONNX defines")),
-        };
+    fn new(node: &Node, kernel: &[usize]) -> Result<Self, OpError> {
         let group = node.int_or("group", 1)?;
         Ok(Self {
             group: usize::try_from(group)
                 .ok()
                 .filter(|&group| group > 0)
                 .ok_or_else(|| OpError::value("group", group, "at least 1"))?,
-            strides: list("strides", 1, spatial)?,
-            dilations: list("dilations", 1, spatial)?,
-            padding,
+            geometry: Geometry::new(node, kernel)?,
             bounds: [
                 node.float_or("min", f32::NEG_INFINITY)?,
                 node.float_or("max", f32::INFINITY)?,
             ],
         })
-    }
-
-    /// Output size and padding at the start along one axis.
-    fn axis(&self, axis: usize, input: usize, kernel: usize) -> Option<(usize, usize)> {
-        let spatial = self.strides.len();
-        let (stride, dilation) = (self.strides[axis] as usize, self.dilations[axis] as usize);
-        let reach = (kernel.checked_sub(1)?).checked_mul(dilation)?.checked_add(1)?;
-        match &self.padding {
-            Padding::Explicit(pads) => {
-                let (start, end) = (pads[axis] as usize, pads[spatial + axis] as usize);
-                let padded = input.checked_add(start)?.checked_add(end)?;
-                Some((padded.checked_sub(reach)? / stride + 1, start))
-            }
-            same => {
-                let output = input.div_ceil(stride);
-                let total = (output.checked_sub(1)? * stride + reach).saturating_sub(input);
-                let start = if *same == Padding::SameUpper { total / 2 } else { total.div_ceil(2) };
-                Some((output, start))
-            }
-        }
     }
 }
 
@@ -144,32 +99,16 @@ fn infer(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let text = |dims: &[Dim]| format!("of rank {}", dims.len());
         return Err(OpError::Shapes { a: text(shape), b: text(kernel) });
     }
-    let settings = Settings::new(node, shape.len() - 2)?;
     let mut dims = vec![shape[0].clone(), kernel[0].clone()];
-    for axis in 0..shape.len() - 2 {
-        dims.push(output_dim(&settings, axis, &shape[axis + 2], &kernel[axis + 2]));
+    let sizes = kernel[2..].iter().map(|dim| usize::try_from(dim.known()?).ok());
+    match sizes.collect::<Option<Vec<usize>>>() {
+        Some(sizes) => {
+            let geometry = Geometry::new(node, &sizes)?;
+            dims.extend((0..sizes.len()).map(|axis| geometry.output_dim(axis, &shape[axis + 2])));
+        }
+        None => dims.resize(shape.len(), Dim::Unknown),
     }
     Ok(vec![Fact::new(x.dtype, dims)])
-}
-
-fn output_dim(settings: &Settings, axis: usize, input: &Dim, kernel: &Dim) -> Dim {
-    let Some(kernel) = kernel.known().and_then(|kernel| usize::try_from(kernel).ok()) else {
-        return Dim::Unknown;
-    };
-    if let Some(input) = input.known().and_then(|input| usize::try_from(input).ok()) {
-        return settings.axis(axis, input, kernel).map_or(Dim::Unknown, |(size, _)| size.into());
-    }
-    let stride = Dim::Known(settings.strides[axis]);
-    let spatial = settings.strides.len();
-    let one = Dim::Known(1);
-    match &settings.padding {
-        Padding::Explicit(pads) => {
-            let reach = (kernel as i64 - 1) * settings.dilations[axis] + 1;
-            let extra = Dim::Known(pads[axis] + pads[spatial + axis] - reach);
-            &(input + &extra).floor_div(&stride) + &one
-        }
-        _ => (&(input + &stride) - &one).floor_div(&stride),
-    }
 }
 
 /// Weights in the form that the shape of the convolution calls for.
@@ -208,7 +147,7 @@ impl ConvKernel {
                 what: format!("a convolution over {} axes", shape.len().saturating_sub(2)),
             });
         }
-        let settings = Settings::new(node, shape.len() - 2)?;
+        let settings = Settings::new(node, &shape[2..])?;
         let group = settings.group;
         if !shape[0].is_multiple_of(group) || shape.contains(&0) {
             return Err(OpError::value("the weight", &shape, format!("outputs in {group} groups")));
@@ -238,13 +177,13 @@ impl ConvKernel {
             pad: [0; 2],
         };
         for axis in 0..spatial {
-            let (size, pad) = self.settings.axis(axis, input[axis + 2], self.shape[axis + 2])?;
-            window.input[first + axis] = input[axis + 2];
-            window.output[first + axis] = size;
-            window.kernel[first + axis] = self.shape[axis + 2];
-            window.stride[first + axis] = self.settings.strides[axis] as usize;
-            window.dilation[first + axis] = self.settings.dilations[axis] as usize;
-            window.pad[first + axis] = pad;
+            let sizes = self.settings.geometry.axis(axis, input[axis + 2])?;
+            window.input[first + axis] = sizes.input;
+            window.output[first + axis] = sizes.output;
+            window.kernel[first + axis] = sizes.kernel;
+            window.stride[first + axis] = sizes.stride;
+            window.dilation[first + axis] = sizes.dilation;
+            window.pad[first + axis] = sizes.pad;
         }
         Some(window)
     }
