@@ -109,6 +109,10 @@ fn is_list(name: &str) -> bool {
             | "shape"
             | "starts"
             | "ends"
+            | "scan_input_axes"
+            | "scan_output_axes"
+            | "scan_input_directions"
+            | "scan_output_directions"
     )
 }
 

@@ -50,6 +50,12 @@ pub(crate) fn lenient_facts(model: &Model) -> Facts {
     infer_as_it_is(model, i64::MAX)
 }
 
+/// What can be told of a body's outputs from the body alone.
+pub(crate) fn facts_of_body(body: &Graph) -> Vec<Option<Fact>> {
+    let inputs = body.inputs.iter().map(fact_of).collect();
+    Facts::default().infer(body, i64::MAX, inputs)
+}
+
 fn infer_as_it_is(model: &Model, opset: i64) -> Facts {
     let mut facts = Facts::default();
     let inputs = model.graph.inputs.iter().map(fact_of).collect();

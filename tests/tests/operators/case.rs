@@ -11,18 +11,26 @@ pub(crate) struct Case {
     pub(crate) text: String,
     pub(crate) feeds: Vec<(&'static str, Tensor)>,
     opset: i64,
+    /// Graphs inside the first node, by attribute.
+    bodies: Vec<(&'static str, &'static str)>,
     /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
     /// same bits. f32 sums of a few hundred terms differ by their order in the sixth digit.
     pub(crate) tolerance: f64,
 }
 
 pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
-    Case { text: text.into(), feeds, opset: 17, tolerance: 2e-6 }
+    Case { text: text.into(), feeds, opset: 17, bodies: Vec::new(), tolerance: 2e-6 }
 }
 
 impl Case {
     pub(crate) fn opset(mut self, opset: i64) -> Self {
         self.opset = opset;
+        self
+    }
+
+    /// Puts a graph into the first node. What it reads of the outer graph is captured.
+    pub(crate) fn body(mut self, attribute: &'static str, text: &'static str) -> Self {
+        self.bodies.push((attribute, text));
         self
     }
 
@@ -77,6 +85,15 @@ pub(crate) fn model_of(case: &Case) -> Model {
     let mut graph = graph_from_text(&text);
     for output in &mut graph.outputs {
         output.value_type = None;
+    }
+    for (attribute, text) in &case.bodies {
+        let mut body = graph_from_text(text);
+        body.inputs.retain(|input| case.feeds.iter().all(|(name, _)| *name != input.name));
+        body.outputs.iter_mut().for_each(|output| {
+            output.value_type = None;
+        });
+        let value = AttributeValue::from(body);
+        graph.nodes[0].attributes.insert((*attribute).into(), value.into());
     }
     // `Cast` names its type by number; `Constant` values cannot be written as text.
     for node in graph.nodes.iter_mut().filter(|node| node.is("Constant")) {

@@ -1,6 +1,7 @@
 //! Every operator on `builtin` against ONNX Runtime, over many shapes: a file per family.
 
 mod case;
+mod control;
 mod elementwise;
 mod images;
 mod products;
@@ -18,6 +19,7 @@ use crate::case::{Case, check, model_of, run};
 
 fn all_cases() -> Vec<Case> {
     [
+        control::cases(),
         elementwise::cases(),
         shaping::cases(),
         products::cases(),
@@ -28,6 +30,11 @@ fn all_cases() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+#[test]
+fn operators_with_bodies_equal_onnx_runtime() {
+    check(&control::cases());
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn carried_count(node: &Node) -> usize {
 struct LoopKernel {
     body: Body,
     carried_count: usize,
-    /// Type and shape that the body declares of each scan output, for loops that never run.
+    /// What each scan output is when the loop never runs.
     declared: Vec<Option<Tensor>>,
 }
 
@@ -67,20 +67,8 @@ impl OverData for Loop {
             let found = body.output_count();
             return Err(OpError::value("the count of the body's outputs", found, expected));
         }
-        let outputs = &graph_of(node, "body")?.outputs;
-        let declared = outputs[1 + carried_count..].iter().map(|value| {
-            // Sizes that the body leaves open are 0, as ONNX Runtime takes them.
-            let dims = value.shape()?.iter();
-            let dims =
-                dims.map(|dim| dim.known().and_then(|n| usize::try_from(n).ok()).unwrap_or(0));
-            let shape: Vec<usize> = std::iter::once(0).chain(dims).collect();
-            let dtype = value.dtype()?;
-            match dtype {
-                DType::String => Tensor::from_strings(&shape, Vec::new()).ok(),
-                dtype => Some(Tensor::zeros(dtype, &shape)),
-            }
-        });
-        let declared = declared.collect();
+        let declared = outputs_before_any_run(graph_of(node, "body")?);
+        let declared = declared.into_iter().skip(1 + carried_count).collect();
         Ok(Box::new(LoopKernel { body, carried_count, declared }))
     }
 
@@ -122,6 +110,23 @@ impl OverData for Loop {
         }
         Ok(vec![None; node.outputs.len()])
     }
+}
+
+/// For each output of a body, the tensor that stands for no iteration at all: as much of its type
+/// and shape as can be told, with sizes that are open taken as 0, as ONNX Runtime does.
+fn outputs_before_any_run(body: &Graph) -> Vec<Option<Tensor>> {
+    let facts = crate::graph_facts::facts_of_body(body);
+    let empty = |fact: Option<Fact>| {
+        let fact = fact?;
+        let dims = fact.shape?.into_iter();
+        let dims = dims.map(|dim| dim.known().and_then(|n| usize::try_from(n).ok()).unwrap_or(0));
+        let shape: Vec<usize> = std::iter::once(0).chain(dims).collect();
+        match fact.dtype {
+            DType::String => Tensor::from_strings(&shape, Vec::new()).ok(),
+            dtype => Some(Tensor::zeros(dtype, &shape)),
+        }
+    };
+    facts.into_iter().map(empty).collect()
 }
 
 /// What holds before the first iteration and after each.
