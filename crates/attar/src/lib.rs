@@ -30,7 +30,7 @@ pub use evaluation::{
     evaluate_models, latency_of, runtime_invariance,
 };
 pub use importing::{ImportOutcome, ImportRequest, import};
-pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, inspect};
+pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRow, inspect};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};

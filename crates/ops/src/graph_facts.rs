@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Dim, Graph, Model, Node, Value};
+use attar_tensor::Tensor;
 
-use crate::opset::{OpsetError, prepared};
+use crate::opset::{OpsetError, is_convertible, prepared};
 use crate::{Fact, OpError, check};
 
 /// What inference found.
@@ -178,33 +179,43 @@ pub struct Cost {
 /// The cost of a node; `None` where a size is not known.
 #[derive(Clone, Debug)]
 pub struct NodeCost {
-    pub node: usize,
     pub macs: Option<u64>,
     pub weight_bytes: u64,
     pub activation_bytes: Option<u64>,
 }
 
 impl Facts {
-    /// What each node costs with the given sizes, in node order.
+    /// What each node of the outer graph costs with the given sizes, in node order.
     pub fn costs(&self, model: &Model, sizes: &Bindings) -> Vec<NodeCost> {
+        let constants: HashMap<&str, &Tensor> = model.graph.constants().collect();
+        let nodes = model.graph.nodes.iter();
+        nodes.map(|node| self.cost(node, model.opset(), sizes, &constants)).collect()
+    }
+
+    /// What one node costs with the given sizes. What its bodies cost is not counted.
+    pub fn cost(
+        &self,
+        node: &Node,
+        opset: i64,
+        sizes: &Bindings,
+        constants: &HashMap<&str, &Tensor>,
+    ) -> NodeCost {
         let size_of = |name: &str| sizes.get(name).copied();
         let number = |dim: &Dim| dim.evaluate(&size_of).and_then(|n| u64::try_from(n).ok());
-        let graph = &model.graph;
-        (graph.nodes.iter().enumerate())
-            .map(|(index, node)| NodeCost {
-                node: index,
-                macs: self.macs(node, model.opset()).as_ref().and_then(number),
-                weight_bytes: weight_bytes(graph, node),
-                activation_bytes: node.outputs.iter().filter(|name| !name.is_empty()).try_fold(
-                    0,
-                    |sum, name| {
-                        let fact = self.get(name)?;
-                        let count = usize::try_from(number(&fact.element_count())?).ok()?;
-                        Some(sum + fact.dtype.size_bytes(count)? as u64)
-                    },
-                ),
-            })
-            .collect()
+        let bytes = |name: &String| {
+            let fact = self.get(name)?;
+            let count = usize::try_from(number(&fact.element_count())?).ok()?;
+            Some(fact.dtype.size_bytes(count)? as u64)
+        };
+        let mut outputs = node.outputs.iter().filter(|name| !name.is_empty());
+        let read = node.inputs.iter().filter_map(|name| constants.get(name.as_str()));
+        NodeCost {
+            macs: self.macs(node, opset).as_ref().and_then(number),
+            weight_bytes: read.map(|tensor| tensor.size_bytes() as u64).sum(),
+            activation_bytes: outputs
+                .try_fold(0_u64, |sum, name| sum.checked_add(bytes(name)?))
+                .filter(|_| node.constant().is_none()),
+        }
     }
 
     fn macs(&self, node: &Node, opset: i64) -> Option<Dim> {
@@ -212,13 +223,16 @@ impl Facts {
         let inputs: Vec<Option<&Fact>> = node.inputs.iter().map(|name| self.get(name)).collect();
         let outputs: Option<Vec<Fact>> =
             node.outputs.iter().map(|name| self.get(name).cloned()).collect();
-        Some(operator.macs(node, &inputs, &outputs?))
+        outputs.map(|outputs| operator.macs(node, &inputs, &outputs))
     }
 }
 
-fn weight_bytes(graph: &Graph, node: &Node) -> u64 {
-    let inputs = node.inputs.iter().filter_map(|name| graph.initializers.get(name));
-    inputs.map(|stored| stored.tensor.size_bytes() as u64).sum()
+/// Whether `builtin` runs the node as it stands in the model: by its operator, by a function, or
+/// by a conversion to a newer operator set.
+pub fn runs(model: &Model, node: &Node) -> bool {
+    let is_function = (model.functions.iter())
+        .any(|function| function.name == node.op_type && function.domain == node.domain);
+    is_function || check(node, model.opset()).is_ok() || is_convertible(node, model.opset())
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub use body::Body;
 pub use datum::Datum;
 pub use fact::Fact;
 pub use fold::fold_constants;
-pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph};
+pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::isa_name;
 pub use program::{Program, ProgramError, Visit};
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};

@@ -5,7 +5,7 @@ mod planner;
 use attar_graph::{GraphError, Model, Value};
 use attar_tensor::{DType, Tensor};
 
-use crate::opset::{OpsetError, prepared};
+use crate::opset::{NEWEST_OPSET, OpsetError, prepared};
 use crate::{DataKernel, DataRun, Datum, Kernel, OpError, Pool, Run, fuse};
 
 /// Where a kernel finds an input.
@@ -100,6 +100,9 @@ impl Program {
         if let Some(prepared) = prepared(&model)? {
             model = prepared;
         }
+        // All nodes now mean what they mean in the newest operator set, and fusion may use it.
+        let newest = model.opset().max(NEWEST_OPSET);
+        model.opsets.insert(String::new(), newest);
         fuse::fuse_for_runtime(&mut model)?;
         model.graph.outputs.truncate(output_count);
         planner::plan(&model, observed)

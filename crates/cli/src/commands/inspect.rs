@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use attar::{Bindings, Error, Inspection, Subject};
+use attar::{Bindings, Error, Inspection, Subject, TreeRow};
 use clap::Args;
 
 use crate::print::{self, bytes, count};
@@ -17,6 +17,7 @@ use crate::table::Table;
 #[command(after_help = "Examples:
   attar inspect model.onnx
   attar inspect model.onnx --size batch=32 --size sequence=64 --nodes
+  attar inspect model.onnx --tree --depth 5
   attar inspect model.onnx --json")]
 pub(crate) struct Inspect {
     /// Model to read (.onnx, or a run folder)
@@ -27,6 +28,12 @@ pub(crate) struct Inspect {
     /// List every node
     #[arg(long)]
     nodes: bool,
+    /// Show the nodes as a tree, by the prefixes of their names
+    #[arg(long)]
+    tree: bool,
+    /// Levels of the tree to show
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "tree")]
+    depth: usize,
 }
 
 fn size(text: &str) -> Result<(String, i64), String> {
@@ -50,13 +57,43 @@ impl Inspect {
         if json {
             print::json(&inspection);
         } else {
-            print::answer(&text(&inspection, subject.size_bytes, self.nodes));
+            print::answer(&self.text(&inspection, subject.size_bytes));
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
+impl Inspect {
+    fn text(&self, model: &Inspection, size_bytes: u64) -> String {
+        let mut out = summary(model, size_bytes);
+        let mut line = |text: String| {
+            let _ = writeln!(out, "{text}");
+        };
+        line(format!("\n{} nodes\n{}", model.node_count, operator_table(model)));
+        line(role_table(model).to_string());
+        let mut table = Table::new(&["largest constants", "type", "size"]);
+        for row in &model.largest_constants {
+            let dtype = format!("{}{:?}", row.dtype, row.shape);
+            table.row(vec![row.name.clone(), dtype, bytes(row.size_bytes)]);
+        }
+        line(table.to_string());
+        if self.tree {
+            let header = ["tree", "nodes", "parameters", "weights", "MACs", "results"];
+            let mut table = Table::new(&header);
+            tree_rows(&model.tree, 0, self.depth, &mut table);
+            line(table.to_string());
+        }
+        if self.nodes {
+            line(node_table(model).to_string());
+        }
+        for problem in &model.problems {
+            line(format!("no shape for {problem}"));
+        }
+        out
+    }
+}
+
+fn summary(model: &Inspection, size_bytes: u64) -> String {
     let opsets: Vec<String> = (model.opsets.iter())
         .map(|(domain, version)| match domain.as_str() {
             "" => format!("opset {version}"),
@@ -94,6 +131,10 @@ fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
         count(model.macs),
         bytes(model.activation_bytes)
     ));
+    out
+}
+
+fn operator_table(model: &Inspection) -> Table {
     let mut table = Table::new(&["operator", "nodes", "MACs", "weights", "results", ""]);
     for row in &model.operators {
         table.row(vec![
@@ -105,24 +146,43 @@ fn text(model: &Inspection, size_bytes: u64, with_nodes: bool) -> String {
             if row.is_supported { String::new() } else { "not on builtin".into() },
         ]);
     }
-    line(format!("\n{} nodes\n{table}", model.node_count));
-    let mut table = Table::new(&["largest constants", "type", "size"]);
-    for row in &model.largest_constants {
-        let dtype = format!("{}{:?}", row.dtype, row.shape);
-        table.row(vec![row.name.clone(), dtype, bytes(row.size_bytes)]);
+    table
+}
+
+/// What can be compressed, and by what.
+fn role_table(model: &Inspection) -> Table {
+    let mut table =
+        Table::new(&["constants", "made smaller by", "count", "parameters", "size"]).left(2);
+    for row in &model.roles {
+        table.row(vec![
+            row.role.into(),
+            if row.passes.is_empty() { "-".into() } else { row.passes.join(", ") },
+            row.constant_count.to_string(),
+            count(row.parameter_count),
+            bytes(row.size_bytes),
+        ]);
     }
-    line(table.to_string());
-    if with_nodes {
-        line(node_table(model).to_string());
+    table
+}
+
+fn tree_rows(row: &TreeRow, depth: usize, depth_max: usize, table: &mut Table) {
+    let name = if row.name.is_empty() { "(all)" } else { &row.name };
+    table.row(vec![
+        format!("{}{name}", "  ".repeat(depth)),
+        row.node_count.to_string(),
+        count(row.parameter_count),
+        bytes(row.weight_bytes),
+        count(row.macs),
+        bytes(row.activation_bytes),
+    ]);
+    if depth < depth_max {
+        row.children.iter().for_each(|child| tree_rows(child, depth + 1, depth_max, table));
     }
-    for problem in &model.problems {
-        line(format!("no shape for {problem}"));
-    }
-    out
 }
 
 fn node_table(model: &Inspection) -> Table {
-    let mut table = Table::new(&["node", "operator", "result", "MACs", "weights"]).left(3);
+    let mut table =
+        Table::new(&["node", "operator", "result", "MACs", "weights", "results"]).left(3);
     for node in &model.nodes {
         table.row(vec![
             node.name.clone(),
@@ -130,6 +190,7 @@ fn node_table(model: &Inspection) -> Table {
             node.output_shape.clone(),
             node.macs.map_or("?".into(), count),
             bytes(node.weight_bytes),
+            node.activation_bytes.map_or("?".into(), bytes),
         ]);
     }
     table

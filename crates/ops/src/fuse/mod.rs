@@ -8,6 +8,7 @@ pub mod attention;
 pub mod batch_normalization;
 pub mod dead_nodes;
 pub mod gelu;
+pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
@@ -29,6 +30,7 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("dead-nodes", dead_nodes::plan),
     ("quantize-dequantize", quantize_dequantize::plan),
     ("constants", |model| fold_constants(model, false)),
+    ("layer-normalization", layer_normalization::plan),
     ("gelu", gelu::plan),
     ("attention", attention::plan),
     ("bias", linear::plan_bias),

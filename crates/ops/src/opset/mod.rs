@@ -124,6 +124,12 @@ fn node_needs(node: &Node, opset: i64) -> bool {
     }
 }
 
+/// Whether attar has another way to say the node.
+pub(crate) fn is_convertible(node: &Node, opset: i64) -> bool {
+    matches!(node.domain.as_str(), "" | "ai.onnx")
+        && conversions_of(node, opset, NEWEST_OPSET).next().is_some()
+}
+
 fn conversions_of(
     node: &Node,
     from: i64,
