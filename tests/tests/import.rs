@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use attar_graph::{Model, validate};
 use attar_import::{
-    ImportError, ImportedText, OPSETS, TextOptions, import_folder, import_mobilenet_v2,
+    FolderOptions, ImportError, ImportedText, OPSETS, import_mobilenet_v2, import_text,
     import_weights,
 };
 use attar_ops::fuse::fuse_for_runtime;
@@ -100,8 +100,8 @@ fn texts(reference: &Value) -> Vec<Vec<i64>> {
 }
 
 fn import(name: &str, pooling: bool) -> ImportedText {
-    let options = TextOptions { pooling, ..TextOptions::default() };
-    let imported = import_folder(&data(name), &options).expect("the folder is whole");
+    let options = FolderOptions { pooling, ..FolderOptions::default() };
+    let imported = import_text(&data(name), &options).expect("the folder is whole");
     validate(&imported.model.graph).expect("the graph is well formed");
     imported
 }
@@ -169,12 +169,12 @@ fn mpnet_gives_the_token_vectors_of_transformers() {
 
 #[test]
 fn lengths_padding_and_unused_weights_come_with_the_model() {
-    let minilm = import_folder(&data("minilm"), &TextOptions::default()).unwrap();
+    let minilm = import_text(&data("minilm"), &FolderOptions::default()).unwrap();
     assert_eq!((minilm.length_max, minilm.lowercase), (256, false));
     let unused = ["embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight"];
     assert_eq!(minilm.unused, unused);
     assert_eq!(minilm.tokenizer, data("minilm/tokenizer.json"));
-    let mpnet = import_folder(&data("mpnet"), &TextOptions::default()).unwrap();
+    let mpnet = import_text(&data("mpnet"), &FolderOptions::default()).unwrap();
     assert_eq!((mpnet.length_max, mpnet.pad_token_id), (384, 1));
 }
 
@@ -209,7 +209,7 @@ fn each_pooling_follows_its_formula() {
     let &[_, length, hidden] = tokens.shape() else { panic!("{:?}", tokens.shape()) };
     let flags =
         ["pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"];
-    let pooled = import_folder(&with_pooling(&flags), &TextOptions::default()).unwrap();
+    let pooled = import_text(&with_pooling(&flags), &FolderOptions::default()).unwrap();
     for (runtime, mut session) in sessions(&pooled.model) {
         let vectors = batch.run(session.as_mut());
         assert_eq!(vectors.shape(), [texts.len(), 3 * hidden]);
@@ -264,8 +264,8 @@ fn every_opset_gives_the_same_vectors() {
     let texts = texts(&reference);
     let expected = floats(&reference["sentence_embedding"][1]);
     for opset in OPSETS {
-        let options = TextOptions { opset, ..TextOptions::default() };
-        let imported = import_folder(&data("minilm"), &options).unwrap();
+        let options = FolderOptions { opset, ..FolderOptions::default() };
+        let imported = import_text(&data("minilm"), &options).unwrap();
         let batch = Batch::new(&texts[1..2], imported.pad_token_id);
         for (runtime, mut session) in sessions(&imported.model) {
             let vector = batch.run(session.as_mut());

@@ -65,7 +65,7 @@ fn applied(model: &Model, pass: &str, context: &Context) -> Model {
 
 fn minilm() -> Model {
     let folder = data("minilm");
-    attar_import::import_folder(&folder, &attar_import::TextOptions::default())
+    attar_import::import_text(&folder, &attar_import::FolderOptions::default())
         .expect("MiniLM imports")
         .model
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use attar_evaluate::{ImageInput, Preprocessing, TextInput};
+use attar_evaluate::{ImageInput, Preprocessing, Resample, TextInput};
+use attar_graph::Model;
+use attar_import::{FolderOptions, Imported, ImportedImage, Resampling};
 use serde::Serialize;
 
 use crate::{Error, save};
@@ -28,6 +30,8 @@ pub struct ImportOutcome {
     pub outputs: Vec<String>,
     /// Weights in the source that the graph does not use.
     pub unused: Vec<String>,
+    /// What else there is to know: weights of another type, what the output is.
+    pub remarks: Vec<String>,
 }
 
 /// Imports a model.
@@ -38,25 +42,13 @@ pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
     let folder = request.output.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     check_places(request, folder)?;
-    let (model, preprocessing, tokenizer, unused) = if let Some(architecture) = request.architecture
-    {
-        let imported = attar_import::import_weights(request.source, architecture)?;
-        let image = ImageInput {
-            resize: imported.resize,
-            size: imported.size,
-            mean: imported.mean.to_vec(),
-            std: imported.std.to_vec(),
-        };
-        let preprocessing = Preprocessing { image: Some(image), ..Preprocessing::default() };
-        (imported.model, preprocessing, None, Vec::new())
+    let source = if let Some(name) = request.architecture {
+        attar_import::import_weights(request.source, name).map(Imported::Image)
     } else {
-        let options = attar_import::TextOptions { pooling: request.pooling, ..Default::default() };
-        let imported = attar_import::import_folder(request.source, &options)?;
-        let text =
-            TextInput { tokenizer: "tokenizer.json".into(), length_max: imported.length_max };
-        let preprocessing = Preprocessing { text: Some(text), ..Preprocessing::default() };
-        (imported.model, preprocessing, Some(imported.tokenizer), imported.unused)
+        let options = FolderOptions { pooling: request.pooling, ..FolderOptions::default() };
+        attar_import::import_folder(request.source, &options)
     };
+    let Parts { model, preprocessing, tokenizer, unused, remarks } = Parts::new(source?);
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
     save(&model, request.output)?;
     if let Some(tokenizer) = tokenizer {
@@ -72,7 +64,59 @@ pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
         inputs: summary.inputs,
         outputs: summary.outputs,
         unused,
+        remarks,
     })
+}
+
+/// What is written, and what is said.
+struct Parts {
+    model: Model,
+    preprocessing: Preprocessing,
+    tokenizer: Option<PathBuf>,
+    unused: Vec<String>,
+    remarks: Vec<String>,
+}
+
+impl Parts {
+    fn new(imported: Imported) -> Self {
+        match imported {
+            Imported::Image(image) => Self {
+                preprocessing: Preprocessing {
+                    image: Some(image_input(&image)),
+                    ..Preprocessing::default()
+                },
+                model: image.model,
+                tokenizer: None,
+                unused: image.unused,
+                remarks: image.remarks,
+            },
+            Imported::Text(text) => {
+                let input =
+                    TextInput { tokenizer: "tokenizer.json".into(), length_max: text.length_max };
+                Self {
+                    preprocessing: Preprocessing { text: Some(input), ..Preprocessing::default() },
+                    model: text.model,
+                    tokenizer: Some(text.tokenizer),
+                    unused: text.unused,
+                    remarks: text.remarks,
+                }
+            }
+        }
+    }
+}
+
+fn image_input(image: &ImportedImage) -> ImageInput {
+    ImageInput {
+        resize: image.resize,
+        stretch: image.is_stretched,
+        resample: match image.resampling {
+            Resampling::Bilinear => Resample::Bilinear,
+            Resampling::Bicubic => Resample::Bicubic,
+        },
+        size: image.size,
+        mean: image.mean.clone(),
+        std: image.std.clone(),
+    }
 }
 
 /// That there is a source of the right kind, and no other model whose `attar.toml` would be lost.

@@ -6,7 +6,7 @@ use image::imageops::FilterType;
 use rayon::prelude::*;
 
 use crate::data::ImageSource;
-use crate::{EvaluateError, ImageInput};
+use crate::{EvaluateError, ImageInput, Resample};
 
 /// One image as [channels, size, size]; the channels are those of `mean`.
 ///
@@ -37,11 +37,19 @@ fn normalized(image: &image::DynamicImage, input: &ImageInput) -> Vec<f32> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let short = width.min(height).max(1);
     // As torchvision does: the long side is cut off, the crop's offset rounded half to even.
-    let scaled = |side: usize| (side * input.resize / short).max(input.size) as u32;
-    let image = if short == input.resize {
+    let scaled = |side: usize| {
+        let side = if input.stretch { input.resize } else { side * input.resize / short };
+        side.max(input.size) as u32
+    };
+    let filter = match input.resample {
+        Resample::Bilinear => FilterType::Triangle,
+        Resample::Bicubic => FilterType::CatmullRom,
+    };
+    let is_scaled = [width, height] == [scaled(width), scaled(height)].map(|side| side as usize);
+    let image = if is_scaled {
         image.clone()
     } else {
-        image.resize_exact(scaled(width), scaled(height), FilterType::Triangle)
+        image.resize_exact(scaled(width), scaled(height), filter)
     };
     let centre = |side: u32| ((side as f64 - input.size as f64) / 2.0).round_ties_even() as u32;
     let (left, top) = (centre(image.width()), centre(image.height()));
@@ -91,7 +99,14 @@ mod tests {
     use super::*;
 
     fn input(resize: usize, size: usize) -> ImageInput {
-        ImageInput { resize, size, mean: vec![0.5], std: vec![0.25] }
+        ImageInput {
+            resize,
+            stretch: false,
+            resample: Resample::Bilinear,
+            size,
+            mean: vec![0.5],
+            std: vec![0.25],
+        }
     }
 
     #[test]
@@ -109,6 +124,19 @@ mod tests {
         let values = gray_image(&pixels, 5, &input(5, 2));
         let expected = [12.0, 13.0, 17.0, 18.0].map(|x: f32| (x / 255.0 - 0.5) / 0.25);
         assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn a_stretched_image_loses_nothing_at_its_sides() {
+        // Left half dark, right half bright: the middle that a cut keeps has the edge too, but a
+        // wide image stretched keeps a half each.
+        let row: Vec<u8> = (0..8).map(|x| if x < 2 { 0 } else { 255 }).collect();
+        let stretch = ImageInput { stretch: true, ..input(4, 4) };
+        let values = gray_image(&row.repeat(4), 8, &stretch);
+        let (dark, bright) = (-2.0, 2.0);
+        assert!(values[0] < dark + 0.5 && values[3] == bright, "{values:?}");
+        let cut = gray_image(&row.repeat(4), 8, &input(4, 4));
+        assert_eq!(cut, vec![bright; 16]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use interval::{Interval, mean_interval, paired_interval, resampled_interval}
 pub use invariance::{Agreement, Invariance, agreement, batch_invariance};
 pub use latency::{Latency, Shape, measure, synthetic_feeds};
 pub use prepare::{WordnetSummary, prepare_wordnet};
-pub use preprocessing::{ImageInput, Preprocessing, TextInput};
+pub use preprocessing::{ImageInput, Preprocessing, Resample, TextInput};
 pub use size::model_size_bytes;
 pub use text_input::{Encoded, TextEncoder};
 

@@ -34,12 +34,34 @@ pub struct TextInput {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageInput {
-    /// Pixels of the short side after resizing (bilinear, antialiased).
+    /// Pixels of the short side after resizing (antialiased).
     pub resize: usize,
+    /// Both sides become `resize`, whatever their ratio was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stretch: bool,
+    #[serde(default, skip_serializing_if = "Resample::is_bilinear")]
+    pub resample: Resample,
     /// Pixels of each side of the square cut from the centre.
     pub size: usize,
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
+}
+
+/// How pixels between those of an image are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resample {
+    #[default]
+    Bilinear,
+    Bicubic,
+}
+
+impl Resample {
+    // Serde hands a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_bilinear(&self) -> bool {
+        *self == Self::Bilinear
+    }
 }
 
 const FILE_NAME: &str = "attar.toml";

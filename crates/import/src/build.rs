@@ -86,11 +86,42 @@ impl Builder {
         x: &str,
         [out_size, in_size]: [usize; 2],
     ) -> Result<String, ImportError> {
-        let weight = self.transposed(&format!("{path}.weight"), [out_size, in_size])?;
+        let product = self.product(path, x, [out_size, in_size])?;
         let bias = self.weight(&format!("{path}.bias"), &[out_size])?;
-        let scope = scope(path);
-        let product = self.node("MatMul", &format!("{scope}/MatMul"), &[x, &weight]);
-        Ok(self.node("Add", &format!("{scope}/Add"), &[&product, &bias]))
+        Ok(self.node("Add", &format!("{}/Add", scope(path)), &[&product, &bias]))
+    }
+
+    /// y = x·Wᵀ, the weights being those of a `PyTorch` `Linear` without bias at `path`.
+    pub(crate) fn product(
+        &mut self,
+        path: &str,
+        x: &str,
+        size: [usize; 2],
+    ) -> Result<String, ImportError> {
+        let weight = self.transposed(&format!("{path}.weight"), size)?;
+        Ok(self.node("MatMul", &format!("{}/MatMul", scope(path)), &[x, &weight]))
+    }
+
+    /// The normalization at `path` over the last axis, which has `size` elements.
+    pub(crate) fn layer_norm(
+        &mut self,
+        path: &str,
+        x: &str,
+        size: usize,
+        epsilon: f32,
+    ) -> Result<String, ImportError> {
+        let scale = self.weight(&format!("{path}.weight"), &[size])?;
+        let bias = self.weight(&format!("{path}.bias"), &[size])?;
+        let name = format!("{}/LayerNormalization", scope(path));
+        let node = Node::new("LayerNormalization", &name, &[x, &scale, &bias], &[]);
+        Ok(self.push(node.with_attribute("epsilon", epsilon)))
+    }
+
+    /// The vector of token `index` of `tokens` [batch, sequence, hidden].
+    pub(crate) fn token(&mut self, name: &str, tokens: &str, index: i64) -> String {
+        let index = self.constant(&format!("token.{index}"), Tensor::scalar(index));
+        let node = Node::new("Gather", name, &[tokens, &index], &[]);
+        self.push(node.with_attribute("axis", 1_i64))
     }
 
     /// One reduction; where its axes stand depends on operator and opset.
@@ -128,6 +159,12 @@ impl Builder {
 
 /// Opsets that can be written: from the first with `LayerNormalization` on.
 pub const OPSETS: RangeInclusive<i64> = 17..=21;
+
+/// # Errors
+/// An opset that is none of [`OPSETS`].
+pub(crate) fn check_opset(found: i64) -> Result<(), ImportError> {
+    if OPSETS.contains(&found) { Ok(()) } else { Err(ImportError::Opset { found, range: OPSETS }) }
+}
 
 /// The file format of the release that brought `opset`, the oldest that readers of it take.
 fn ir_version(opset: i64) -> i64 {

@@ -14,10 +14,10 @@ pub enum ImportError {
     #[error("`{}` is not {expected}: {reason}", file.display())]
     Malformed { file: PathBuf, expected: &'static str, reason: String },
 
-    #[error("`{}` holds no model.safetensors, other *.safetensors or pytorch_model.bin", folder.display())]
+    #[error("`{}` holds no model.safetensors, other *.safetensors or pytorch_model.bin, nor an index of them", folder.display())]
     NoWeights { folder: PathBuf },
 
-    #[error("`{}` names no pooling: it has no modules.json", folder.display())]
+    #[error("`{}` names no pooling in a modules.json", folder.display())]
     NoPooling { folder: PathBuf },
 
     #[error("`{}` has no tensor `{tensor}`", file.display())]
@@ -29,7 +29,7 @@ pub enum ImportError {
     #[error("`{tensor}` in `{}` has shape {found:?}, expected {expected}", file.display())]
     Shape { file: PathBuf, tensor: String, found: Vec<usize>, expected: String },
 
-    #[error("`{tensor}` in `{}` is {found}, expected a float", file.display())]
+    #[error("`{tensor}` in `{}` is {found}, expected f32, f16, bf16 or f64", file.display())]
     NotFloat { file: PathBuf, tensor: String, found: DType },
 
     #[error("`{tensor}` in `{}` is in `{}` too", file.display(), other.display())]

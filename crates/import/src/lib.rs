@@ -4,14 +4,19 @@
 //! state dicts of image networks. Nothing that a file says is executed.
 
 mod build;
+mod config;
 mod error;
+mod folder;
 mod image;
 mod text;
+mod transformer;
 mod weights;
 
 pub use build::OPSETS;
 pub use error::ImportError;
+pub use folder::{FolderOptions, Imported, folder_architectures, import_folder};
 pub use image::{
-    IMAGE_ARCHITECTURES, ImageArchitecture, ImportedImage, import_mobilenet_v2, import_weights,
+    FOLDER_ARCHITECTURES, IMAGE_ARCHITECTURES, ImageArchitecture, ImageFolderArchitecture,
+    ImportedImage, Resampling, import_image, import_mobilenet_v2, import_weights,
 };
-pub use text::{ImportedText, TEXT_ARCHITECTURES, TextArchitecture, TextOptions, import_folder};
+pub use text::{ImportedText, TEXT_ARCHITECTURES, TextArchitecture, import_text};

@@ -96,11 +96,15 @@ fn from_floats(shape: &[usize], values: &[f64], to: DType) -> Option<Tensor> {
     Some(match to {
         DType::F64 => Tensor::new(shape, values),
         DType::F32 => saturate!(f32),
+        // By way of f32, as ONNX Runtime does: `half` cuts an f64 to 20 bits of mantissa before it
+        // rounds, and so takes for a tie what lies just above one.
         DType::F16 => {
-            Tensor::new(shape, &values.iter().map(|&x| f16::from_f64(x)).collect::<Vec<_>>())
+            let halves: Vec<f16> = values.iter().map(|&x| f16::from_f32(x as f32)).collect();
+            Tensor::new(shape, &halves)
         }
         DType::BF16 => {
-            Tensor::new(shape, &values.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>())
+            let halves: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x as f32)).collect();
+            Tensor::new(shape, &halves)
         }
         DType::I64 => saturate!(i64),
         DType::I32 => saturate!(i32),
@@ -127,6 +131,19 @@ mod tests {
         assert_eq!(floats.converted(DType::U8).unwrap().slice::<u8>(), [0, 1, 255]);
         let large = Tensor::scalar(i64::MAX);
         assert_eq!(large.converted(DType::U64).unwrap().slice::<u64>(), [i64::MAX as u64]);
+    }
+
+    #[test]
+    fn halves_are_rounded_by_all_bits_of_the_mantissa() {
+        // Just above the middle between 1 and its neighbour, and on it: up, and to even.
+        let (ulp, least) = (2.0_f32.powi(-7), f32::EPSILON);
+        let floats = Tensor::new(&[2], &[1.0 + ulp / 2.0 + least, 1.0 + ulp / 2.0]);
+        let halves = floats.converted(DType::BF16).unwrap();
+        assert_eq!(halves.to_f32().unwrap(), [1.0 + ulp, 1.0]);
+        let ulp = 2.0_f32.powi(-10);
+        let floats = Tensor::new(&[2], &[1.0 + ulp / 2.0 + least, 1.0 + ulp / 2.0]);
+        let halves = floats.converted(DType::F16).unwrap();
+        assert_eq!(halves.to_f32().unwrap(), [1.0 + ulp, 1.0]);
     }
 
     #[test]

@@ -1,6 +1,10 @@
-//! Image networks from state dicts, which hold weights alone: the graph is known by name.
+//! Image networks: from state dicts, which hold weights alone, so that the graph is known by name;
+//! and from Hugging Face folders.
 
+mod folder;
 mod mobilenet_v2;
+mod processor;
+mod vit;
 
 use std::path::Path;
 
@@ -11,22 +15,32 @@ use crate::ImportError;
 use crate::build::{Builder, OPSETS};
 use crate::weights::Weights;
 
+pub(crate) use self::folder::is_known;
+pub use self::folder::{FOLDER_ARCHITECTURES, ImageFolderArchitecture, import_image};
+pub use self::processor::Resampling;
+
 /// An image network, and what feeding it needs.
 #[derive(Debug)]
 pub struct ImportedImage {
-    /// Takes `image` [batch, 3, height, width], RGB scaled to 0…1 and normalized; gives `logits`
-    /// [batch, classes].
+    /// Takes one image [batch, channels, height, width], scaled to 0…1 and normalized; gives
+    /// `logits` [batch, classes], a vector [batch, hidden] called `pooler_output` or
+    /// `image_embedding`, or `last_hidden_state` [batch, tokens, hidden].
     pub model: Model,
     /// Height and width that the network was trained with.
     pub size: usize,
     /// What the shorter side is scaled to before the middle of `size` is cut out.
     pub resize: usize,
+    /// Whether both sides are scaled to `resize`, whatever their ratio.
+    pub is_stretched: bool,
+    pub resampling: Resampling,
     /// Subtracted from each channel.
-    pub mean: [f32; 3],
+    pub mean: Vec<f32>,
     /// What each channel is divided by after that.
-    pub std: [f32; 3],
+    pub std: Vec<f32>,
     /// Tensors of the file that the model has no use for, in order of name.
     pub unused: Vec<String>,
+    /// What was done to the weights, and what the output is.
+    pub remarks: Vec<String>,
 }
 
 /// From the name of the image to that of the logits, and their count.
@@ -84,7 +98,16 @@ impl ImageArchitecture {
         // Normalizations count the batches they were trained on; no formula reads that.
         let mut unused = weights.unused(self.name, &["num_batches_tracked"])?;
         unused.retain(|name| !name.ends_with("num_batches_tracked"));
-        let Self { size, resize, mean, std, .. } = *self;
-        Ok(ImportedImage { model, size, resize, mean, std, unused })
+        Ok(ImportedImage {
+            model,
+            size: self.size,
+            resize: self.resize,
+            is_stretched: false,
+            resampling: Resampling::Bilinear,
+            mean: self.mean.to_vec(),
+            std: self.std.to_vec(),
+            unused,
+            remarks: weights.remarks(),
+        })
     }
 }

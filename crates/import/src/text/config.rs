@@ -1,83 +1,51 @@
-//! config.json of a Hugging Face folder.
-
-use std::path::{Path, PathBuf};
+//! What of config.json decides the graph of a text encoder.
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
+use super::TextArchitecture;
 use crate::ImportError;
+use crate::config::ConfigFile;
+use crate::transformer::LayerConfig;
 
-/// What decides the graph of an encoder.
 #[derive(Deserialize)]
 pub(crate) struct Config {
-    #[serde(skip)]
-    pub(crate) file: PathBuf,
-    pub(crate) model_type: String,
-    #[serde(default)]
-    pub(crate) architectures: Vec<String>,
-    pub(crate) hidden_size: usize,
-    pub(crate) num_hidden_layers: usize,
-    pub(crate) num_attention_heads: usize,
-    pub(crate) intermediate_size: usize,
-    pub(crate) hidden_act: String,
-    pub(crate) layer_norm_eps: f32,
+    #[serde(flatten)]
+    pub(crate) layers: LayerConfig,
     pub(crate) max_position_embeddings: usize,
     pub(crate) vocab_size: usize,
     #[serde(default)]
     pub(crate) type_vocab_size: usize,
+    /// Where it differs from the size of the layers.
+    embedding_size: Option<usize>,
     pub(crate) pad_token_id: Option<i64>,
-    pub(crate) position_embedding_type: Option<String>,
+    position_embedding_type: Option<String>,
     pub(crate) relative_attention_num_buckets: Option<usize>,
-    #[serde(default)]
-    pub(crate) is_decoder: bool,
 }
 
 impl Config {
-    pub(crate) fn read(folder: &Path) -> Result<Self, ImportError> {
-        let file = folder.join("config.json");
-        let mut config: Self = read_json(&file)?;
-        config.file = file;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// Refuses what no encoder here does, before any architecture looks.
-    fn check(&self) -> Result<(), ImportError> {
-        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-        if heads == 0 || hidden == 0 || hidden % heads != 0 {
-            let found = format!("{hidden} in {heads} heads");
-            return Err(self.unsupported("hidden_size", &found, "a multiple of the heads"));
-        }
-        if self.is_decoder {
-            return Err(self.unsupported("is_decoder", "true", "false: encoders"));
-        }
-        match self.position_embedding_type.as_deref() {
-            None | Some("absolute") => Ok(()),
-            Some(found) => Err(self.unsupported("position_embedding_type", found, "absolute")),
+    pub(crate) fn new(
+        file: &ConfigFile,
+        architecture: &TextArchitecture,
+    ) -> Result<Self, ImportError> {
+        let mut config: Self = file.parse(architecture.config_names)?;
+        config.layers.file.clone_from(&file.file);
+        config.layers.check()?;
+        config.pad_token_id.get_or_insert(architecture.pad_token_id);
+        match config.position_embedding_type.as_deref() {
+            None | Some("absolute") => Ok(config),
+            Some(found) => Err(config.unsupported("position_embedding_type", found, "absolute")),
         }
     }
 
     pub(crate) fn unsupported(&self, what: &str, found: &str, supported: &str) -> ImportError {
-        ImportError::Unsupported {
-            file: self.file.clone(),
-            what: what.into(),
-            found: format!("`{found}`"),
-            supported: supported.into(),
-        }
+        self.layers.unsupported(what, found, supported)
     }
 
-    pub(crate) fn head_size(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.layers.hidden_size
     }
-}
 
-/// The JSON in `file`.
-pub(crate) fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T, ImportError> {
-    let bytes =
-        std::fs::read(file).map_err(|source| ImportError::Io { path: file.into(), source })?;
-    serde_json::from_slice(&bytes).map_err(|error| ImportError::Malformed {
-        file: file.into(),
-        expected: "the JSON that Hugging Face writes",
-        reason: error.to_string(),
-    })
+    pub(crate) fn embedding_size(&self) -> usize {
+        self.embedding_size.unwrap_or(self.layers.hidden_size)
+    }
 }

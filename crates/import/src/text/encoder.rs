@@ -1,10 +1,13 @@
-//! The layers that encoders of BERT's family share: attention, feed-forward, normalization.
+//! What text encoders of BERT's family share: inputs, mask, embeddings.
 
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use super::TokenTypes;
 use super::config::Config;
 use crate::ImportError;
 use crate::build::{Builder, scope};
-use attar_graph::{Dim, Node};
-use attar_tensor::DType;
+use crate::transformer::{LayerNames, Layers};
 
 /// What a masked token's scores are lowered by: e^−10⁹ is exactly 0 in f32 whatever the scores,
 /// and a text with no token at all still has finite vectors.
@@ -13,21 +16,16 @@ const MASKED: f32 = -1e9;
 /// ONNX's number of f32, for `Cast`.
 const ONNX_FLOAT: i64 = 1;
 
+const WORDS: &str = "embeddings.word_embeddings";
+const POSITIONS: &str = "embeddings.position_embeddings";
+const TYPES: &str = "embeddings.token_type_embeddings";
+
 /// An encoder in the making.
 pub(crate) struct Encoder<'a> {
     pub(crate) builder: Builder,
     pub(crate) config: &'a Config,
     /// The mask as floats, [batch, sequence].
     pub(crate) mask: String,
-}
-
-/// Where an architecture keeps the parts of one layer, from `encoder.layer.N.` on.
-pub(crate) struct LayerNames {
-    pub(crate) query: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) value: &'static str,
-    pub(crate) attention_output: &'static str,
-    pub(crate) attention_norm: &'static str,
 }
 
 impl<'a> Encoder<'a> {
@@ -51,109 +49,97 @@ impl<'a> Encoder<'a> {
         b.node("Unsqueeze", "/mask/Unsqueeze", &[&bias, &axes])
     }
 
+    /// All layers; `score_bias` is added to the attention scores of each.
+    pub(crate) fn layers(
+        &mut self,
+        names: &LayerNames,
+        x: String,
+        score_bias: &str,
+    ) -> Result<String, ImportError> {
+        let config = &self.config.layers;
+        Layers { config, names, score_bias: Some(score_bias) }.build(&mut self.builder, x)
+    }
+
+    /// Words, positions and kinds added up and normalized. Positions count from 0 whatever the
+    /// padding, so their rows are a slice of the table.
+    pub(crate) fn sliced_embeddings(&mut self, types: TokenTypes) -> Result<String, ImportError> {
+        let config = self.config;
+        let words = self.embedding(WORDS, "input_ids", config.vocab_size)?;
+        let shape = [config.max_position_embeddings, config.embedding_size()];
+        let table = self.builder.weight(&format!("{POSITIONS}.weight"), &shape)?;
+        let length = self.length();
+        let name = format!("{}/Slice", scope(POSITIONS));
+        let positions = self.rows_for_length(&name, &table, &length);
+        self.summed(types, &words, &positions)
+    }
+
+    /// Words, positions and kinds added up and normalized. The position of a token is how many
+    /// other than padding stand up to it, plus the id of padding; that of padding is its id.
+    pub(crate) fn counted_embeddings(&mut self, types: TokenTypes) -> Result<String, ImportError> {
+        let config = self.config;
+        let words = self.embedding(WORDS, "input_ids", config.vocab_size)?;
+        let ids = self.counted_positions();
+        let shape = [config.max_position_embeddings, config.embedding_size()];
+        let (name, table) = self.builder.weights.take(&format!("{POSITIONS}.weight"), &shape)?;
+        let table = if types == TokenTypes::Constant {
+            let shape = [config.type_vocab_size, config.embedding_size()];
+            let (_, kinds) = self.builder.weights.take(&format!("{TYPES}.weight"), &shape)?;
+            with_row_added(table, &kinds)
+        } else {
+            table
+        };
+        let table = self.builder.constant(&name, table);
+        let name = format!("{}/Gather", scope(POSITIONS));
+        let positions = self.builder.node("Gather", &name, &[&table, &ids]);
+        self.summed(types, &words, &positions)
+    }
+
+    fn summed(
+        &mut self,
+        types: TokenTypes,
+        words: &str,
+        positions: &str,
+    ) -> Result<String, ImportError> {
+        let config = self.config;
+        let mut sum = self.builder.node("Add", "/embeddings/positions/Add", &[words, positions]);
+        if types == TokenTypes::Input && config.type_vocab_size > 0 {
+            let dims = [Dim::symbol("batch"), Dim::symbol("sequence")];
+            self.builder.input("token_type_ids", DType::I64, &dims);
+            let kinds = self.embedding(TYPES, "token_type_ids", config.type_vocab_size)?;
+            // The last sum is of equal shapes: a runtime can join it with the normalization.
+            sum = self.builder.node("Add", "/embeddings/types/Add", &[&sum, &kinds]);
+        }
+        let (size, epsilon) = (config.embedding_size(), config.layers.layer_norm_eps);
+        self.builder.layer_norm("embeddings.LayerNorm", &sum, size, epsilon)
+    }
+
     /// Rows of the table at `path`, looked up by `ids`.
-    pub(crate) fn embedding(
+    fn embedding(
         &mut self,
         path: &str,
         ids: &str,
         row_count: usize,
     ) -> Result<String, ImportError> {
-        let shape = [row_count, self.config.hidden_size];
+        let shape = [row_count, self.config.embedding_size()];
         let table = self.builder.weight(&format!("{path}.weight"), &shape)?;
         Ok(self.builder.node("Gather", &format!("{}/Gather", scope(path)), &[&table, ids]))
     }
 
-    pub(crate) fn layer_norm(&mut self, path: &str, x: &str) -> Result<String, ImportError> {
-        let size = [self.config.hidden_size];
-        let scale = self.builder.weight(&format!("{path}.weight"), &size)?;
-        let bias = self.builder.weight(&format!("{path}.bias"), &size)?;
-        let name = format!("{}/LayerNormalization", scope(path));
-        let node = Node::new("LayerNormalization", &name, &[x, &scale, &bias], &[]);
-        Ok(self.builder.push(node.with_attribute("epsilon", self.config.layer_norm_eps)))
-    }
-
-    /// All layers; `score_bias` is added to the attention scores of each.
-    pub(crate) fn layers(
-        &mut self,
-        names: &LayerNames,
-        mut x: String,
-        score_bias: &str,
-    ) -> Result<String, ImportError> {
-        for index in 0..self.config.num_hidden_layers {
-            let layer = format!("encoder.layer.{index}");
-            let attended = self.attention(names, &layer, &x, score_bias)?;
-            x = self.feed_forward(&layer, &attended)?;
-        }
-        Ok(x)
-    }
-
-    /// softmax(q·kᵀ/√d + bias)·v in each head, the output layer, and the residual normalized.
-    fn attention(
-        &mut self,
-        names: &LayerNames,
-        layer: &str,
-        x: &str,
-        score_bias: &str,
-    ) -> Result<String, ImportError> {
-        let query = self.heads(&format!("{layer}.{}", names.query), x, &[0, 2, 1, 3])?;
-        // Keys come transposed, so that the scores are one product.
-        let key = self.heads(&format!("{layer}.{}", names.key), x, &[0, 2, 3, 1])?;
-        let value = self.heads(&format!("{layer}.{}", names.value), x, &[0, 2, 1, 3])?;
-
-        let hidden = self.config.hidden_size;
+    fn counted_positions(&mut self) -> String {
+        let padding = self.config.pad_token_id.expect("the architecture has one");
         let b = &mut self.builder;
-        let place = format!("{}/attention", scope(layer));
-        let named = |op_type: &str| format!("{place}/{op_type}");
-        let root = b.scalar("attention.scale", (self.config.head_size() as f32).sqrt());
-        let scores = b.node("MatMul", &named("scores/MatMul"), &[&query, &key]);
-        let scaled = b.node("Div", &named("Div"), &[&scores, &root]);
-        let biased = b.node("Add", &named("Add"), &[&scaled, score_bias]);
-        let softmax = Node::new("Softmax", &named("Softmax"), &[&biased], &[]);
-        let weights = b.push(softmax.with_attribute("axis", -1_i64));
-        let context = b.node("MatMul", &named("context/MatMul"), &[&weights, &value]);
-        let transpose = Node::new("Transpose", &named("Transpose"), &[&context], &[]);
-        let context = b.push(transpose.with_attribute("perm", vec![0, 2, 1, 3]));
-        let joined = b.integers("attention.joined_shape", &[0, 0, hidden as i64]);
-        let context = b.node("Reshape", &named("Reshape"), &[&context, &joined]);
-
-        let path = format!("{layer}.{}", names.attention_output);
-        let output = b.linear(&path, &context, [hidden, hidden])?;
-        let sum = b.node("Add", &named("residual/Add"), &[&output, x]);
-        self.layer_norm(&format!("{layer}.{}", names.attention_norm), &sum)
-    }
-
-    /// A linear layer, its output split into heads and transposed.
-    fn heads(&mut self, path: &str, x: &str, perm: &[i64]) -> Result<String, ImportError> {
-        let config = self.config;
-        let b = &mut self.builder;
-        let y = b.linear(path, x, [config.hidden_size; 2])?;
-        // Zeros copy batch and sequence: the shape is a constant although they are not.
-        let split = [0, 0, config.num_attention_heads as i64, config.head_size() as i64];
-        let shape = b.integers("attention.split_shape", &split);
-        let place = scope(path);
-        let split = b.node("Reshape", &format!("{place}/Reshape"), &[&y, &shape]);
-        let transpose = Node::new("Transpose", &format!("{place}/Transpose"), &[&split], &[]);
-        Ok(b.push(transpose.with_attribute("perm", perm.to_vec())))
-    }
-
-    /// W₂·act(W₁·x), and the residual normalized.
-    fn feed_forward(&mut self, layer: &str, x: &str) -> Result<String, ImportError> {
-        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        let wide = format!("{layer}.intermediate.dense");
-        let y = self.builder.linear(&wide, x, [inner, hidden])?;
-        let y = self.activation(&format!("{}/intermediate", scope(layer)), &y)?;
-        let y = self.builder.linear(&format!("{layer}.output.dense"), &y, [hidden, inner])?;
-        let name = format!("{}/output/residual/Add", scope(layer));
-        let sum = self.builder.node("Add", &name, &[&y, x]);
-        self.layer_norm(&format!("{layer}.output.LayerNorm"), &sum)
-    }
-
-    fn activation(&mut self, place: &str, x: &str) -> Result<String, ImportError> {
-        match self.config.hidden_act.as_str() {
-            "gelu" => Ok(gelu(&mut self.builder, place, x)),
-            "relu" => Ok(self.builder.node("Relu", &format!("{place}/Relu"), &[x])),
-            found => Err(self.config.unsupported("hidden_act", found, "gelu, relu")),
-        }
+        let padding = b.constant("positions.padding", Tensor::scalar(padding));
+        let (zero, one) = (
+            b.constant("positions.zero", Tensor::scalar(0_i64)),
+            b.constant("positions.one", Tensor::scalar(1_i64)),
+        );
+        let axis = b.constant("positions.axis", Tensor::scalar(1_i64));
+        let named = |op_type: &str| format!("/embeddings/positions/{op_type}");
+        let is_padding = b.node("Equal", &named("Equal"), &["input_ids", &padding]);
+        let steps = b.node("Where", &named("Where"), &[&is_padding, &zero, &one]);
+        let counts = b.node("CumSum", &named("CumSum"), &[&steps, &axis]);
+        let shifted = b.node("Add", &named("count/Add"), &[&counts, &padding]);
+        b.node("Where", &named("padding/Where"), &[&is_padding, &padding, &shifted])
     }
 
     /// The length of the batch's texts as a vector of one element.
@@ -169,18 +155,11 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// x·½·(1 + erf(x/√2)): one operator from opset 20 on, and before that the five in the order that
-/// runtimes recognize.
-fn gelu(b: &mut Builder, place: &str, x: &str) -> String {
-    let named = |op_type: &str| format!("{place}/{op_type}");
-    if b.opset >= 20 {
-        return b.node("Gelu", &named("Gelu"), &[x]);
+/// Every row of `table` plus the only row of `row`.
+fn with_row_added(mut table: Tensor, row: &Tensor) -> Tensor {
+    let row = row.values::<f32>();
+    for sums in table.slice_mut::<f32>().chunks_exact_mut(row.len().max(1)) {
+        sums.iter_mut().zip(row.iter()).for_each(|(sum, x)| *sum += x);
     }
-    let root = b.scalar("gelu.root", std::f32::consts::SQRT_2);
-    let (one, half) = (b.scalar("gelu.one", 1.0), b.scalar("gelu.half", 0.5));
-    let scaled = b.node("Div", &named("Div"), &[x, &root]);
-    let erf = b.node("Erf", &named("Erf"), &[&scaled]);
-    let sum = b.node("Add", &named("Add"), &[&erf, &one]);
-    let product = b.node("Mul", &named("Mul"), &[x, &sum]);
-    b.node("Mul", &named("half/Mul"), &[&product, &half])
+    table
 }

@@ -4,15 +4,15 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::config::read_json;
 use super::pooling::Pooling;
 use crate::ImportError;
+use crate::config::read_json;
 
 pub(crate) struct Folder {
     /// Where config.json and the weights are.
     pub(crate) transformer: PathBuf,
     pub(crate) tokenizer: PathBuf,
-    /// `None` to give the vectors of the tokens.
+    /// `None` where modules.json names none, or is not there.
     pub(crate) pooling: Option<Pooling>,
 }
 
@@ -45,8 +45,6 @@ impl Folder {
             Self { transformer: folder.into(), tokenizer: PathBuf::new(), pooling: None };
         if file.is_file() {
             found.read_modules(folder, &file, with_pooling)?;
-        } else if with_pooling {
-            return Err(ImportError::NoPooling { folder: folder.into() });
         }
         found.tokenizer = [&found.transformer, folder]
             .map(|place| place.join("tokenizer.json"))
@@ -74,11 +72,12 @@ impl Folder {
             file: file.into(),
             what: "the chain of modules".into(),
             found: found.into(),
-            supported: "Transformer, Pooling, and Normalize or nothing".into(),
+            supported: "Transformer alone, or Transformer, Pooling, and Normalize or nothing"
+                .into(),
         };
         let is_normalized = match names.as_slice() {
             ["Transformer", ..] if !with_pooling => false,
-            ["Transformer", "Pooling"] => false,
+            ["Transformer"] | ["Transformer", "Pooling"] => false,
             ["Transformer", "Pooling", "Normalize"] => true,
             _ => return Err(unsupported(&names.join(", "))),
         };
@@ -90,8 +89,8 @@ impl Folder {
             }
         }
         self.transformer = folder.join(&modules[0].path);
-        if with_pooling {
-            let config = folder.join(&modules[1].path).join("config.json");
+        if let Some(pooling) = modules.get(1).filter(|_| with_pooling) {
+            let config = folder.join(&pooling.path).join("config.json");
             self.pooling = Some(Pooling::read(&config, is_normalized)?);
         }
         Ok(())

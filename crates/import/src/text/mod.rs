@@ -2,10 +2,14 @@
 
 mod bert;
 mod config;
+mod distilbert;
+mod electra;
 mod encoder;
 mod folder;
+mod head;
 mod mpnet;
 mod pooling;
+mod roberta;
 #[cfg(test)]
 mod tests;
 
@@ -16,30 +20,18 @@ use attar_graph::{Dim, Model};
 use self::config::Config;
 use self::encoder::Encoder;
 use self::folder::Folder;
-use crate::ImportError;
-use crate::build::{Builder, OPSETS};
+use self::head::Head;
+use crate::build::{Builder, check_opset};
+use crate::config::ConfigFile;
 use crate::weights::Weights;
-
-/// How to import a text encoder.
-#[derive(Clone, Debug)]
-pub struct TextOptions {
-    /// Give the pooled vector that the folder asks for; otherwise the vector of each token.
-    pub pooling: bool,
-    /// One of [`OPSETS`].
-    pub opset: i64,
-}
-
-impl Default for TextOptions {
-    fn default() -> Self {
-        Self { pooling: true, opset: *OPSETS.start() }
-    }
-}
+use crate::{FolderOptions, ImportError};
 
 /// A text encoder, and what feeding it needs.
 #[derive(Debug)]
 pub struct ImportedText {
     /// Takes `input_ids`, `attention_mask` and, where the architecture has them, `token_type_ids`;
-    /// gives `sentence_embedding` [batch, hidden] or `last_hidden_state` [batch, sequence, hidden].
+    /// gives `sentence_embedding` [batch, hidden], `logits` [batch, labels] or `last_hidden_state`
+    /// [batch, sequence, hidden].
     pub model: Model,
     /// The tokenizer.json. Its own truncation and padding are left-overs of training.
     pub tokenizer: PathBuf,
@@ -51,80 +43,145 @@ pub struct ImportedText {
     pub pad_token_id: i64,
     /// Tensors of the file that the model has no use for, in order of name.
     pub unused: Vec<String>,
+    /// What was done to the weights.
+    pub remarks: Vec<String>,
 }
 
 /// One kind of encoder.
 pub struct TextArchitecture {
     /// `model_type` in config.json.
     pub model_type: &'static str,
-    /// Classes in config.json whose encoder this is, the head aside.
-    pub classes: &'static [&'static str],
+    /// What may stand before the names of the encoder's weights.
+    prefix: &'static str,
+    /// Classes in config.json whose encoder this is; their own heads are left out.
+    classes: &'static [&'static str],
+    head: Head,
     /// Adds the encoder and gives the vectors of its tokens.
     build: fn(&mut Encoder) -> Result<String, ImportError>,
-    /// Positions at the start of the table that no token has.
-    position_offset: usize,
+    /// Its own names in config.json, with the usual ones.
+    config_names: &'static [(&'static str, &'static str)],
     /// The padding token where config.json names none.
     pad_token_id: i64,
+    /// Whether the first token's position is that after the padding token's id.
+    is_counted_from_padding: bool,
+    /// Beginnings of the names of heads that its checkpoints keep.
+    ignorable: &'static [&'static str],
+}
+
+/// Where the kinds of tokens come from.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum TokenTypes {
+    None,
+    /// There is one, added to every position.
+    Constant,
+    /// The input `token_type_ids`.
+    Input,
 }
 
 /// Every kind of encoder that can be imported.
-pub const TEXT_ARCHITECTURES: [&TextArchitecture; 2] = [&bert::BERT, &mpnet::MPNET];
+pub const TEXT_ARCHITECTURES: [&TextArchitecture; 7] = [
+    &bert::BERT,
+    &roberta::CAMEMBERT,
+    &distilbert::DISTILBERT,
+    &electra::ELECTRA,
+    &mpnet::MPNET,
+    &roberta::ROBERTA,
+    &roberta::XLM_ROBERTA,
+];
 
 /// Beginnings or ends of the names of heads and constants that checkpoints keep.
 const IGNORABLE: [&str; 4] = ["pooler.", "cls.", "lm_head.", "position_ids"];
 
-/// Imports the encoder in `folder`, with its pooling unless told otherwise.
+/// Imports the encoder in `folder` with what makes one row of a text: the pooling of its
+/// modules.json, or its head if it is a cross-encoder or classifier; unless told otherwise.
 ///
 /// # Errors
 /// Whatever would make the graph another model than the folder describes.
-pub fn import_folder(folder: &Path, options: &TextOptions) -> Result<ImportedText, ImportError> {
-    if !OPSETS.contains(&options.opset) {
-        return Err(ImportError::Opset { found: options.opset, range: OPSETS });
-    }
+pub fn import_text(folder: &Path, options: &FolderOptions) -> Result<ImportedText, ImportError> {
+    check_opset(options.opset)?;
     let folder = Folder::read(folder, options.pooling)?;
-    let config = Config::read(&folder.transformer)?;
-    let architecture = find_architecture(&config)?;
+    let file = ConfigFile::read(&folder.transformer)?;
+    let architecture = TextArchitecture::find(&file)?;
+    let has_head = architecture.has_head(&file)?;
+    if options.pooling && folder.pooling.is_none() && !has_head {
+        return Err(ImportError::NoPooling { folder: folder.transformer });
+    }
+    let config = Config::new(&file, architecture)?;
     let mut weights = Weights::open_folder(&folder.transformer)?;
-    weights.allow_prefix(&format!("{}.", architecture.model_type));
+    weights.allow_prefix(architecture.prefix);
 
     let builder = Builder::new(architecture.model_type, weights, options.opset);
     let mut encoder = Encoder::new(builder, &config);
     let tokens = (architecture.build)(&mut encoder)?;
     let Encoder { mut builder, mask, .. } = encoder;
     let batch = Dim::symbol("batch");
-    if let Some(pooling) = &folder.pooling {
-        let (vector, size) = pooling.build(&mut builder, &tokens, &mask, config.hidden_size);
-        builder.output(&vector, "sentence_embedding", &[batch, size.into()]);
-    } else {
-        let dims = [batch, Dim::symbol("sequence"), config.hidden_size.into()];
-        builder.output(&tokens, "last_hidden_state", &dims);
+    let mut ignorable = [&IGNORABLE, architecture.ignorable].concat();
+    if has_head {
+        ignorable.extend(architecture.head.names());
+    }
+    match &folder.pooling {
+        _ if !options.pooling => {
+            let dims = [batch, Dim::symbol("sequence"), config.hidden_size().into()];
+            builder.output(&tokens, "last_hidden_state", &dims);
+        }
+        Some(pooling) => {
+            let (vector, size) = pooling.build(&mut builder, &tokens, &mask, config.hidden_size());
+            builder.output(&vector, "sentence_embedding", &[batch, size.into()]);
+        }
+        None => {
+            let (logits, count) = architecture.head.build(&mut builder, &config, &tokens)?;
+            builder.output(&logits, "logits", &[batch, count.into()]);
+        }
     }
     let (model, weights) = builder.finish();
-    let offset = architecture.position_offset;
+    let pad_token_id = config.pad_token_id.unwrap_or(architecture.pad_token_id);
+    let positions = architecture.position_count(&config, pad_token_id)?;
     Ok(ImportedText {
         model,
-        length_max: folder.length_max(config.max_position_embeddings.saturating_sub(offset))?,
+        length_max: folder.length_max(positions)?,
         lowercase: folder.lowercase()?,
-        pad_token_id: config.pad_token_id.unwrap_or(architecture.pad_token_id),
-        unused: weights.unused(architecture.model_type, &IGNORABLE)?,
+        pad_token_id,
+        unused: weights.unused(architecture.model_type, &ignorable)?,
+        remarks: weights.remarks(),
         tokenizer: folder.tokenizer,
     })
 }
 
-fn find_architecture(config: &Config) -> Result<&'static TextArchitecture, ImportError> {
-    let names = |names: Vec<&str>| names.join(", ");
-    let found = TEXT_ARCHITECTURES.iter().find(|kind| kind.model_type == config.model_type);
-    let Some(&architecture) = found else {
-        let known = TEXT_ARCHITECTURES.iter().map(|kind| kind.model_type).collect();
-        return Err(config.unsupported("model_type", &config.model_type, &names(known)));
-    };
-    // A class with a head that ranks or classifies would lose what it was trained for.
-    let unknown =
-        config.architectures.iter().find(|class| !architecture.classes.contains(&class.as_str()));
-    match unknown {
-        Some(class) => {
-            Err(config.unsupported("the class", class, &names(architecture.classes.to_vec())))
+impl TextArchitecture {
+    fn find(file: &ConfigFile) -> Result<&'static Self, ImportError> {
+        let model_type = file.model_type()?;
+        let found = TEXT_ARCHITECTURES.iter().find(|kind| kind.model_type == model_type);
+        found.copied().ok_or_else(|| {
+            file.unsupported("model_type", model_type, &crate::folder_architectures().join(", "))
+        })
+    }
+
+    /// Whether the folder has the head that ranks or classifies. Any other head than those known
+    /// to be of training alone would lose what it was trained for.
+    fn has_head(&self, file: &ConfigFile) -> Result<bool, ImportError> {
+        let mut has_head = false;
+        for class in file.classes() {
+            has_head |= class == self.head.class;
+            if class != self.head.class && !self.classes.contains(&class) {
+                let known = [self.classes, &[self.head.class]].concat();
+                return Err(file.unsupported("the class", class, &known.join(", ")));
+            }
         }
-        None => Ok(architecture),
+        Ok(has_head)
+    }
+
+    /// How many tokens have a position.
+    fn position_count(&self, config: &Config, pad_token_id: i64) -> Result<usize, ImportError> {
+        let rows = config.max_position_embeddings;
+        if !self.is_counted_from_padding {
+            return Ok(rows);
+        }
+        let offset = usize::try_from(pad_token_id).ok().and_then(|id| id.checked_add(1));
+        offset.and_then(|offset| rows.checked_sub(offset)).filter(|&count| count > 0).ok_or_else(
+            || {
+                let supported = format!("below the {rows} positions less one");
+                config.unsupported("pad_token_id", &pad_token_id.to_string(), &supported)
+            },
+        )
     }
 }

@@ -3,16 +3,28 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use super::TextArchitecture;
-use super::encoder::{Encoder, LayerNames};
+use super::encoder::Encoder;
+use super::head::Head;
+use super::{TextArchitecture, TokenTypes};
 use crate::ImportError;
+use crate::transformer::LayerNames;
 
 pub(super) const MPNET: TextArchitecture = TextArchitecture {
     model_type: "mpnet",
+    prefix: "mpnet.",
     classes: &["MPNetModel", "MPNetForMaskedLM"],
+    head: Head {
+        class: "MPNetForSequenceClassification",
+        dense: "classifier.dense",
+        is_dense_in_encoder: false,
+        activation: "tanh",
+        output: "classifier.out_proj",
+    },
     build,
+    config_names: &[],
     pad_token_id: PADDING_ID,
-    position_offset: POSITION_OFFSET,
+    is_counted_from_padding: true,
+    ignorable: &[],
 };
 
 const LAYER: LayerNames = LayerNames {
@@ -21,6 +33,7 @@ const LAYER: LayerNames = LayerNames {
     value: "attention.attn.v",
     attention_output: "attention.attn.o",
     attention_norm: "attention.LayerNorm",
+    ..LayerNames::BERT
 };
 
 /// What the reference uses whatever config.json says.
@@ -37,39 +50,12 @@ fn build(encoder: &mut Encoder) -> Result<String, ImportError> {
         let found = found.to_string();
         return Err(config.unsupported("pad_token_id", &found, "1"));
     }
-    let x = embeddings(encoder)?;
+    let x = encoder.counted_embeddings(TokenTypes::None)?;
     let mask = encoder.mask_bias();
     let distance = distance_bias(encoder)?;
     // One sum for all layers, as large as the scores of one.
     let bias = encoder.builder.node("Add", "/encoder/bias/Add", &[&distance, &mask]);
     encoder.layers(&LAYER, x, &bias)
-}
-
-fn embeddings(encoder: &mut Encoder) -> Result<String, ImportError> {
-    let config = encoder.config;
-    let words = encoder.embedding("embeddings.word_embeddings", "input_ids", config.vocab_size)?;
-    let ids = position_ids(encoder);
-    let path = "embeddings.position_embeddings";
-    let positions = encoder.embedding(path, &ids, config.max_position_embeddings)?;
-    let sum = encoder.builder.node("Add", "/embeddings/Add", &[&words, &positions]);
-    encoder.layer_norm("embeddings.LayerNorm", &sum)
-}
-
-/// How many tokens other than padding stand up to here, plus 1; and 1 for padding itself.
-fn position_ids(encoder: &mut Encoder) -> String {
-    let b = &mut encoder.builder;
-    let padding = b.constant("positions.padding", Tensor::scalar(PADDING_ID));
-    let (zero, one) = (
-        b.constant("positions.zero", Tensor::scalar(0_i64)),
-        b.constant("positions.one", Tensor::scalar(1_i64)),
-    );
-    let axis = b.constant("positions.axis", Tensor::scalar(1_i64));
-    let named = |op_type: &str| format!("/embeddings/positions/{op_type}");
-    let is_padding = b.node("Equal", &named("Equal"), &["input_ids", &padding]);
-    let steps = b.node("Where", &named("Where"), &[&is_padding, &zero, &one]);
-    let counts = b.node("CumSum", &named("CumSum"), &[&steps, &axis]);
-    let shifted = b.node("Add", &named("Add"), &[&counts, &padding]);
-    b.node("Where", &named("padding/Where"), &[&is_padding, &padding, &shifted])
 }
 
 /// The bias [heads, sequence, sequence] that depends on how far key and query are apart.
@@ -84,7 +70,7 @@ fn distance_bias(encoder: &mut Encoder) -> Result<String, ImportError> {
         return Err(config.unsupported(what, &buckets.to_string(), "32"));
     }
     let length_max = config.max_position_embeddings.saturating_sub(POSITION_OFFSET).max(1);
-    let shape = [BUCKET_COUNT, config.num_attention_heads];
+    let shape = [BUCKET_COUNT, config.layers.num_attention_heads];
     let (name, table) =
         encoder.builder.weights.take("encoder.relative_attention_bias.weight", &shape)?;
     let table = encoder.builder.constant(&name, by_distance(&table, shape, length_max));

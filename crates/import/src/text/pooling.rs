@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use attar_graph::Node;
-use attar_tensor::Tensor;
 use serde_json::{Map, Value};
 
-use super::config::read_json;
 use crate::ImportError;
 use crate::build::Builder;
+use crate::config::read_json;
 
 /// How a text's vector comes from those of its tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,18 +86,12 @@ impl Pooling {
 impl Mode {
     fn build(self, builder: &mut Builder, tokens: &str, mask: &str) -> String {
         match self {
-            Self::Cls => cls(builder, tokens),
+            Self::Cls => builder.token("/pooling/cls/Gather", tokens, 0),
             Self::Max => max(builder, tokens, mask),
             Self::Mean => mean(builder, tokens, mask, false),
             Self::MeanSqrtLength => mean(builder, tokens, mask, true),
         }
     }
-}
-
-fn cls(builder: &mut Builder, tokens: &str) -> String {
-    let first = builder.constant("pooling.first", Tensor::scalar(0_i64));
-    let node = Node::new("Gather", "/pooling/cls/Gather", &[tokens, &first], &[]);
-    builder.push(node.with_attribute("axis", 1_i64))
 }
 
 /// max over tokens, where padding counts as −10⁹.
@@ -122,9 +115,7 @@ fn mean(builder: &mut Builder, tokens: &str, mask: &str, by_root: bool) -> Strin
     let rows = Node::new("Concat", &format!("{scope}/Concat"), &[&row, &row], &[]);
     let rows = builder.push(rows.with_attribute("axis", 1_i64));
     let sums = builder.node("MatMul", &format!("{scope}/MatMul"), &[&rows, tokens]);
-    let first = builder.constant("pooling.first", Tensor::scalar(0_i64));
-    let sum = Node::new("Gather", &format!("{scope}/Gather"), &[&sums, &first], &[]);
-    let sum = builder.push(sum.with_attribute("axis", 1_i64));
+    let sum = builder.token(&format!("{scope}/Gather"), &sums, 0);
     let count = builder.reduce("ReduceSum", &format!("{scope}/count/ReduceSum"), mask, 1, true);
     let least = builder.scalar("pooling.count_min", 1e-9);
     let mut divisor = builder.node("Max", &format!("{scope}/count/Max"), &[&count, &least]);

@@ -74,12 +74,12 @@ impl TestFolder {
 
     fn import(&self) -> Result<ImportedText, ImportError> {
         self.write_tensors("model.safetensors", &self.tensors, Dtype::F32);
-        self.import_as_is(&TextOptions::default())
+        self.import_as_is(&FolderOptions::default())
     }
 
-    fn import_as_is(&self, options: &TextOptions) -> Result<ImportedText, ImportError> {
+    fn import_as_is(&self, options: &FolderOptions) -> Result<ImportedText, ImportError> {
         self.write("config.json", &self.config);
-        import_folder(&self.path, options)
+        import_text(&self.path, options)
     }
 
     /// The message of the import, with file names alone.
@@ -174,7 +174,7 @@ fn prefixed_half_precision_shards_give_the_same_graph() {
         let shard = shard.iter().map(|(&name, &shape)| (name.clone(), shape.clone())).collect();
         folder.write_tensors(&format!("model-0000{index}.safetensors"), &shard, Dtype::F16);
     }
-    let sharded = folder.import_as_is(&TextOptions::default()).unwrap();
+    let sharded = folder.import_as_is(&FolderOptions::default()).unwrap();
     let [whole, sharded] = [&whole, &sharded].map(|imported| &imported.model.graph);
     let tensors = |graph: &attar_graph::Graph| -> Vec<Tensor> {
         graph.initializers.values().map(|stored| stored.tensor.aligned()).collect()
@@ -187,8 +187,8 @@ fn prefixed_half_precision_shards_give_the_same_graph() {
 fn without_pooling_no_modules_are_needed() {
     let folder = TestFolder::new();
     std::fs::remove_file(folder.path.join("modules.json")).unwrap();
-    assert!(folder.error().ends_with("names no pooling: it has no modules.json"));
-    let options = TextOptions { pooling: false, ..TextOptions::default() };
+    assert!(folder.error().ends_with("names no pooling in a modules.json"));
+    let options = FolderOptions { pooling: false, ..FolderOptions::default() };
     let graph = folder.import_as_is(&options).unwrap().model.graph;
     assert_eq!(graph.outputs[0].name, "last_hidden_state");
     assert_eq!(dims(&graph.outputs[0]), ["batch", "sequence", "4"]);
@@ -219,26 +219,104 @@ fn weights_that_do_not_fit_are_named() {
 #[test]
 fn what_would_be_another_model_is_refused() {
     let cases = [
-        ("model_type", "t5", "model_type is `t5`, supported: bert, mpnet"),
-        ("hidden_act", "gelu_new", "hidden_act is `gelu_new`, supported: gelu, relu"),
+        (
+            "model_type",
+            "t5",
+            "model_type is `t5`, supported: bert, camembert, deit, distilbert, electra, mpnet, \
+             roberta, vit, xlm-roberta",
+        ),
+        (
+            "hidden_act",
+            "mish",
+            "hidden_act is `mish`, supported: gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, \
+             quick_gelu, relu, silu, swish, tanh",
+        ),
         ("position_embedding_type", "relative_key", "supported: absolute"),
     ];
     for (key, value, expected) in cases {
         let error = TestFolder::new().with_config(key, value).error();
         assert!(error.starts_with("`config.json`: ") && error.ends_with(expected), "{error}");
     }
-    let ranker =
-        TestFolder::new().with_config("architectures", json!(["BertForSequenceClassification"]));
-    assert!(ranker.error().contains("the class is `BertForSequenceClassification`"));
+    let reader =
+        TestFolder::new().with_config("architectures", json!(["BertForQuestionAnswering"]));
+    assert!(
+        reader.error().contains("the class is `BertForQuestionAnswering`, supported: BertModel")
+    );
     let decoder = TestFolder::new().with_config("is_decoder", true);
     assert!(decoder.error().contains("is_decoder is `true`"));
     for heads in [0, 3] {
         let odd = TestFolder::new().with_config("num_attention_heads", heads);
         assert!(odd.error().contains("a multiple of the heads"));
     }
-    let options = TextOptions { opset: 16, ..TextOptions::default() };
+    let options = FolderOptions { opset: 16, ..FolderOptions::default() };
     let error = TestFolder::new().import_as_is(&options).unwrap_err();
     assert_eq!(error.to_string(), "opset 16 cannot be written, 17 to 21 can");
+}
+
+/// The folder of a cross-encoder with three labels: pooler and head, all under their names.
+fn ranker() -> TestFolder {
+    let mut folder =
+        TestFolder::new().with_config("architectures", json!(["BertForSequenceClassification"]));
+    let encoder = std::mem::take(&mut folder.tensors);
+    folder.tensors = encoder.into_iter().map(|(name, s)| (format!("bert.{name}"), s)).collect();
+    for (name, rows) in [("bert.pooler.dense", 4), ("classifier", 3)] {
+        folder.tensors.insert(format!("{name}.weight"), vec![rows, 4]);
+        folder.tensors.insert(format!("{name}.bias"), vec![rows]);
+    }
+    folder
+}
+
+#[test]
+fn a_cross_encoder_gives_its_scores() {
+    let folder = ranker();
+    std::fs::remove_file(folder.path.join("modules.json")).unwrap();
+    let imported = folder.import().unwrap();
+    let graph = &imported.model.graph;
+    validate(graph).unwrap();
+    assert_eq!(graph.outputs[0].name, "logits");
+    assert_eq!(dims(&graph.outputs[0]), ["batch", "3"]);
+    assert_eq!(imported.unused, Vec::<String>::new());
+    // As newer releases of sentence-transformers describe it.
+    folder.write_modules(&[("", "Transformer")]);
+    assert_eq!(folder.import().unwrap().model.graph.outputs[0].name, "logits");
+}
+
+#[test]
+fn a_folder_that_asks_for_pooling_is_pooled_whatever_class_wrote_it() {
+    let imported = ranker().import().unwrap();
+    assert_eq!(imported.model.graph.outputs[0].name, "sentence_embedding");
+    let unused = ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias"];
+    assert_eq!(imported.unused[..3], unused);
+}
+
+#[test]
+fn weights_of_a_head_that_are_missing_are_named() {
+    for name in ["bert.pooler.dense.bias", "classifier.weight", "classifier.bias"] {
+        let mut folder = ranker();
+        std::fs::remove_file(folder.path.join("modules.json")).unwrap();
+        folder.tensors.remove(name);
+        assert_eq!(folder.error(), format!("`model.safetensors` has no tensor `{name}`"));
+    }
+}
+
+#[test]
+fn a_padding_token_beyond_the_positions_is_refused() {
+    for id in [-1, 5, i64::MAX] {
+        let folder = TestFolder::new().with_config("model_type", "roberta");
+        let folder = folder.with_config("architectures", json!([])).with_config("pad_token_id", id);
+        let expected = format!("pad_token_id is `{id}`, supported: below the 6 positions less one");
+        assert!(folder.error().ends_with(&expected), "{}", folder.error());
+    }
+}
+
+#[test]
+fn a_config_that_lacks_something_says_what_under_its_own_name() {
+    let mut folder = TestFolder::new().with_config("model_type", "distilbert");
+    folder.config["architectures"] = json!([]);
+    folder.config.as_object_mut().unwrap().remove("hidden_size");
+    assert!(folder.error().ends_with("missing field `dim`"), "{}", folder.error());
+    folder.config.as_object_mut().unwrap().remove("model_type");
+    assert!(folder.error().ends_with("it has no text `model_type`"), "{}", folder.error());
 }
 
 #[test]
@@ -285,13 +363,13 @@ fn the_length_is_the_least_that_someone_asks_for() {
 #[test]
 fn missing_and_damaged_files_are_named() {
     let folder = TestFolder::new();
-    let error = folder.import_as_is(&TextOptions::default()).unwrap_err();
+    let error = folder.import_as_is(&FolderOptions::default()).unwrap_err();
     assert!(error.to_string().contains("holds no model.safetensors"));
     std::fs::write(folder.path.join("model.safetensors"), b"<html>not found</html>").unwrap();
-    let error = folder.import_as_is(&TextOptions::default()).unwrap_err();
+    let error = folder.import_as_is(&FolderOptions::default()).unwrap_err();
     assert!(error.to_string().contains("model.safetensors` is not a safetensors or PyTorch file"));
     std::fs::remove_file(folder.path.join("tokenizer.json")).unwrap();
     assert!(folder.error().starts_with("`tokenizer.json`: "));
-    let error = import_folder(Path::new("/nowhere"), &TextOptions::default()).unwrap_err();
+    let error = import_text(Path::new("/nowhere"), &FolderOptions::default()).unwrap_err();
     assert!(error.to_string().starts_with("`/nowhere"), "{error}");
 }

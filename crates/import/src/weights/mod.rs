@@ -2,6 +2,7 @@
 
 mod pickle;
 mod safetensors;
+mod shards;
 #[cfg(test)]
 pub(crate) mod testing;
 mod torch;
@@ -20,7 +21,11 @@ pub(crate) struct Weights {
     tensors: BTreeMap<String, Stored>,
     /// What stands before every name of the architecture, as in `bert.`.
     prefix: String,
+    /// Whether names are now those of a head, which stands beside the encoder.
+    has_left_prefix: bool,
     taken: BTreeSet<String>,
+    /// How many tensors of each other type became f32.
+    converted: BTreeMap<&'static str, usize>,
 }
 
 struct Stored {
@@ -36,24 +41,51 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Opens the weights of a Hugging Face folder, sharded or not.
+    /// Opens the weights of a Hugging Face folder, in one file or in shards.
     pub(crate) fn open_folder(folder: &Path) -> Result<Self, ImportError> {
-        let whole = folder.join("model.safetensors");
+        if let Some(weights) = Self::open_named(folder, "model.safetensors")? {
+            return Ok(weights);
+        }
+        let mut unlisted = list(folder)?;
+        unlisted.retain(|file| file.extension().is_some_and(|end| end == "safetensors"));
+        if !unlisted.is_empty() {
+            return Self::open_all(folder, &unlisted);
+        }
+        Self::open_named(folder, "pytorch_model.bin")?
+            .ok_or_else(|| ImportError::NoWeights { folder: folder.into() })
+    }
+
+    /// The file called `name`, or the shards of its index; `None` where there is neither.
+    fn open_named(folder: &Path, name: &str) -> Result<Option<Self>, ImportError> {
+        let (whole, index) = (folder.join(name), folder.join(format!("{name}.index.json")));
         if whole.is_file() {
-            return Self::open(&whole);
+            Self::open(&whole).map(Some)
+        } else if index.is_file() {
+            Self::open_shards(folder, &index).map(Some)
+        } else {
+            Ok(None)
         }
-        let mut shards = list(folder)?;
-        shards.retain(|file| file.extension().is_some_and(|end| end == "safetensors"));
-        if shards.is_empty() {
-            let pickled = folder.join("pytorch_model.bin");
-            if pickled.is_file() {
-                return Self::open(&pickled);
+    }
+
+    /// The shards that `index` lists, each of which must hold what it says.
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self, ImportError> {
+        let shards = shards::read(folder, index)?;
+        let files: Vec<PathBuf> = shards.keys().cloned().collect();
+        let weights = Self::open_all(folder, &files)?;
+        for (file, names) in shards {
+            let is_in_file =
+                |name: &String| weights.tensors.get(name).is_some_and(|stored| stored.file == file);
+            if let Some(tensor) = names.into_iter().find(|name| !is_in_file(name)) {
+                return Err(ImportError::MissingTensor { file, tensor });
             }
-            return Err(ImportError::NoWeights { folder: folder.into() });
         }
-        let mut weights = Self::empty(folder);
-        for shard in &shards {
-            weights.add_file(shard)?;
+        Ok(weights)
+    }
+
+    fn open_all(source: &Path, files: &[PathBuf]) -> Result<Self, ImportError> {
+        let mut weights = Self::empty(source);
+        for file in files {
+            weights.add_file(file)?;
         }
         Ok(weights)
     }
@@ -63,7 +95,9 @@ impl Weights {
             source: source.into(),
             tensors: BTreeMap::new(),
             prefix: String::new(),
+            has_left_prefix: false,
             taken: BTreeSet::new(),
+            converted: BTreeMap::new(),
         }
     }
 
@@ -97,9 +131,18 @@ impl Weights {
         }
     }
 
+    /// From now on names are whole: those of a head, beside the encoder.
+    pub(crate) fn leave_prefix(&mut self) {
+        self.has_left_prefix = true;
+    }
+
+    fn prefixed(&self, name: &str) -> String {
+        if self.has_left_prefix { name.into() } else { format!("{}{name}", self.prefix) }
+    }
+
     /// The stored name of `name`: with the prefix, and as older checkpoints call it.
     fn stored_name(&self, name: &str) -> Option<String> {
-        let name = format!("{}{name}", self.prefix);
+        let name = self.prefixed(name);
         if self.tensors.contains_key(&name) {
             return Some(name);
         }
@@ -115,7 +158,7 @@ impl Weights {
     fn find(&self, name: &str) -> Result<(String, &Stored), ImportError> {
         let missing = || ImportError::MissingTensor {
             file: self.source.clone(),
-            tensor: format!("{}{name}", self.prefix),
+            tensor: self.prefixed(name),
         };
         let stored_name = self.stored_name(name).ok_or_else(missing)?;
         let stored = &self.tensors[&stored_name];
@@ -140,6 +183,9 @@ impl Weights {
     }
 
     /// The stored name and the values, as f32, of a tensor that must have `shape`.
+    ///
+    /// Half precision is not kept behind a `Cast`: passes and kernels work on f32 initializers, a
+    /// runtime would fold the `Cast` while it loads, and f32 holds every value exactly.
     pub(crate) fn take(
         &mut self,
         name: &str,
@@ -150,13 +196,31 @@ impl Weights {
             return Err(wrong_shape(name, stored, format!("{shape:?}")));
         }
         let found = stored.tensor.dtype();
-        if !found.is_float() {
-            let file = stored.file.clone();
-            return Err(ImportError::NotFloat { file, tensor: name, found });
-        }
-        let tensor = stored.tensor.converted(DType::F32).expect("floats convert to floats");
+        let tensor = match found {
+            DType::F32 => stored.tensor.clone(),
+            DType::F16 | DType::BF16 | DType::F64 => {
+                let values = stored.tensor.to_f32().expect("these convert");
+                *self.converted.entry(found.name()).or_default() += 1;
+                Tensor::new(shape, &values)
+            }
+            // 8-bit floats mean little without the scales that stand beside them.
+            _ => {
+                let file = stored.file.clone();
+                return Err(ImportError::NotFloat { file, tensor: name, found });
+            }
+        };
         self.taken.insert(name.clone());
         Ok((name, tensor))
+    }
+
+    /// What was done to the weights that were taken, for the user to know.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let all = self.taken.len();
+        let remark = |(dtype, count): (&&str, &usize)| {
+            let how = if *dtype == DType::F64.name() { "rounded to it" } else { "exactly" };
+            format!("{count} of {all} weights are {dtype} in the file and f32 in the model, {how}")
+        };
+        self.converted.iter().map(remark).collect()
     }
 
     /// Names that nothing took, after checking that each begins or ends as one of
@@ -239,11 +303,37 @@ mod tests {
     }
 
     #[test]
+    fn half_precision_is_converted_and_told() {
+        let halves = Tensor::new(&[2], &[0.1_f32, -2.5]).converted(DType::BF16).unwrap();
+        let mut weights = Weights::from_tensors([("w".to_string(), halves.clone())]);
+        let (_, tensor) = weights.take("w", &[2]).unwrap();
+        assert_eq!(tensor.dtype(), DType::F32);
+        assert_eq!(tensor.to_f64(), halves.to_f64());
+        let remark = "1 of 1 weights are bf16 in the file and f32 in the model, exactly";
+        assert_eq!(weights.remarks(), [remark]);
+    }
+
+    #[test]
+    fn a_head_stands_beside_the_prefixed_encoder() {
+        let mut weights = weights(&["bert.a", "classifier.w"]);
+        weights.allow_prefix("bert.");
+        weights.take("a", &[2]).unwrap();
+        let error = weights.take("classifier.w", &[2]).unwrap_err();
+        assert!(error.to_string().ends_with("no tensor `bert.classifier.w`"), "{error}");
+        weights.leave_prefix();
+        weights.take("classifier.w", &[2]).unwrap();
+        assert!(weights.unused("bert", &[]).unwrap().is_empty());
+    }
+
+    #[test]
     fn integers_are_not_taken_for_weights() {
         let tensor = Tensor::new(&[1], &[1_i64]);
         let mut weights = Weights::from_tensors([("w".to_string(), tensor)]);
         let error = weights.take("w", &[1]).unwrap_err();
-        assert_eq!(error.to_string(), "`w` in `test.safetensors` is i64, expected a float");
+        assert_eq!(
+            error.to_string(),
+            "`w` in `test.safetensors` is i64, expected f32, f16, bf16 or f64"
+        );
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("constants", |model| fold_constants(model, false)),
     ("layer-normalization", layer_normalization::plan),
     ("gelu", gelu::plan),
+    // What a GELU replaced still reads its input, which would keep it from joining the product.
+    ("dead-nodes", dead_nodes::plan),
     ("attention", attention::plan),
     ("bias", linear::plan_bias),
     ("activation", linear::plan_activation),
