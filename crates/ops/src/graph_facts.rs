@@ -210,8 +210,11 @@ impl Facts {
     fn macs(&self, node: &Node, opset: i64) -> Option<Dim> {
         let operator = check(node, opset).ok()?;
         let inputs: Vec<Option<&Fact>> = node.inputs.iter().map(|name| self.get(name)).collect();
-        let outputs: Option<Vec<Fact>> =
-            node.outputs.iter().map(|name| self.get(name).cloned()).collect();
+        // An output without a name is one that nothing reads.
+        let absent = || Some(Fact::unranked(DType::F32));
+        let outputs: Option<Vec<Fact>> = (node.outputs.iter())
+            .map(|name| if name.is_empty() { absent() } else { self.get(name).cloned() })
+            .collect();
         Some(operator.macs(node, &inputs, &outputs?))
     }
 }

@@ -10,6 +10,8 @@ use attar_tests::{numbers, ort_library};
 pub(crate) struct Case {
     pub(crate) text: String,
     pub(crate) feeds: Vec<(&'static str, Tensor)>,
+    /// What is known when the model is loaded.
+    pub(crate) constants: Vec<(&'static str, Tensor)>,
     opset: i64,
     /// Graphs inside the first node, by attribute.
     bodies: Vec<(&'static str, &'static str)>,
@@ -19,7 +21,8 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
-    Case { text: text.into(), feeds, opset: 17, bodies: Vec::new(), tolerance: 2e-6 }
+    let (constants, bodies) = (Vec::new(), Vec::new());
+    Case { text: text.into(), feeds, constants, opset: 17, bodies, tolerance: 2e-6 }
 }
 
 impl Case {
@@ -85,6 +88,10 @@ pub(crate) fn model_of(case: &Case) -> Model {
     let mut graph = graph_from_text(&text);
     for output in &mut graph.outputs {
         output.value_type = None;
+    }
+    for (name, tensor) in &case.constants {
+        graph.inputs.retain(|input| input.name != *name);
+        graph.set_initializer(*name, tensor.clone());
     }
     for (attribute, text) in &case.bodies {
         let mut body = graph_from_text(text);

@@ -9,12 +9,19 @@ use crate::case::*;
 type Sizes = [usize; 4];
 
 /// Inputs of a layer, in the operator's order, under their names there.
-fn feeds(gates: usize, directions: usize, sizes: Sizes, names: &str) -> Vec<(&'static str, Tensor)> {
+fn feeds(
+    gates: usize,
+    directions: usize,
+    sizes: Sizes,
+    names: &str,
+) -> Vec<(&'static str, Tensor)> {
     let [steps, batch, input, hidden] = sizes;
     let state = [directions, batch, hidden];
     let lengths: Vec<i32> = (0..batch).map(|item| (steps - item * 2 % steps) as i32).collect();
+    // Weights that let a difference die away with the steps, as trained ones do.
+    let scale = 0.7 / (hidden.max(input) as f32).sqrt();
     let small = |shape: &[usize]| {
-        let values: Vec<f32> = f32s(shape).slice::<f32>().iter().map(|x| x * 0.4).collect();
+        let values: Vec<f32> = f32s(shape).slice::<f32>().iter().map(|x| x * scale).collect();
         Tensor::new(shape, &values)
     };
     let all = [

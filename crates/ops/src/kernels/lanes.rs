@@ -254,6 +254,7 @@ impl FloatBits for Portable<f32, 4> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    #[allow(clippy::wildcard_imports)] // every instruction below
     use std::arch::x86_64::*;
 
     use super::{FloatBits, Lanes, Work, sigmoid, tanh};
@@ -426,9 +427,9 @@ mod tests {
         let mut values = x.to_vec();
         let work = Apply(&mut values, tanh);
         if portable {
-            work.run::<Portable<f32, 4>>()
+            work.run::<Portable<f32, 4>>();
         } else {
-            f32::dispatch(work)
+            f32::dispatch(work);
         }
         values
     }

@@ -209,7 +209,7 @@ pub(super) fn kernel(
     };
     let constants = match &prepared {
         Some(_) => [None, None, None, None],
-        None => weights.map(|weight| weight.cloned()),
+        None => weights.map(Option::<&Tensor>::cloned),
     };
     Ok(Box::new(RecurrentKernel { settings, constants, prepared }))
 }

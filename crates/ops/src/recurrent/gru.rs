@@ -25,7 +25,7 @@ impl Operator for Gru {
     }
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        infer(node, inputs, Layer::Gru, [1, 2])
+        infer(node, inputs, Layer::Gru)
     }
 
     fn kernel(

@@ -25,7 +25,7 @@ impl Operator for Lstm {
     }
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        infer(node, inputs, Layer::Lstm, [1, 2])
+        infer(node, inputs, Layer::Lstm)
     }
 
     fn kernel(

@@ -247,12 +247,7 @@ fn lengths(run: &Run, sizes: &Sizes) -> Result<Vec<usize>, OpError> {
     tensor.slice::<i32>().iter().map(length).collect()
 }
 
-fn infer(
-    node: &Node,
-    inputs: &[Option<&Fact>],
-    layer: Layer,
-    weights: [usize; 2],
-) -> Result<Vec<Fact>, OpError> {
+fn infer(node: &Node, inputs: &[Option<&Fact>], layer: Layer) -> Result<Vec<Fact>, OpError> {
     let settings = Settings::new(node, layer)?;
     let x = required(inputs, 0)?;
     let dim = |fact: Option<&Fact>, axis: usize| -> Dim {
@@ -265,7 +260,7 @@ fn infer(
     let (outer, inner) = (dim(Some(x), 0), dim(Some(x), 1));
     let hidden = match settings.hidden {
         Some(hidden) => Dim::from(hidden),
-        None => dim(inputs.get(weights[1]).copied().flatten(), 2),
+        None => dim(inputs.get(2).copied().flatten(), 2),
     };
     let directions = Dim::from(settings.directions());
     let (output, state) = if settings.batch_first {

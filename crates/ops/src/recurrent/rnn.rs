@@ -22,7 +22,7 @@ impl Operator for Rnn {
     }
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        infer(node, inputs, Layer::Rnn, [1, 2])
+        infer(node, inputs, Layer::Rnn)
     }
 
     fn kernel(

@@ -84,9 +84,10 @@ pub(super) fn scan<T: Real>(
         initial_c: if settings.layer == Layer::Lstm { initial(6)? } else { None },
         pool: run.pool,
     };
-    let mut y = match settings.is_wanted(0) {
-        true => run.pool.tensor(T::DTYPE, &sizes.output_shape()),
-        false => Tensor::zeros(T::DTYPE, &[0]),
+    let mut y = if settings.is_wanted(0) {
+        run.pool.tensor(T::DTYPE, &sizes.output_shape())
+    } else {
+        Tensor::zeros(T::DTYPE, &[0])
     };
     if scan.lengths.iter().any(|&length| length < sizes.steps) {
         y.slice_mut::<T>().fill(T::default());
@@ -106,10 +107,11 @@ impl<T: Real> Scan<'_, T> {
     fn tasks(&self) -> Vec<Task> {
         let Sizes { directions, batch, .. } = self.sizes;
         let threads = rayon::current_num_threads();
-        let count = match self.is_parallel() {
+        let count = if self.is_parallel() {
             // Whole tiles of four rows.
-            true => batch.div_ceil(threads.div_ceil(directions)).next_multiple_of(4),
-            false => batch,
+            batch.div_ceil(threads.div_ceil(directions)).next_multiple_of(4)
+        } else {
+            batch
         };
         let firsts = (0..batch).step_by(count.max(1));
         (0..directions)
@@ -222,9 +224,10 @@ impl<T: Real> Scan<'_, T> {
 
     /// The step of the input that a row takes as number `step`.
     fn time(&self, task: Task, step: usize, row: usize) -> usize {
-        match self.settings.reversed[task.direction] {
-            true => self.lengths[task.first + row] - 1 - step,
-            false => step,
+        if self.settings.reversed[task.direction] {
+            self.lengths[task.first + row] - 1 - step
+        } else {
+            step
         }
     }
 

@@ -22,11 +22,7 @@ fn values(shape: &[usize], seed: usize) -> Tensor {
 
 fn weights(gates: usize, input: usize, hidden: usize) -> Vec<Tensor> {
     let rows = gates * hidden;
-    vec![
-        values(&[2, rows, input], 1),
-        values(&[2, rows, hidden], 2),
-        values(&[2, 2 * rows], 3),
-    ]
+    vec![values(&[2, rows, input], 1), values(&[2, rows, hidden], 2), values(&[2, 2 * rows], 3)]
 }
 
 fn try_run(op: &str, settings: &str, feeds: Vec<Tensor>) -> Result<Vec<Tensor>, ProgramError> {
@@ -145,9 +141,8 @@ fn no_steps_leave_the_initial_state() {
 
 #[test]
 fn inputs_that_do_not_fit_are_named() {
-    let feeds = |x: &[usize], w: Vec<Tensor>, rest: Vec<Tensor>| {
-        [vec![values(x, 0)], w, rest].concat()
-    };
+    let feeds =
+        |x: &[usize], w: Vec<Tensor>, rest: Vec<Tensor>| [vec![values(x, 0)], w, rest].concat();
     let good = || weights(4, 6, 9);
     let lengths = |values: &[i32]| Tensor::new(&[values.len()], values);
     let cases = [
