@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Dim, Graph, Model, Node, Value};
+use attar_tensor::DType;
 
 use crate::opset::{OpsetError, prepared};
 use crate::{Fact, OpError, check};
