@@ -120,6 +120,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &range::Range,
+    &recurrent::DynamicQuantizeLstm,
     &recurrent::Gru,
     &recurrent::Lstm,
     &recurrent::Rnn,

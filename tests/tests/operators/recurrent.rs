@@ -1,7 +1,7 @@
 //! RNN, GRU and LSTM. ONNX Runtime has no `layout` 1 and no f64: unit tests hold these against
 //! the other layout and against f32.
 
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use crate::case::*;
 
@@ -97,6 +97,14 @@ pub(crate) fn cases() -> Vec<Case> {
                     activation_beta=0.4,0.4";
     cases.push(layer("LSTM", "forward", sizes[1], "xwrbhc", settings));
     cases.push(layer("GRU", "forward", sizes[1], "xwrbh", ", activations=Tanh,Relu"));
+    for direction in ["forward", "bidirectional"] {
+        for is_per_column in [false, true] {
+            for zero in [Tensor::scalar(0_i8), Tensor::scalar(128_u8), Tensor::scalar(121_u8)] {
+                cases.push(quantized(direction, [6, 1, 9, 20], is_per_column, &zero));
+                cases.push(quantized(direction, [4, 3, 17, 16], is_per_column, &zero));
+            }
+        }
+    }
     cases.push(packed("LSTM"));
     cases.push(packed("GRU"));
     cases
@@ -108,4 +116,46 @@ fn packed(op: &str) -> Case {
     case.constants = case.feeds.split_off(1);
     case.text = case.text.replacen("y, ", ", ", 1);
     case
+}
+
+/// The LSTM that ONNX Runtime's quantizer leaves, with weights of the zero point's type.
+fn quantized(direction: &str, sizes: Sizes, is_per_column: bool, zero: &Tensor) -> Case {
+    let [_, batch, input, hidden] = sizes;
+    let directions = if direction == "bidirectional" { 2 } else { 1 };
+    let columns = 4 * hidden;
+    let weights = |depth: usize| {
+        let shape = [directions, depth, columns];
+        let levels = (0..directions * depth * columns).map(|i| (i * 7919 % 251) as i32 - 125);
+        match zero.dtype() {
+            DType::U8 => Tensor::new(&shape, &levels.map(|q| (q + 128) as u8).collect::<Vec<_>>()),
+            _ => Tensor::new(&shape, &levels.map(|q| q as i8).collect::<Vec<_>>()),
+        }
+    };
+    let shape = if is_per_column { vec![directions, columns] } else { vec![directions] };
+    let count: usize = shape.iter().product();
+    let scale = 0.004 / (hidden as f32).sqrt();
+    let scales: Vec<f32> = (0..count).map(|i| scale * (1.0 + (i % 5) as f32 * 0.2)).collect();
+    let scales = Tensor::new(&shape, &scales);
+    let zeros = match zero.dtype() {
+        DType::U8 => Tensor::new(&shape, &vec![zero.slice::<u8>()[0]; count]),
+        _ => Tensor::new(&shape, &vec![zero.slice::<i8>()[0]; count]),
+    };
+    let text = format!(
+        "y, yh, yc = DynamicQuantizeLSTM(x, w, r, b, , h, c, , s, z, t, u, hidden_size={hidden}, \
+         direction={direction})"
+    );
+    let state = f32s(&[directions, batch, hidden]);
+    let feeds = vec![("x", f32s(&[sizes[0], batch, input])), ("h", state.clone()), ("c", state)];
+    // A state that falls on the edge between two of 256 levels is rounded either way.
+    let mut case = case(text, feeds).within(2e-3);
+    case.constants = vec![
+        ("w", weights(input)),
+        ("r", weights(hidden)),
+        ("b", f32s(&[directions, 2 * columns])),
+        ("s", scales.clone()),
+        ("z", zeros.clone()),
+        ("t", scales),
+        ("u", zeros),
+    ];
+    case.domain("com.microsoft", 1)
 }

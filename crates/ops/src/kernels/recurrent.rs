@@ -58,16 +58,19 @@ impl<T: Real> Panels<T> {
         self.count * self.units
     }
 
+    /// Gate and unit of each column, in the order of the panels; `None` for those of padding.
+    pub(crate) fn columns(&self, units: usize) -> impl Iterator<Item = Option<[usize; 2]>> {
+        let (gates, own) = (self.gates, self.units);
+        (0..self.width()).map(move |column| {
+            let unit = column / own / gates * own + column % own;
+            (unit < units).then_some([column / own % gates, unit])
+        })
+    }
+
     /// One value per column, in the order of the panels; `units` of each gate are there.
     pub(crate) fn arranged(&self, units: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
-        let place = |column: usize| {
-            let (panel, within) = (column / self.units / self.gates, column % self.units);
-            (column / self.units % self.gates, panel * self.units + within)
-        };
-        let columns = (0..self.width()).map(place);
-        columns
-            .map(|(gate, unit)| if unit < units { at(gate, unit) } else { T::default() })
-            .collect()
+        let value = |place: Option<[usize; 2]>| place.map(|[gate, unit]| at(gate, unit));
+        self.columns(units).map(|place| value(place).unwrap_or_default()).collect()
     }
 }
 

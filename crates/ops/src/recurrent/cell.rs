@@ -11,7 +11,7 @@ use crate::kernels::lanes::Real;
 use crate::kernels::recurrent::{
     CandidateStep, GruStep, LstmStep, Panels, Projection, ResetStep, RnnStep, Rows, Step,
 };
-use crate::{Kernel, OpError, Run};
+use crate::{Kernel, OpError, Pool, Run};
 
 /// Inputs that are packed where they are constant: W, R, B and LSTM's P.
 pub(super) const WEIGHTS: [usize; 4] = [1, 2, 3, 7];
@@ -34,13 +34,45 @@ pub(super) struct Direction<T> {
     peepholes: Option<[Vec<T>; 3]>,
 }
 
-/// The weights of all directions.
-pub(super) struct Prepared<T> {
-    pub(super) sizes: WeightSizes,
-    pub(super) directions: Vec<Direction<T>>,
+/// One direction's weights in whatever form, and what a run does with them.
+pub(super) trait Weights<T>: Send + Sync {
+    /// What must be known of the whole input before any of it is projected.
+    type Whole: Sync;
+
+    /// Whether what an item of the batch gives is its own, so that the batch may be divided.
+    const DIVIDES: bool;
+
+    fn whole(x: &[T]) -> Self::Whole;
+
+    /// Padded units: the stride between rows of a state.
+    fn stride(&self) -> usize;
+
+    /// Size of a row of projected inputs.
+    fn width(&self) -> usize;
+
+    /// Projects rows 0, 1, … of the inputs: x·Wᵀ + bias.
+    fn project(&self, y: &mut [T], x: Rows<T>, rows: &[usize], whole: &Self::Whole, pool: &Pool);
+
+    /// Writes the next state of the rows.
+    fn step(&self, inputs: StepInputs<T>, state: &mut State<T>, pool: &Pool);
 }
 
-impl<T: Real> Prepared<T> {
+/// What a step is computed from beside the state.
+#[derive(Clone, Copy)]
+pub(super) struct StepInputs<'a, T> {
+    pub(super) settings: &'a Settings,
+    pub(super) activations: [Activation; 3],
+    pub(super) projected: &'a [T],
+    pub(super) rows: &'a [usize],
+}
+
+/// The weights of all directions.
+pub(super) struct Prepared<D> {
+    pub(super) sizes: WeightSizes,
+    pub(super) directions: Vec<D>,
+}
+
+impl<T: Real> Prepared<Direction<T>> {
     /// Packs W, R, B and P.
     fn new(settings: &Settings, weights: [Option<&Tensor>; 4]) -> Result<Self, OpError> {
         let [w, r, b, p] = weights;
@@ -67,11 +99,6 @@ impl<T: Real> Prepared<T> {
             Direction::new(settings, &sizes, [&w, &r], b.as_deref(), p.as_deref())
         });
         Ok(Self { sizes, directions: directions.collect() })
-    }
-
-    /// Padded units: the stride between rows of a state.
-    pub(super) fn stride(&self) -> usize {
-        self.directions.iter().map(Direction::stride).max().unwrap_or(0)
     }
 }
 
@@ -121,18 +148,24 @@ impl<T: Real> Direction<T> {
             p.map(|p| [0, 1, 2].map(|gate: usize| padded(&|unit| p[gate * hidden + unit])));
         Self { parts, late_bias, peepholes }
     }
+}
+
+impl<T: Real> Weights<T> for Direction<T> {
+    type Whole = ();
+
+    const DIVIDES: bool = true;
+
+    fn whole(_: &[T]) {}
 
     fn stride(&self) -> usize {
         self.parts.iter().map(|part| part.recurrent.padded_units()).max().unwrap_or(0)
     }
 
-    /// Size of a row of projected inputs.
-    pub(super) fn width(&self) -> usize {
+    fn width(&self) -> usize {
         self.parts.iter().map(|part| part.input.width()).sum()
     }
 
-    /// Projects rows 0, 1, … of the inputs: x·Wᵀ + bias.
-    pub(super) fn project(&self, y: &mut [T], x: Rows<T>, rows: &[usize]) {
+    fn project(&self, y: &mut [T], x: Rows<T>, rows: &[usize], (): &(), _: &Pool) {
         let (width, mut offset) = (self.width(), 0);
         for part in &self.parts {
             let (panels, bias) = (&part.input, part.bias.as_slice());
@@ -141,20 +174,12 @@ impl<T: Real> Direction<T> {
         }
     }
 
-    /// Writes the next state of the rows.
-    pub(super) fn step(
-        &self,
-        settings: &Settings,
-        activations: [Activation; 3],
-        state: &mut State<T>,
-        projected: &[T],
-        rows: &[usize],
-    ) {
-        let (width, stride) = (self.width(), self.stride());
+    fn step(&self, inputs: StepInputs<T>, state: &mut State<T>, _: &Pool) {
+        let StepInputs { settings, activations, projected, rows } = inputs;
         let State { h, next, extra } = state;
         let step = Step {
-            projected: Rows { data: projected, stride: width },
-            h: Rows { data: h, stride },
+            projected: Rows { data: projected, stride: self.width() },
+            h: Rows { data: h, stride: self.stride() },
             rows,
             clip: settings.clip.map(T::from_f64),
             activations,
@@ -200,10 +225,10 @@ pub(super) fn kernel(
     let is_known = |index: &usize| constant(*index).is_some() || node.input(*index).is_none();
     let prepared: Option<Box<dyn Any + Send + Sync>> = match constant(1).map(Tensor::dtype) {
         Some(DType::F32) if WEIGHTS.iter().all(is_known) => {
-            Some(Box::new(Prepared::<f32>::new(&settings, weights)?))
+            Some(Box::new(Prepared::<Direction<f32>>::new(&settings, weights)?))
         }
         Some(DType::F64) if WEIGHTS.iter().all(is_known) => {
-            Some(Box::new(Prepared::<f64>::new(&settings, weights)?))
+            Some(Box::new(Prepared::<Direction<f64>>::new(&settings, weights)?))
         }
         _ => None,
     };
@@ -227,7 +252,7 @@ impl Kernel for RecurrentKernel {
 impl RecurrentKernel {
     fn typed<T: Real>(&self, run: &Run) -> Result<Vec<Tensor>, OpError> {
         if let Some(prepared) = &self.prepared {
-            let prepared = prepared.downcast_ref::<Prepared<T>>();
+            let prepared = prepared.downcast_ref::<Prepared<Direction<T>>>();
             // The weights are of another type than the input.
             let prepared = prepared.ok_or(OpError::DType { index: 0, found: T::DTYPE })?;
             return scan(run, &self.settings, prepared);
@@ -236,6 +261,6 @@ impl RecurrentKernel {
         for (position, &index) in WEIGHTS.iter().enumerate() {
             weights[position] = self.constants[position].as_ref().or(run.optional(index));
         }
-        scan(run, &self.settings, &Prepared::<T>::new(&self.settings, weights)?)
+        scan(run, &self.settings, &Prepared::<Direction<T>>::new(&self.settings, weights)?)
     }
 }

@@ -6,7 +6,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::{Layer, cell, infer, macs};
+use super::{Layer, cell, hidden_dim, infer, macs};
 use crate::{Fact, Kernel, OpError, Operator};
 
 pub(crate) struct Lstm;
@@ -37,7 +37,7 @@ impl Operator for Lstm {
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
-        macs(node, inputs, Layer::Lstm)
+        macs(node, inputs, Layer::Lstm, &hidden_dim(inputs))
     }
 
     fn keeps_constant(&self, input: usize) -> bool {

@@ -7,6 +7,7 @@ mod activation;
 mod cell;
 mod gru;
 mod lstm;
+mod quantized;
 mod rnn;
 mod scan;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use attar_tensor::{DType, Tensor};
 pub(crate) use activation::Activation;
 pub(crate) use gru::Gru;
 pub(crate) use lstm::Lstm;
+pub(crate) use quantized::DynamicQuantizeLstm;
 pub(crate) use rnn::Rnn;
 
 use crate::{Fact, OpError, Run, required};
@@ -247,21 +249,31 @@ fn lengths(run: &Run, sizes: &Sizes) -> Result<Vec<usize>, OpError> {
     tensor.slice::<i32>().iter().map(length).collect()
 }
 
+/// The last axis of R.
+fn hidden_dim(inputs: &[Option<&Fact>]) -> Dim {
+    let shape = inputs.get(2).copied().flatten().and_then(|r| r.shape.as_ref());
+    shape.and_then(|shape| shape.get(2).cloned()).unwrap_or(Dim::Unknown)
+}
+
 fn infer(node: &Node, inputs: &[Option<&Fact>], layer: Layer) -> Result<Vec<Fact>, OpError> {
+    infer_sized(node, inputs, layer, hidden_dim(inputs))
+}
+
+/// The facts of all outputs, `hidden` being what R says.
+fn infer_sized(
+    node: &Node,
+    inputs: &[Option<&Fact>],
+    layer: Layer,
+    hidden: Dim,
+) -> Result<Vec<Fact>, OpError> {
     let settings = Settings::new(node, layer)?;
     let x = required(inputs, 0)?;
-    let dim = |fact: Option<&Fact>, axis: usize| -> Dim {
-        let dims = fact.and_then(|fact| fact.shape.as_deref());
-        dims.and_then(|dims| dims.get(axis).cloned()).unwrap_or(Dim::Unknown)
+    let (outer, inner) = match x.shape.as_deref() {
+        None => (Dim::Unknown, Dim::Unknown),
+        Some([outer, inner, _]) => (outer.clone(), inner.clone()),
+        Some(other) => return Err(OpError::value("the input's rank", other.len(), "3")),
     };
-    if let Some(shape) = x.shape.as_ref().filter(|shape| shape.len() != 3) {
-        return Err(OpError::value("the input's rank", shape.len(), "3"));
-    }
-    let (outer, inner) = (dim(Some(x), 0), dim(Some(x), 1));
-    let hidden = match settings.hidden {
-        Some(hidden) => Dim::from(hidden),
-        None => dim(inputs.get(2).copied().flatten(), 2),
-    };
+    let hidden = settings.hidden.map_or(hidden, Dim::from);
     let directions = Dim::from(settings.directions());
     let (output, state) = if settings.batch_first {
         let state = vec![outer.clone(), directions.clone(), hidden.clone()];
@@ -276,14 +288,10 @@ fn infer(node: &Node, inputs: &[Option<&Fact>], layer: Layer) -> Result<Vec<Fact
 }
 
 /// Products of every step: gates·hidden·(input + hidden), for each direction and batch item.
-fn macs(node: &Node, inputs: &[Option<&Fact>], layer: Layer) -> Dim {
+fn macs(node: &Node, inputs: &[Option<&Fact>], layer: Layer, hidden: &Dim) -> Dim {
     let Ok(settings) = Settings::new(node, layer) else { return Dim::Unknown };
-    let shape = |index: usize| inputs.get(index).copied().flatten()?.shape.clone();
-    let (Some(x), Some(r)) = (shape(0), shape(2)) else { return Dim::Unknown };
-    let (&[outer, inner, input], [.., hidden]) = (&[&x[0], &x[1], &x[2]], r.as_slice()) else {
-        return Dim::Unknown;
-    };
+    let x = inputs.first().copied().flatten().and_then(|x| x.shape.as_deref());
+    let Some([outer, inner, input]) = x else { return Dim::Unknown };
     let rows = &Dim::from(layer.gates() * settings.directions()) * hidden;
-    let per_row = &(input + hidden) * &rows;
-    &(outer * inner) * &per_row
+    &(outer * inner) * &(&(input + hidden) * &rows)
 }

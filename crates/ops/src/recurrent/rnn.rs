@@ -3,7 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::{Layer, cell, infer, macs};
+use super::{Layer, cell, hidden_dim, infer, macs};
 use crate::{Fact, Kernel, OpError, Operator};
 
 pub(crate) struct Rnn;
@@ -34,7 +34,7 @@ impl Operator for Rnn {
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
-        macs(node, inputs, Layer::Rnn)
+        macs(node, inputs, Layer::Rnn, &hidden_dim(inputs))
     }
 
     fn keeps_constant(&self, input: usize) -> bool {

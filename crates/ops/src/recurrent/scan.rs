@@ -6,7 +6,7 @@
 use attar_tensor::Tensor;
 use rayon::prelude::*;
 
-use super::cell::Prepared;
+use super::cell::{Prepared, StepInputs, Weights};
 use super::{Activation, Layer, Settings, Sizes, lengths, shaped};
 use crate::kernels::for_rows;
 use crate::kernels::lanes::Real;
@@ -37,9 +37,10 @@ struct Task {
 }
 
 /// What the tasks of a run share.
-struct Scan<'a, T> {
+struct Scan<'a, T, D: Weights<T>> {
     settings: &'a Settings,
-    prepared: &'a Prepared<T>,
+    prepared: &'a Prepared<D>,
+    whole: D::Whole,
     sizes: Sizes,
     x: &'a [T],
     lengths: Vec<usize>,
@@ -63,10 +64,10 @@ struct Last<T> {
 }
 
 /// Computes all outputs.
-pub(super) fn scan<T: Real>(
+pub(super) fn scan<T: Real, D: Weights<T>>(
     run: &Run,
     settings: &Settings,
-    prepared: &Prepared<T>,
+    prepared: &Prepared<D>,
 ) -> Result<Vec<Tensor>, OpError> {
     let sizes = Sizes::new(run, settings, &prepared.sizes)?;
     let state_shape = sizes.state_shape();
@@ -74,11 +75,13 @@ pub(super) fn scan<T: Real>(
         shaped(run.optional(index), index, T::DTYPE, &state_shape)
             .map(|state| state.map(Tensor::slice::<T>))
     };
+    let x = run.typed::<T>(0)?.slice::<T>();
     let scan = Scan {
         settings,
         prepared,
+        whole: D::whole(x),
         sizes,
-        x: run.typed::<T>(0)?.slice::<T>(),
+        x,
         lengths: lengths(run, &sizes)?,
         initial_h: initial(5)?,
         initial_c: if settings.layer == Layer::Lstm { initial(6)? } else { None },
@@ -102,12 +105,12 @@ pub(super) fn scan<T: Real>(
     Ok(outputs)
 }
 
-impl<T: Real> Scan<'_, T> {
+impl<T: Real, D: Weights<T>> Scan<'_, T, D> {
     /// One task per direction; with threads to spare, the batch is divided as well.
     fn tasks(&self) -> Vec<Task> {
         let Sizes { directions, batch, .. } = self.sizes;
         let threads = rayon::current_num_threads();
-        let count = if self.is_parallel() {
+        let count = if self.is_parallel() && D::DIVIDES {
             // Whole tiles of four rows.
             batch.div_ceil(threads.div_ceil(directions)).next_multiple_of(4)
         } else {
@@ -178,7 +181,7 @@ impl<T: Real> Scan<'_, T> {
         let steps = lengths.iter().copied().max().unwrap_or(0);
         let chunk = (CHUNK_ROWS / task.count.max(1)).clamp(1, steps.max(1));
         let (rows, width) = (chunk * task.count, direction.width());
-        let (stride, extras) = (self.prepared.stride(), self.extra_count());
+        let (stride, extras) = (direction.stride(), self.extra_count());
         let size = |count: usize| count * size_of::<T>();
         let mut gathered = self.pool.buffer(size(rows * input));
         let mut projected = self.pool.buffer(size(rows * width));
@@ -195,13 +198,16 @@ impl<T: Real> Scan<'_, T> {
             let projected: &mut [T] = bytemuck::cast_slice_mut(projected.as_bytes_mut());
             for_rows(&mut projected[..rows * width], width, |first, y| {
                 let x = Rows { data: &x[first * input..], stride: input };
-                direction.project(y, x, &places[..y.len() / width]);
+                let rows = &places[..y.len() / width];
+                direction.project(y, x, rows, &self.whole, self.pool);
             });
             for step in steps {
                 active.retain(|&row| step < lengths[row]);
                 let at = (step - start) * task.count * width;
                 let projected = &projected[at..at + task.count * width];
-                direction.step(self.settings, activations, &mut state, projected, &active);
+                let (settings, rows) = (self.settings, active.as_slice());
+                let inputs = StepInputs { settings, activations, projected, rows };
+                direction.step(inputs, &mut state, self.pool);
                 for &row in &active {
                     let value = &state.next[row * stride..][..hidden];
                     if let Some(sink) = &mut sink {
@@ -247,7 +253,8 @@ impl<T: Real> Scan<'_, T> {
 
     /// The state before the first step.
     fn state<'a>(&self, task: Task, buffer: &'a mut [T]) -> State<'a, T> {
-        let (stride, hidden) = (self.prepared.stride(), self.sizes.hidden);
+        let hidden = self.sizes.hidden;
+        let stride = self.prepared.directions[task.direction].stride();
         buffer.fill(T::default());
         let (h, rest) = buffer.split_at_mut(task.count * stride);
         let (next, extra) = rest.split_at_mut(task.count * stride);
