@@ -86,7 +86,11 @@ fn set_attribute(node: &mut Node, attribute: Option<(String, String)>) {
     let Some((name, text)) = attribute else { return };
     let parts: Vec<&str> = text.split(' ').collect();
     let ints: Option<Vec<i64>> = parts.iter().map(|part| part.parse().ok()).collect();
+    let floats = || parts.iter().map(|part| part.parse().expect("a number")).collect();
+    let strings = || parts.iter().map(|part| part.as_bytes().to_vec().into()).collect();
     let value: AttributeValue = match (ints, text.parse::<f32>()) {
+        _ if name == "activations" => AttributeValue::Strings(strings()),
+        _ if name.starts_with("activation_") => AttributeValue::Floats(floats()),
         (Some(ints), _) if ints.len() == 1 && !is_list(&name) => ints[0].into(),
         (Some(ints), _) => ints.into(),
         (None, Ok(float)) => float.into(),
@@ -134,7 +138,7 @@ fn name_the_ends(graph: &mut Graph) {
             graph.inputs.push(unknown(name));
         }
     }
-    for name in produced.iter().filter(|name| !read.contains(name)) {
+    for name in produced.iter().filter(|name| !name.is_empty() && !read.contains(name)) {
         graph.outputs.push(unknown(name));
     }
 }

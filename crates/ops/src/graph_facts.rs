@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Dim, Graph, Model, Node, Value};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use crate::opset::{OpsetError, is_convertible, prepared};
 use crate::{Fact, OpError, check};
@@ -221,9 +221,12 @@ impl Facts {
     fn macs(&self, node: &Node, opset: i64) -> Option<Dim> {
         let operator = check(node, opset).ok()?;
         let inputs: Vec<Option<&Fact>> = node.inputs.iter().map(|name| self.get(name)).collect();
-        let outputs: Option<Vec<Fact>> =
-            node.outputs.iter().map(|name| self.get(name).cloned()).collect();
-        outputs.map(|outputs| operator.macs(node, &inputs, &outputs))
+        // An output without a name is one that nothing reads.
+        let absent = || Some(Fact::unranked(DType::F32));
+        let outputs: Option<Vec<Fact>> = (node.outputs.iter())
+            .map(|name| if name.is_empty() { absent() } else { self.get(name).cloned() })
+            .collect();
+        Some(operator.macs(node, &inputs, &outputs?))
     }
 }
 

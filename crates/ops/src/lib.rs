@@ -45,6 +45,7 @@ mod quantize_dequantize;
 mod quantize_linear;
 mod quantized_matmul;
 mod range;
+mod recurrent;
 mod reduce;
 mod reshape;
 mod shape;
@@ -119,6 +120,10 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &range::Range,
+    &recurrent::DynamicQuantizeLstm,
+    &recurrent::Gru,
+    &recurrent::Lstm,
+    &recurrent::Rnn,
     &reduce::ReduceL2,
     &reduce::ReduceMax,
     &reduce::ReduceMean,

@@ -10,16 +10,21 @@ use attar_tests::{numbers, ort_library};
 pub(crate) struct Case {
     pub(crate) text: String,
     pub(crate) feeds: Vec<(&'static str, Tensor)>,
+    /// What is known when the model is loaded.
+    pub(crate) constants: Vec<(&'static str, Tensor)>,
     opset: i64,
     /// Graphs inside the first node, by attribute.
     bodies: Vec<(&'static str, &'static str)>,
+    /// Domain of the nodes, and its version.
+    domain: Option<(&'static str, i64)>,
     /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
     /// same bits. f32 sums of a few hundred terms differ by their order in the sixth digit.
     pub(crate) tolerance: f64,
 }
 
 pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
-    Case { text: text.into(), feeds, opset: 17, bodies: Vec::new(), tolerance: 2e-6 }
+    let (constants, bodies) = (Vec::new(), Vec::new());
+    Case { text: text.into(), feeds, constants, opset: 17, bodies, domain: None, tolerance: 2e-6 }
 }
 
 impl Case {
@@ -31,6 +36,11 @@ impl Case {
     /// Puts a graph into the first node. What it reads of the outer graph is captured.
     pub(crate) fn body(mut self, attribute: &'static str, text: &'static str) -> Self {
         self.bodies.push((attribute, text));
+        self
+    }
+
+    pub(crate) fn domain(mut self, domain: &'static str, version: i64) -> Self {
+        self.domain = Some((domain, version));
         self
     }
 
@@ -86,6 +96,10 @@ pub(crate) fn model_of(case: &Case) -> Model {
     for output in &mut graph.outputs {
         output.value_type = None;
     }
+    for (name, tensor) in &case.constants {
+        graph.inputs.retain(|input| input.name != *name);
+        graph.set_initializer(*name, tensor.clone());
+    }
     for (attribute, text) in &case.bodies {
         let mut body = graph_from_text(text);
         body.inputs.retain(|input| case.feeds.iter().all(|(name, _)| *name != input.name));
@@ -100,12 +114,13 @@ pub(crate) fn model_of(case: &Case) -> Model {
         let value = AttributeValue::from(Tensor::new(&[2], &[1.5_f32, -2.0]));
         node.attributes.insert("value".into(), value.into());
     }
-    Model {
-        ir_version: 9,
-        opsets: [(String::new(), case.opset)].into_iter().collect(),
-        graph,
-        ..Model::default()
+    let mut model = Model { ir_version: 9, graph, ..Model::default() };
+    model.opsets.insert(String::new(), case.opset);
+    if let Some((domain, version)) = case.domain {
+        model.graph.nodes.iter_mut().for_each(|node| node.domain = domain.into());
+        model.opsets.insert(domain.into(), version);
     }
+    model
 }
 
 pub(crate) fn run(runtime: &dyn Runtime, model: &Model, case: &Case) -> Vec<Tensor> {

@@ -6,6 +6,7 @@ mod elementwise;
 mod images;
 mod products;
 mod quantized;
+mod recurrent;
 mod rows;
 mod shaping;
 
@@ -26,6 +27,7 @@ fn all_cases() -> Vec<Case> {
         images::cases(),
         rows::cases(),
         quantized::cases(),
+        recurrent::cases(),
     ]
     .into_iter()
     .flatten()
@@ -65,6 +67,11 @@ fn row_operators_equal_onnx_runtime() {
 #[test]
 fn quantizing_operators_equal_onnx_runtime() {
     check(&quantized::cases());
+}
+
+#[test]
+fn recurrent_layers_equal_onnx_runtime() {
+    check(&recurrent::cases());
 }
 
 #[test]

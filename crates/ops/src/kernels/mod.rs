@@ -7,9 +7,11 @@
 pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
 pub(crate) mod quantize;
+pub(crate) mod recurrent;
 pub(crate) mod softmax;
 
 use rayon::prelude::*;

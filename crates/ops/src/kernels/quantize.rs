@@ -53,6 +53,27 @@ vectorized! {
         }
     }
 
+    /// out = (sums − zero·`column_sums` − `row_sum`·`column_zeros`)·scale·scales + start: what u8·i8
+    /// sums stand for, both sides with a zero point; [zero, `row_sum`] of the row.
+    pub(crate) fn rescale_dynamic_row<FMA>(
+        out: &mut [f32],
+        start: &[f32],
+        sums: &[i32],
+        column_sums: &[i32],
+        column_zeros: &[i32],
+        scales: &[f32],
+        scale: f32,
+        row: [i32; 2],
+    ) {
+        let size = out.len();
+        let (start, sums, scales) = (&start[..size], &sums[..size], &scales[..size]);
+        let (column_sums, column_zeros) = (&column_sums[..size], &column_zeros[..size]);
+        for i in 0..size {
+            let sum = sums[i] - row[0] * column_sums[i] - row[1] * column_zeros[i];
+            out[i] = fma::<FMA>(sum as f32, scale * scales[i], start[i]);
+        }
+    }
+
     /// out = (sums − offsets) · scales + bias, one of each per column.
     pub(crate) fn rescale_row<FMA>(
         out: &mut [f32],

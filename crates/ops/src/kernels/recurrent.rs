@@ -1,0 +1,466 @@
+//! Steps of recurrent layers: sums = projected input + h·Rᵀ for a few rows at once, and the cell's
+//! new state out of them while they are in registers.
+//!
+//! A sum starts with what it is added to and takes its products in the order of k, whatever the
+//! number of rows: a batch item's result does not depend on the others.
+
+use super::lanes::{Lanes, Real, Work};
+use crate::recurrent::Activation;
+
+/// Columns (gate, unit) of a matrix in panels: each holds, for every k, some units of every gate,
+/// so that a tile ends with all that their cells need.
+pub(crate) struct Panels<T> {
+    data: Vec<T>,
+    depth: usize,
+    gates: usize,
+    /// Units of a panel; those behind the last are zero.
+    units: usize,
+    count: usize,
+}
+
+/// Vectors that a tile holds of each gate.
+const fn vectors_per_gate(gates: usize) -> usize {
+    match gates {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    }
+}
+
+impl<T: Real> Panels<T> {
+    /// Packs weight `at(gate, unit, k)`.
+    pub(crate) fn new(
+        [gates, units, depth]: [usize; 3],
+        at: impl Fn(usize, usize, usize) -> T,
+    ) -> Self {
+        let panel_units = vectors_per_gate(gates) * T::lanes();
+        let count = units.div_ceil(panel_units);
+        let mut data = vec![T::default(); count * depth * gates * panel_units];
+        let rows = data.chunks_exact_mut(gates * panel_units);
+        for (index, row) in rows.enumerate() {
+            let (panel, k) = (index / depth, index % depth);
+            for (gate, values) in row.chunks_exact_mut(panel_units).enumerate() {
+                for (value, unit) in values.iter_mut().zip(panel * panel_units..units) {
+                    *value = at(gate, unit, k);
+                }
+            }
+        }
+        Self { data, depth, gates, units: panel_units, count }
+    }
+
+    /// Size of a row of sums, in the order of the panels.
+    pub(crate) fn width(&self) -> usize {
+        self.count * self.gates * self.units
+    }
+
+    /// Units with the padding of the last panel.
+    pub(crate) fn padded_units(&self) -> usize {
+        self.count * self.units
+    }
+
+    /// Gate and unit of each column, in the order of the panels; `None` for those of padding.
+    pub(crate) fn columns(&self, units: usize) -> impl Iterator<Item = Option<[usize; 2]>> {
+        let (gates, own) = (self.gates, self.units);
+        (0..self.width()).map(move |column| {
+            let unit = column / own / gates * own + column % own;
+            (unit < units).then_some([column / own % gates, unit])
+        })
+    }
+
+    /// One value per column, in the order of the panels; `units` of each gate are there.
+    pub(crate) fn arranged(&self, units: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
+        let value = |place: Option<[usize; 2]>| place.map(|[gate, unit]| at(gate, unit));
+        self.columns(units).map(|place| value(place).unwrap_or_default()).collect()
+    }
+}
+
+/// What becomes of a tile's sums.
+trait Cell<L: Lanes, const V: usize> {
+    /// What the sums of a row and panel start with.
+    fn start(&self, row: usize, panel: usize) -> [L; V];
+
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; V]);
+}
+
+/// `V` vectors from a place in a slice.
+#[inline(always)]
+fn load<L: Lanes, const V: usize>(from: &[L::Item], at: usize) -> [L; V] {
+    let from = &from[at..at + V * L::COUNT];
+    let mut vectors = [L::splat(L::Item::default()); V];
+    for v in 0..V {
+        vectors[v] = L::load(&from[v * L::COUNT..]);
+    }
+    vectors
+}
+
+/// One panel for `R` rows.
+#[inline(always)]
+fn tile<L: Lanes, C: Cell<L, V>, const V: usize, const R: usize>(
+    weights: &[L::Item],
+    inputs: [&[L::Item]; R],
+    rows: [usize; R],
+    panel: usize,
+    cell: &mut C,
+) {
+    let mut sums = [[L::splat(L::Item::default()); V]; R];
+    for r in 0..R {
+        sums[r] = cell.start(rows[r], panel);
+    }
+    let depth = weights.len() / (V * L::COUNT);
+    assert!(inputs.iter().all(|input| input.len() == depth), "a row has the panel's depth");
+    for (k, weights) in weights.chunks_exact(V * L::COUNT).enumerate() {
+        let w: [L; V] = load(weights, 0);
+        for r in 0..R {
+            // SAFETY: k is below the depth, which is every row's size.
+            let x = L::splat(unsafe { *inputs[r].get_unchecked(k) });
+            for v in 0..V {
+                sums[r][v] = w[v].fma(x, sums[r][v]);
+            }
+        }
+    }
+    for r in 0..R {
+        cell.finish(rows[r], panel, sums[r]);
+    }
+}
+
+/// Rows of a matrix: a stride between those that follow each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) stride: usize,
+}
+
+/// inputs·panels for the given rows, each sum handed to the cell.
+#[inline(always)]
+fn product<L: Lanes, C: Cell<L, V>, const V: usize>(
+    panels: &Panels<L::Item>,
+    inputs: Rows<L::Item>,
+    rows: &[usize],
+    cell: &mut C,
+) {
+    let size = panels.depth * V * L::COUNT;
+    assert_eq!(V * L::COUNT, panels.gates * panels.units, "panels are packed for these vectors");
+    let row = |row: usize| &inputs.data[row * inputs.stride..][..panels.depth];
+    for panel in 0..panels.count {
+        let weights = &panels.data[panel * size..][..size];
+        let mut rest = rows;
+        if L::ROWS == 4 {
+            let (groups, tail) = rest.as_chunks::<4>();
+            for &[a, b, c, d] in groups {
+                let inputs = [row(a), row(b), row(c), row(d)];
+                tile(weights, inputs, [a, b, c, d], panel, cell);
+            }
+            rest = tail;
+        }
+        let (groups, tail) = rest.as_chunks::<2>();
+        for &[a, b] in groups {
+            tile(weights, [row(a), row(b)], [a, b], panel, cell);
+        }
+        for &a in tail {
+            tile(weights, [row(a)], [a], panel, cell);
+        }
+    }
+}
+
+/// y = x·panels + bias for rows 0, 1, …, each result written `offset` into its row.
+pub(crate) struct Projection<'a, T> {
+    pub(crate) panels: &'a Panels<T>,
+    pub(crate) x: Rows<'a, T>,
+    pub(crate) rows: &'a [usize],
+    /// One value per column of the panels.
+    pub(crate) bias: &'a [T],
+    pub(crate) y: &'a mut [T],
+    pub(crate) y_stride: usize,
+    pub(crate) offset: usize,
+}
+
+struct Store<'a, T> {
+    bias: &'a [T],
+    y: &'a mut [T],
+    stride: usize,
+    offset: usize,
+}
+
+impl<L: Lanes, const V: usize> Cell<L, V> for Store<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, _: usize, panel: usize) -> [L; V] {
+        load(self.bias, panel * V * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; V]) {
+        let at = row * self.stride + self.offset + panel * V * L::COUNT;
+        let y = &mut self.y[at..at + V * L::COUNT];
+        for v in 0..V {
+            sums[v].store(&mut y[v * L::COUNT..]);
+        }
+    }
+}
+
+impl<T: Real> Work<T> for Projection<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(self) {
+        let Self { panels, x, rows, bias, y, y_stride: stride, offset } = self;
+        let mut cell = Store { bias, y, stride, offset };
+        match panels.gates {
+            3 => product::<L, _, 6>(panels, x, rows, &mut cell),
+            _ => product::<L, _, 4>(panels, x, rows, &mut cell),
+        }
+    }
+}
+
+/// What the step of any cell reads: this step's projected inputs, the rows that take part, and how
+/// gates are made out of sums.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a, T> {
+    pub(crate) projected: Rows<'a, T>,
+    /// The state before, padded units a row.
+    pub(crate) h: Rows<'a, T>,
+    pub(crate) rows: &'a [usize],
+    pub(crate) clip: Option<T>,
+    pub(crate) activations: [Activation; 3],
+}
+
+impl<T: Real> Step<'_, T> {
+    #[inline(always)]
+    fn projected<L: Lanes<Item = T>, const V: usize>(&self, row: usize, column: usize) -> [L; V] {
+        load(self.projected.data, row * self.projected.stride + column)
+    }
+
+    /// Activation number `index` of the sum, clipped.
+    #[inline(always)]
+    fn gate<L: Lanes<Item = T>>(&self, index: usize, sum: L) -> L {
+        let sum = match self.clip {
+            Some(bound) => sum.bounded(L::splat(bound)),
+            None => sum,
+        };
+        activate(self.activations[index], sum)
+    }
+}
+
+#[inline(always)]
+fn activate<L: Lanes>(activation: Activation, x: L) -> L {
+    match activation {
+        Activation::Sigmoid => x.sigmoid(),
+        Activation::Tanh => x.tanh(),
+        Activation::Relu => x.relu(),
+        other => {
+            let mut lanes = [L::Item::default(); 16];
+            x.store(&mut lanes);
+            activate_each(other, &mut lanes[..L::COUNT]);
+            L::load(&lanes)
+        }
+    }
+}
+
+#[inline(never)]
+fn activate_each<T: Real>(activation: Activation, values: &mut [T]) {
+    for value in values {
+        *value = T::from_f64(activation.apply(value.to_f64()));
+    }
+}
+
+/// hₜ = f(sum).
+pub(crate) struct RnnStep<'a, T> {
+    pub(crate) step: Step<'a, T>,
+    pub(crate) panels: &'a Panels<T>,
+    pub(crate) next: &'a mut [T],
+}
+
+impl<L: Lanes> Cell<L, 4> for RnnStep<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 4] {
+        self.step.projected(row, panel * 4 * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
+        let at = row * self.step.h.stride + panel * 4 * L::COUNT;
+        let next = &mut self.next[at..at + 4 * L::COUNT];
+        for v in 0..4 {
+            self.step.gate(0, sums[v]).store(&mut next[v * L::COUNT..]);
+        }
+    }
+}
+
+impl<T: Real> Work<T> for RnnStep<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(mut self) {
+        let (step, panels) = (self.step, self.panels);
+        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
+    }
+}
+
+/// i, o, f = f(sums); cₜ = f⊙c + i⊙g(sum); hₜ = o⊙h(cₜ).
+pub(crate) struct LstmStep<'a, T> {
+    pub(crate) step: Step<'a, T>,
+    pub(crate) panels: &'a Panels<T>,
+    pub(crate) next: &'a mut [T],
+    pub(crate) c: &'a mut [T],
+    /// What i, o and f see of c, padded units each.
+    pub(crate) peepholes: Option<&'a [Vec<T>; 3]>,
+    /// f = 1 − i.
+    pub(crate) couples: bool,
+}
+
+impl<L: Lanes> Cell<L, 4> for LstmStep<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 4] {
+        self.step.projected(row, panel * 4 * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, [mut i, mut o, mut f, g]: [L; 4]) {
+        let unit = panel * L::COUNT;
+        let at = row * self.step.h.stride + unit;
+        let c = L::load(&self.c[at..]);
+        if let Some([to_i, _, to_f]) = self.peepholes {
+            i = L::load(&to_i[unit..]).fma(c, i);
+            f = L::load(&to_f[unit..]).fma(c, f);
+        }
+        let step = &self.step;
+        let i = step.gate(0, i);
+        let f = if self.couples { one::<L>().sub(i) } else { step.gate(0, f) };
+        let c = f.fma(c, i.mul(step.gate(1, g)));
+        if let Some([_, to_o, _]) = self.peepholes {
+            o = L::load(&to_o[unit..]).fma(c, o);
+        }
+        let h = step.gate(0, o).mul(activate(step.activations[2], c));
+        c.store(&mut self.c[at..]);
+        h.store(&mut self.next[at..]);
+    }
+}
+
+#[inline(always)]
+fn one<L: Lanes>() -> L {
+    L::splat(L::Item::from_f64(1.0))
+}
+
+impl<T: Real> Work<T> for LstmStep<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(mut self) {
+        let (step, panels) = (self.step, self.panels);
+        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
+    }
+}
+
+/// z, r = f(sums); hₜ = (1 − z)⊙g(x + r⊙sum) + z⊙h: the reset gate after the product.
+pub(crate) struct GruStep<'a, T> {
+    pub(crate) step: Step<'a, T>,
+    pub(crate) panels: &'a Panels<T>,
+    pub(crate) next: &'a mut [T],
+    /// What the product of the third gate is added to, per padded unit.
+    pub(crate) bias: &'a [T],
+}
+
+/// (1 − z)·candidate + z·h.
+#[inline(always)]
+fn mixed<L: Lanes>(z: L, candidate: L, h: L) -> L {
+    z.fma(h.sub(candidate), candidate)
+}
+
+impl<L: Lanes> Cell<L, 6> for GruStep<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 6] {
+        let [z0, z1, r0, r1] = self.step.projected(row, panel * 6 * L::COUNT);
+        let [h0, h1] = load(self.bias, panel * 2 * L::COUNT);
+        [z0, z1, r0, r1, h0, h1]
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 6]) {
+        let (step, unit) = (&self.step, panel * 2 * L::COUNT);
+        let at = row * step.h.stride + unit;
+        let h: [L; 2] = load(step.h.data, at);
+        let x: [L; 2] = step.projected(row, (panel * 6 + 4) * L::COUNT);
+        let next = &mut self.next[at..at + 2 * L::COUNT];
+        for v in 0..2 {
+            let z = step.gate(0, sums[v]);
+            let r = step.gate(0, sums[2 + v]);
+            let candidate = step.gate(1, r.fma(sums[4 + v], x[v]));
+            mixed(z, candidate, h[v]).store(&mut next[v * L::COUNT..]);
+        }
+    }
+}
+
+impl<T: Real> Work<T> for GruStep<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(mut self) {
+        let (step, panels) = (self.step, self.panels);
+        product::<L, _, 6>(panels, step.h, step.rows, &mut self);
+    }
+}
+
+/// z, r = f(sums); writes z and r⊙h: the first half of a GRU whose reset gate comes before the
+/// product.
+pub(crate) struct ResetStep<'a, T> {
+    pub(crate) step: Step<'a, T>,
+    pub(crate) panels: &'a Panels<T>,
+    pub(crate) z: &'a mut [T],
+    pub(crate) reset: &'a mut [T],
+}
+
+impl<L: Lanes> Cell<L, 4> for ResetStep<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 4] {
+        self.step.projected(row, panel * 4 * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
+        let step = &self.step;
+        let at = row * step.h.stride + panel * 2 * L::COUNT;
+        let h: [L; 2] = load(step.h.data, at);
+        for v in 0..2 {
+            let at = at + v * L::COUNT;
+            step.gate(0, sums[v]).store(&mut self.z[at..]);
+            step.gate(0, sums[2 + v]).mul(h[v]).store(&mut self.reset[at..]);
+        }
+    }
+}
+
+impl<T: Real> Work<T> for ResetStep<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(mut self) {
+        let (step, panels) = (self.step, self.panels);
+        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
+    }
+}
+
+/// hₜ = (1 − z)⊙g(sum) + z⊙h, the sum over `reset`: the second half.
+pub(crate) struct CandidateStep<'a, T> {
+    pub(crate) step: Step<'a, T>,
+    pub(crate) panels: &'a Panels<T>,
+    /// Column of the projected inputs at which this gate starts.
+    pub(crate) column: usize,
+    pub(crate) z: &'a [T],
+    pub(crate) reset: &'a [T],
+    pub(crate) next: &'a mut [T],
+}
+
+impl<L: Lanes> Cell<L, 4> for CandidateStep<'_, L::Item> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 4] {
+        self.step.projected(row, self.column + panel * 4 * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
+        let step = &self.step;
+        let at = row * step.h.stride + panel * 4 * L::COUNT;
+        let (h, z): ([L; 4], [L; 4]) = (load(step.h.data, at), load(self.z, at));
+        let next = &mut self.next[at..at + 4 * L::COUNT];
+        for v in 0..4 {
+            mixed(z[v], step.gate(1, sums[v]), h[v]).store(&mut next[v * L::COUNT..]);
+        }
+    }
+}
+
+impl<T: Real> Work<T> for CandidateStep<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = T>>(mut self) {
+        let (inputs, panels) = (Rows { data: self.reset, stride: self.step.h.stride }, self.panels);
+        let rows = self.step.rows;
+        product::<L, _, 4>(panels, inputs, rows, &mut self);
+    }
+}
