@@ -9,7 +9,9 @@ pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod normalize;
+pub(crate) mod pooling;
 pub(crate) mod quantize;
+pub(crate) mod resample;
 pub(crate) mod softmax;
 
 use rayon::prelude::*;
