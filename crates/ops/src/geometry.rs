@@ -1,6 +1,8 @@
 //! Windows that slide over spatial axes: `kernel_shape`, `strides`, `dilations`, `pads`,
 //! `auto_pad` and `ceil_mode` of convolution and pooling.
 
+use std::ops::Range;
+
 use attar_graph::{Dim, Node};
 
 use crate::OpError;
@@ -45,6 +47,21 @@ impl Axis {
     pub(crate) fn source(&self, output: usize, tap: usize) -> Option<usize> {
         let padded = output * self.stride + tap * self.dilation;
         padded.checked_sub(self.pad).filter(|&at| at < self.input)
+    }
+
+    /// The taps of an output that lie on the input, not in the padding.
+    pub(crate) fn taps(&self, output: usize) -> Range<usize> {
+        let start = output * self.stride;
+        let first = self.pad.saturating_sub(start).div_ceil(self.dilation).min(self.kernel);
+        let inside = self.pad.saturating_add(self.input).saturating_sub(start);
+        first..inside.div_ceil(self.dilation).min(self.kernel).max(first)
+    }
+
+    /// How many taps of an output lie on the input or the padding that was asked for.
+    pub(crate) fn padded_tap_count(&self, output: usize) -> usize {
+        let end = self.input.saturating_add(self.pad).saturating_add(self.pad_end);
+        let inside = end.saturating_sub(output * self.stride);
+        inside.div_ceil(self.dilation).min(self.kernel)
     }
 }
 
@@ -204,6 +221,18 @@ mod tests {
     fn ceil_mode_counts_a_partial_window_but_none_in_the_padding() {
         assert_eq!(sizes("strides=2, ceil_mode=1", 3, 8), Some((4, 0)));
         assert_eq!(sizes("strides=3, ceil_mode=1, pads=0,1", 1, 3), Some((1, 0)));
+    }
+
+    #[test]
+    fn taps_are_those_on_the_input() {
+        let axis = geometry("strides=2, pads=2,2, dilations=2", &[3]).unwrap().axis(0, 5).unwrap();
+        let taps: Vec<_> = (0..axis.output).map(|output| axis.taps(output)).collect();
+        assert_eq!(taps, [1..3, 0..3, 0..2]);
+        for output in 0..axis.output {
+            let inside: Vec<_> = (0..3).filter(|&tap| axis.source(output, tap).is_some()).collect();
+            assert_eq!(inside, axis.taps(output).collect::<Vec<_>>());
+        }
+        assert_eq!(axis.padded_tap_count(2), 3);
     }
 
     #[test]

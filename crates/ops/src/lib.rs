@@ -6,20 +6,24 @@ mod datum;
 mod fact;
 mod fold;
 pub mod fuse;
-#[allow(dead_code)] // pooling reads what convolution does not
 mod geometry;
 mod graph_facts;
 mod kernels;
 pub mod opset;
 mod program;
+mod real;
+mod row_math;
 mod run;
 mod words;
 
+mod affine_grid;
 mod attention;
 mod batch_normalization;
 mod binary;
 mod cast;
+mod center_crop_pad;
 mod clip;
+mod col2im;
 mod comparison;
 mod concat;
 mod constant;
@@ -35,12 +39,19 @@ mod fused_matmul;
 mod gather;
 mod gelu;
 mod gemm;
-mod global_average_pool;
+mod global_pool;
+mod grid_sample;
+mod group_normalization;
 mod identity;
 mod layer_normalization;
+mod lp_normalization;
+mod lrn;
 mod matmul;
 mod matmul_integer;
+mod max_unpool;
+mod mean_variance_normalization;
 mod min_max;
+mod pooling;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized_matmul;
@@ -48,6 +59,9 @@ mod range;
 mod recurrent;
 mod reduce;
 mod reshape;
+mod resize;
+mod rms_normalization;
+mod roi_align;
 mod shape;
 mod slice;
 mod softmax;
@@ -72,6 +86,7 @@ pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
+    &affine_grid::AffineGrid,
     &attention::FusedAttention,
     &batch_normalization::BatchNormalization,
     &binary::Add,
@@ -81,7 +96,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &binary::Pow,
     &binary::Sub,
     &cast::Cast,
+    &center_crop_pad::CenterCropPad,
     &clip::Clip,
+    &col2im::Col2Im,
     &comparison::And,
     &comparison::Equal,
     &comparison::Greater,
@@ -107,18 +124,30 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &gather::Gather,
     &gelu::Gelu,
     &gemm::Gemm,
-    &global_average_pool::GlobalAveragePool,
+    &global_pool::GlobalAveragePool,
+    &global_pool::GlobalLpPool,
+    &global_pool::GlobalMaxPool,
+    &grid_sample::GridSample,
+    &group_normalization::GroupNormalization,
+    &group_normalization::InstanceNormalization,
     &identity::Dropout,
     &identity::Identity,
     &layer_normalization::LayerNormalization,
     &layer_normalization::SkipLayerNormalization,
+    &lp_normalization::LpNormalization,
+    &lrn::Lrn,
     &matmul::MatMul,
     &matmul_integer::MatMulInteger,
+    &max_unpool::MaxUnpool,
+    &mean_variance_normalization::MeanVarianceNormalization,
     &min_max::Max,
     &min_max::Min,
-    &quantized_matmul::QuantizedMatMul,
+    &pooling::AveragePool,
+    &pooling::LpPool,
+    &pooling::MaxPool,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
+    &quantized_matmul::QuantizedMatMul,
     &range::Range,
     &recurrent::DynamicQuantizeLstm,
     &recurrent::Gru,
@@ -130,6 +159,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &reduce::ReduceMin,
     &reduce::ReduceSum,
     &reshape::Reshape,
+    &resize::Resize,
+    &rms_normalization::RmsNormalization,
+    &roi_align::RoiAlign,
     &shape::Shape,
     &slice::Slice,
     &softmax::Softmax,

@@ -80,7 +80,26 @@ pub struct Run<'a> {
     pub pool: &'a Pool,
 }
 
+/// Outputs larger than this are asked of the allocator first, since their size may be a hostile
+/// attribute's.
+const UNASKED_MAX_BYTES: usize = 1 << 30;
+
 impl Run<'_> {
+    /// A tensor with arbitrary content whose shape attributes or inputs have a say in.
+    ///
+    /// # Errors
+    /// A shape that memory does not hold.
+    pub fn output(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, OpError> {
+        let size = element_count(shape).and_then(|count| dtype.size_bytes(count));
+        let fits = size.filter(|&size| isize::try_from(size).is_ok()).is_some_and(|size| {
+            size <= UNASKED_MAX_BYTES || Vec::<u8>::new().try_reserve_exact(size).is_ok()
+        });
+        if !fits {
+            return Err(OpError::value("the output's shape", shape, "one that memory holds"));
+        }
+        Ok(self.pool.tensor(dtype, shape))
+    }
+
     /// # Errors
     /// When the input is absent.
     pub fn input(&self, index: usize) -> Result<&Tensor, OpError> {

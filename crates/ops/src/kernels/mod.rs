@@ -10,8 +10,10 @@ pub(crate) mod gemm;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
+pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod resample;
 pub(crate) mod softmax;
 
 use rayon::prelude::*;

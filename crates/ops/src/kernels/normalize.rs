@@ -74,4 +74,55 @@ vectorized! {
     pub(crate) fn sum_squares_row<FMA>(row: &[f32]) -> f32 {
         squares::<FMA>(row, 0.0)
     }
+
+    /// Σ (x − mean)² of a slice.
+    pub(crate) fn centred_squares_row<FMA>(row: &[f32], mean: f32) -> f32 {
+        squares::<FMA>(row, mean)
+    }
+
+    /// out ← (x − mean) · factor + bias.
+    pub(crate) fn affine_into<FMA>(
+        out: &mut [f32],
+        x: &[f32],
+        mean: f32,
+        factor: f32,
+        bias: f32,
+    ) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = fma::<FMA>(x - mean, factor, bias);
+        }
+    }
+
+    /// Divides each row of `data` by its root mean square, in place, and multiplies by `scale`,
+    /// which has the row's size.
+    pub(crate) fn rms_normalize_rows<FMA>(data: &mut [f32], scale: &[f32], epsilon: f32) {
+        let row_size = scale.len();
+        let factor = 1.0 / row_size as f32;
+        for row in data.chunks_exact_mut(row_size) {
+            let inverse = 1.0 / (squares::<FMA>(row, 0.0) * factor + epsilon).sqrt();
+            for (value, &scale) in row.iter_mut().zip(scale) {
+                *value = *value * inverse * scale;
+            }
+        }
+    }
+
+    /// sums += x².
+    pub(crate) fn add_squares<FMA>(sums: &mut [f32], x: &[f32]) {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            *sum = fma::<FMA>(x, x, *sum);
+        }
+    }
+
+    /// sums ← x / (bias + factor · sums)^¾.
+    pub(crate) fn divide_by_three_quarters<FMA>(
+        sums: &mut [f32],
+        x: &[f32],
+        bias: f32,
+        factor: f32,
+    ) {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            let root = fma::<FMA>(*sum, factor, bias).sqrt();
+            *sum = x / (root * root.sqrt());
+        }
+    }
 }

@@ -1,0 +1,137 @@
+//! `GlobalAveragePool`, `GlobalMaxPool` and `GlobalLpPool` (opset 2): the mean, the greatest or
+//! (Σ |x|ᵖ)^(1/p) over all spatial axes, which stay with size 1.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+use crate::kernels::{elementwise, normalize};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+#[derive(Clone, Copy)]
+enum Pooling {
+    Average,
+    Max,
+    Lp,
+}
+
+macro_rules! global_pools {
+    ($($op:ident, $since:literal, $pooling:expr;)*) => {$(
+        pub(crate) struct $op;
+
+        impl Operator for $op {
+            fn op_type(&self) -> &'static str {
+                stringify!($op)
+            }
+
+            fn since_opset(&self) -> i64 {
+                $since
+            }
+
+            fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+                1..=1
+            }
+
+            fn widens_half(&self) -> bool {
+                true
+            }
+
+            fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+                infer(inputs)
+            }
+
+            fn kernel(
+                &self,
+                node: &Node,
+                _: &[Option<&Tensor>],
+            ) -> Result<Box<dyn Kernel>, OpError> {
+                let p = node.int_or("p", 2)?;
+                if p < 1 {
+                    return Err(OpError::value("p", p, "at least 1"));
+                }
+                Ok(Box::new(move |run: &mut Run| pool(run, $pooling, p)))
+            }
+        }
+    )*};
+}
+
+global_pools! {
+    GlobalAveragePool, 1, Pooling::Average;
+    GlobalLpPool, 2, Pooling::Lp;
+    GlobalMaxPool, 1, Pooling::Max;
+}
+
+fn infer(inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+    let x = required(inputs, 0)?;
+    Ok(vec![match &x.shape {
+        Some(shape) => {
+            let dims = shape.iter().enumerate();
+            let dims = dims.map(|(i, d)| if i < 2 { d.clone() } else { Dim::Known(1) });
+            Fact::new(x.dtype, dims.collect())
+        }
+        None => Fact::unranked(x.dtype),
+    }])
+}
+
+fn pool(run: &Run, pooling: Pooling, p: i64) -> Result<Vec<Tensor>, OpError> {
+    let x = run.input(0)?;
+    if x.rank() < 2 {
+        return Err(OpError::value("the input", x.shape(), "batch and channels"));
+    }
+    let mut shape = x.shape().to_vec();
+    shape[2..].fill(1);
+    let inner: usize = x.shape()[2..].iter().product();
+    let mut y = run.output(x.dtype(), &shape)?;
+    match x.dtype() {
+        DType::F32 => {
+            let row = |plane: &[f32]| row_f32(plane, pooling, p);
+            each_plane(y.slice_mut::<f32>(), x.slice::<f32>(), inner, row);
+        }
+        DType::F64 => {
+            let row = |plane: &[f64]| row_f64(plane, pooling, p);
+            each_plane(y.slice_mut::<f64>(), x.slice::<f64>(), inner, row);
+        }
+        found => return Err(OpError::DType { index: 0, found }),
+    }
+    Ok(vec![y])
+}
+
+/// Elements below which a second thread costs more than it brings.
+const PARALLEL_MIN: usize = 1 << 16;
+
+fn each_plane<T: Copy + Send + Sync>(
+    y: &mut [T],
+    x: &[T],
+    inner: usize,
+    row: impl Fn(&[T]) -> T + Send + Sync,
+) {
+    let plane = |index: usize| &x[index * inner..(index + 1) * inner];
+    if x.len() < PARALLEL_MIN || rayon::current_num_threads() == 1 {
+        y.iter_mut().enumerate().for_each(|(index, y)| *y = row(plane(index)));
+    } else {
+        y.par_iter_mut().enumerate().for_each(|(index, y)| *y = row(plane(index)));
+    }
+}
+
+fn row_f32(plane: &[f32], pooling: Pooling, p: i64) -> f32 {
+    match (pooling, p) {
+        (Pooling::Average, _) => normalize::sum_row(plane) / plane.len() as f32,
+        (Pooling::Max, _) => elementwise::min_max(plane).1,
+        (Pooling::Lp, 2) => normalize::sum_squares_row(plane).sqrt(),
+        (Pooling::Lp, _) => {
+            let power = |&x: &f32| f64::from(x).abs().powf(p as f64);
+            plane.iter().map(power).sum::<f64>().powf(1.0 / p as f64) as f32
+        }
+    }
+}
+
+fn row_f64(plane: &[f64], pooling: Pooling, p: i64) -> f64 {
+    match pooling {
+        Pooling::Average => plane.iter().sum::<f64>() / plane.len() as f64,
+        Pooling::Max => plane.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        Pooling::Lp => {
+            let power = |x: &f64| x.abs().powf(p as f64);
+            plane.iter().map(power).sum::<f64>().powf(1.0 / p as f64)
+        }
+    }
+}
