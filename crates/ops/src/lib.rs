@@ -13,6 +13,7 @@ mod kernels;
 pub mod opset;
 mod program;
 mod run;
+mod shape_logic;
 mod words;
 
 mod attention;
@@ -29,6 +30,7 @@ mod conv;
 mod cum_sum;
 mod dequantize_linear;
 mod dynamic_quantize_linear;
+mod einsum;
 mod expand;
 mod flatten;
 mod fused_matmul;
@@ -37,6 +39,7 @@ mod gelu;
 mod gemm;
 mod global_average_pool;
 mod identity;
+mod indexing;
 mod layer_normalization;
 mod matmul;
 mod matmul_integer;
@@ -47,11 +50,15 @@ mod quantized_matmul;
 mod range;
 mod reduce;
 mod reshape;
+mod sequence;
 mod shape;
+mod shaping;
+mod signal;
 mod slice;
 mod softmax;
 mod split;
 mod squeeze;
+mod text;
 mod transpose;
 mod unary;
 mod unsqueeze;
@@ -100,6 +107,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &cum_sum::CumSum,
     &dequantize_linear::DequantizeLinear,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
+    &einsum::Einsum,
     &expand::Expand,
     &flatten::Flatten,
     &fused_matmul::FusedMatMul,
@@ -109,15 +117,27 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &global_average_pool::GlobalAveragePool,
     &identity::Dropout,
     &identity::Identity,
+    &indexing::Compress,
+    &indexing::GatherElements,
+    &indexing::GatherND,
+    &indexing::NonMaxSuppression,
+    &indexing::NonZero,
+    &indexing::OneHot,
+    &indexing::ReverseSequence,
+    &indexing::ScatterElements,
+    &indexing::ScatterND,
+    &indexing::TensorScatter,
+    &indexing::TopK,
+    &indexing::Unique,
     &layer_normalization::LayerNormalization,
     &layer_normalization::SkipLayerNormalization,
     &matmul::MatMul,
     &matmul_integer::MatMulInteger,
     &min_max::Max,
     &min_max::Min,
-    &quantized_matmul::QuantizedMatMul,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
+    &quantized_matmul::QuantizedMatMul,
     &range::Range,
     &reduce::ReduceL2,
     &reduce::ReduceMax,
@@ -125,11 +145,42 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &reduce::ReduceMin,
     &reduce::ReduceSum,
     &reshape::Reshape,
+    &sequence::ConcatFromSequence,
+    &sequence::Optional,
+    &sequence::OptionalGetElement,
+    &sequence::OptionalHasElement,
+    &sequence::SequenceAt,
+    &sequence::SequenceConstruct,
+    &sequence::SequenceEmpty,
+    &sequence::SequenceErase,
+    &sequence::SequenceInsert,
+    &sequence::SequenceLength,
+    &sequence::SequenceMap,
+    &sequence::SplitToSequence,
     &shape::Shape,
+    &shaping::CenterCropPad,
+    &shaping::DepthToSpace,
+    &shaping::Pad,
+    &shaping::Size,
+    &shaping::SpaceToDepth,
+    &shaping::Tile,
+    &shaping::Trilu,
+    &signal::BlackmanWindow,
+    &signal::DFT,
+    &signal::HammingWindow,
+    &signal::HannWindow,
+    &signal::MelWeightMatrix,
+    &signal::STFT,
     &slice::Slice,
     &softmax::Softmax,
     &split::Split,
     &squeeze::Squeeze,
+    &text::LabelEncoder,
+    &text::RegexFullMatch,
+    &text::StringConcat,
+    &text::StringNormalizer,
+    &text::StringSplit,
+    &text::TfIdfVectorizer,
     &transpose::Transpose,
     &unary::Abs,
     &unary::Ceil,
