@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use attar_graph::Model;
-use attar_import::{TextOptions, import_folder, import_mobilenet_v2};
+use attar_import::{FolderOptions, import_folder, import_mobilenet_v2};
 use attar_ops::infer_graph;
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::Tensor;
@@ -88,8 +88,8 @@ fn read(path: &Path) -> Model {
 }
 
 fn sentences(folder: &Path) -> Model {
-    let options = TextOptions { pooling: true, ..TextOptions::default() };
-    import_folder(folder, &options).expect("the folder is whole").model
+    let options = FolderOptions { pooling: true, ..FolderOptions::default() };
+    import_folder(folder, &options).expect("the folder is whole").model().clone()
 }
 
 fn mobilenet(folder: &Path) -> Model {

@@ -48,6 +48,16 @@ impl Dim {
         *self != Self::Unknown && self == other
     }
 
+    /// Whether this is at least `least`, which is 0 or 1, whatever the sizes are: none of them is
+    /// negative.
+    pub fn is_at_least(&self, least: i64) -> bool {
+        match self {
+            Self::Known(value) => *value >= least,
+            Self::Symbolic(polynomial) => polynomial.is_at_least(least),
+            Self::Unknown => false,
+        }
+    }
+
     fn polynomial(&self) -> Option<Polynomial> {
         match self {
             Self::Known(value) => Some(Polynomial::constant(*value)),
@@ -99,6 +109,18 @@ impl Polynomial {
             terms.insert(Vec::new(), value);
         }
         Self(terms)
+    }
+
+    /// A sum of products of sizes, none taken away, is at least its constant.
+    fn is_at_least(&self, least: i64) -> bool {
+        let is_size = |factor: &Factor| match factor {
+            Factor::Name(_) => true,
+            Factor::Quotient(a, b) => a.is_at_least(0) && b.is_at_least(0),
+        };
+        let constant = self.0.get(&Vec::new()).copied().unwrap_or(0);
+        let rest = self.0.iter().filter(|(factors, _)| !factors.is_empty());
+        constant >= least
+            && rest.into_iter().all(|(factors, c)| *c > 0 && factors.iter().all(is_size))
     }
 
     fn as_constant(&self) -> Option<i64> {
@@ -317,6 +339,14 @@ mod tests {
         let half = (&Dim::symbol("h") - &Dim::Known(1)).floor_div(&Dim::Known(2));
         assert_eq!(half.to_string(), "floor((h - 1)/(2))");
         assert_eq!(half.evaluate(&|_| Some(224)), Some(111));
+    }
+
+    #[test]
+    fn sizes_are_never_negative() {
+        let next = &Dim::symbol("n") + &Dim::Known(1);
+        assert!(next.is_at_least(1) && Dim::symbol("n").is_at_least(0));
+        assert!(!Dim::symbol("n").is_at_least(1) && !(&next - &Dim::Known(2)).is_at_least(0));
+        assert!(!(&Dim::symbol("n") - &Dim::symbol("m")).is_at_least(0));
     }
 
     #[test]

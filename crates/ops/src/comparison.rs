@@ -5,7 +5,7 @@ use attar_tensor::{DType, Tensor};
 
 use crate::binary::broadcast_values;
 use crate::broadcast::{broadcast_facts, broadcast_shapes};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Kernel, OpError, Operator, Run, required, shape_logic};
 
 macro_rules! comparisons {
     ($($op:ident, $compare:expr;)*) => {$(
@@ -26,7 +26,9 @@ macro_rules! comparisons {
 
             fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
                 let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
-                Ok(vec![broadcast_facts(&[a, b], DType::Bool)?])
+                let mut fact = broadcast_facts(&[a, b], DType::Bool)?;
+                shape_logic::follow(self.op_type(), [a, b], &mut fact);
+                Ok(vec![fact])
             }
 
             fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -95,7 +97,12 @@ impl Operator for Not {
     }
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        Ok(vec![required(inputs, 0)?.with_dtype(DType::Bool)])
+        let x = required(inputs, 0)?;
+        let mut fact = x.with_dtype(DType::Bool);
+        if let Some(elements) = x.elements() {
+            fact.set_elements(elements.iter().map(shape_logic::negated).collect());
+        }
+        Ok(vec![fact])
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

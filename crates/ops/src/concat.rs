@@ -4,7 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Concat;
@@ -53,35 +53,38 @@ impl Operator for Concat {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let node = node.clone();
-        Ok(Box::new(move |run: &mut Run| {
-            let first = run.input(0)?;
-            check_movable(0, first)?;
-            let axis = axis_of(&node, first.rank())?;
-            let mut shape = first.shape().to_vec();
-            shape[axis] = 0;
-            for index in 0..run.inputs.len() {
-                let x = run.input(index)?;
-                let same = x.rank() == shape.len()
-                    && (0..shape.len()).all(|i| i == axis || x.shape()[i] == shape[i]);
-                if !same {
-                    return Err(OpError::shapes(first.shape(), x.shape()));
+        Ok(for_every_type(
+            |_| true,
+            move |run: &mut Run| {
+                let first = run.input(0)?;
+                check_movable(0, first)?;
+                let axis = axis_of(&node, first.rank())?;
+                let mut shape = first.shape().to_vec();
+                shape[axis] = 0;
+                for index in 0..run.inputs.len() {
+                    let x = run.input(index)?;
+                    let same = x.rank() == shape.len()
+                        && (0..shape.len()).all(|i| i == axis || x.shape()[i] == shape[i]);
+                    if !same {
+                        return Err(OpError::shapes(first.shape(), x.shape()));
+                    }
+                    if x.dtype() != first.dtype() {
+                        return Err(OpError::DType { index, found: x.dtype() });
+                    }
+                    shape[axis] = shape[axis].saturating_add(x.shape()[axis]);
                 }
-                if x.dtype() != first.dtype() {
-                    return Err(OpError::DType { index, found: x.dtype() });
+                let mut y = run.pool.declared(first.dtype(), &shape)?;
+                let inner: usize = shape[axis + 1..].iter().product();
+                let row = shape[axis] * inner;
+                let mut start = 0;
+                for x in run.inputs.iter().flatten() {
+                    let width = x.shape()[axis] * inner;
+                    by_width!(x, Word => copy_columns::<Word>(words_mut(&mut y), row, start, words(x), width));
+                    start += width;
                 }
-                shape[axis] += x.shape()[axis];
-            }
-            let mut y = run.pool.tensor(first.dtype(), &shape);
-            let inner: usize = shape[axis + 1..].iter().product();
-            let row = shape[axis] * inner;
-            let mut start = 0;
-            for x in run.inputs.iter().flatten() {
-                let width = x.shape()[axis] * inner;
-                by_width!(x, Word => copy_columns::<Word>(words_mut(&mut y), row, start, words(x), width));
-                start += width;
-            }
-            Ok(vec![y])
-        }))
+                Ok(vec![y])
+            },
+        ))
     }
 }
 

@@ -4,7 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Expand;
@@ -25,7 +25,11 @@ impl Operator for Expand {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let (x, target) = (required(inputs, 0)?, required(inputs, 1)?);
         Ok(vec![match (&x.shape, target.elements(), &target.shape) {
-            (Some(shape), Some(target), _) => Fact::new(x.dtype, broadcast_dims(shape, target)?),
+            (Some(shape), Some(target), _) => {
+                let mut fact = Fact::new(x.dtype, broadcast_dims(shape, target)?);
+                repeat_elements(x, &mut fact);
+                fact
+            }
             (Some(shape), None, Some(length)) => match length.first().and_then(Dim::known) {
                 Some(rank) if (0..64).contains(&rank) => {
                     Fact::new(x.dtype, vec![Dim::Unknown; shape.len().max(rank as usize)])
@@ -37,27 +41,41 @@ impl Operator for Expand {
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        Ok(Box::new(|run: &mut Run| {
-            let target: Vec<usize> = run
-                .typed::<i64>(1)?
-                .values::<i64>()
-                .iter()
-                .map(|&size| size.max(0) as usize)
-                .collect();
-            let x = run.input(0)?;
-            check_movable(0, x)?;
-            let shape = broadcast_shapes(x.shape(), &target)?;
-            if shape == x.shape() {
-                return Ok(vec![x.clone()]);
-            }
-            let mut y = run.pool.tensor(x.dtype(), &shape);
-            by_width!(x, Word => repeat::<Word>(words_mut(&mut y), words(x), x.shape(), &shape));
-            Ok(vec![y])
-        }))
+        Ok(for_every_type(
+            |index| index == 0,
+            |run: &mut Run| {
+                let target: Vec<usize> = run
+                    .typed::<i64>(1)?
+                    .values::<i64>()
+                    .iter()
+                    .map(|&size| {
+                        let error = || OpError::value("a size", size, "0 or more");
+                        usize::try_from(size).map_err(|_| error())
+                    })
+                    .collect::<Result<_, _>>()?;
+                let x = run.input(0)?;
+                check_movable(0, x)?;
+                let shape = broadcast_shapes(x.shape(), &target)?;
+                if shape == x.shape() {
+                    return Ok(vec![x.clone()]);
+                }
+                let mut y = run.pool.declared(x.dtype(), &shape)?;
+                by_width!(x, Word => repeat::<Word>(words_mut(&mut y), words(x), x.shape(), &shape));
+                Ok(vec![y])
+            },
+        ))
     }
 }
 
-fn repeat<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], target: &[usize]) {
+/// A shape vector of one element stays followed when it is repeated.
+pub(crate) fn repeat_elements(x: &Fact, fact: &mut Fact) {
+    let (Some([element]), Some([length])) = (x.elements(), fact.shape.as_deref()) else { return };
+    if let Some(length) = length.known().filter(|length| (0..=64).contains(length)) {
+        fact.set_elements(vec![element.clone(); length as usize]);
+    }
+}
+
+pub(crate) fn repeat<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], target: &[usize]) {
     if y.is_empty() {
         return;
     }

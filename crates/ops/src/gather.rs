@@ -1,10 +1,10 @@
-//! Gather (opset 1 and later): rows of a tensor picked by index along an axis.
+//! Gather (opset 1 and later): rows of a tensor picked by index along an axis, of any type.
 
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Gather;
@@ -48,32 +48,35 @@ impl Operator for Gather {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let node = node.clone();
-        Ok(Box::new(move |run: &mut Run| {
-            let (x, indices) = (run.input(0)?, run.input(1)?);
-            check_movable(0, x)?;
-            let axis = axis_of(&node, x.rank())?;
-            let size = x.shape()[axis];
-            let picked = indices
-                .to_i64()
-                .ok_or(OpError::DType { index: 1, found: indices.dtype() })?
-                .into_iter()
-                .map(|index| {
-                    resolve_axis(index, size).ok_or_else(|| {
-                        OpError::value("an index", index, format!("within −{size}..{size}"))
+        Ok(for_every_type(
+            |index| index == 0,
+            move |run: &mut Run| {
+                let (x, indices) = (run.input(0)?, run.input(1)?);
+                check_movable(0, x)?;
+                let axis = axis_of(&node, x.rank())?;
+                let size = x.shape()[axis];
+                let picked = indices
+                    .to_i64()
+                    .ok_or(OpError::DType { index: 1, found: indices.dtype() })?
+                    .into_iter()
+                    .map(|index| {
+                        resolve_axis(index, size).ok_or_else(|| {
+                            OpError::value("an index", index, format!("within −{size}..{size}"))
+                        })
                     })
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
-            let inner: usize = x.shape()[axis + 1..].iter().product();
-            let mut y = run.pool.tensor(x.dtype(), &shape);
-            by_width!(x, Word => pick::<Word>(words_mut(&mut y), words(x), size, inner, &picked));
-            Ok(vec![y])
-        }))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
+                let inner: usize = x.shape()[axis + 1..].iter().product();
+                let mut y = run.pool.declared(x.dtype(), &shape)?;
+                by_width!(x, Word => pick::<Word>(words_mut(&mut y), words(x), size, inner, &picked));
+                Ok(vec![y])
+            },
+        ))
     }
 }
 
 /// Copies rows of `inner` elements: for each block of `size` rows, those picked.
-fn pick<T: Copy>(y: &mut [T], x: &[T], size: usize, inner: usize, picked: &[usize]) {
+pub(crate) fn pick<T: Copy>(y: &mut [T], x: &[T], size: usize, inner: usize, picked: &[usize]) {
     if inner == 0 || picked.is_empty() {
         return;
     }

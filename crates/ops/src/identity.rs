@@ -3,7 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Body, DataKernel, DataRun, Fact, Kernel, OpError, Operator, OverData, Run, required};
 
 pub(crate) struct Identity;
 
@@ -22,6 +22,16 @@ impl Operator for Identity {
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(|run: &mut Run| Ok(vec![run.input(0)?.clone()])))
+    }
+
+    fn over_data(&self) -> Option<&dyn OverData> {
+        Some(self)
+    }
+}
+
+impl OverData for Identity {
+    fn data_kernel(&self, _: &Node, _: Vec<Body>) -> Result<Box<dyn DataKernel>, OpError> {
+        Ok(Box::new(|run: &mut DataRun| Ok(vec![run.input(0)?.clone()])))
     }
 }
 

@@ -14,6 +14,7 @@ mod program;
 mod real;
 mod row_math;
 mod run;
+mod shape_logic;
 mod words;
 
 mod affine_grid;
@@ -33,6 +34,7 @@ mod conv;
 mod cum_sum;
 mod dequantize_linear;
 mod dynamic_quantize_linear;
+mod einsum;
 mod expand;
 mod flatten;
 mod fused_matmul;
@@ -43,6 +45,7 @@ mod global_pool;
 mod grid_sample;
 mod group_normalization;
 mod identity;
+mod indexing;
 mod layer_normalization;
 mod lp_normalization;
 mod lrn;
@@ -62,11 +65,15 @@ mod reshape;
 mod resize;
 mod rms_normalization;
 mod roi_align;
+mod sequence;
 mod shape;
+mod shaping;
+mod signal;
 mod slice;
 mod softmax;
 mod split;
 mod squeeze;
+mod text;
 mod transpose;
 mod unary;
 mod unsqueeze;
@@ -118,6 +125,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &cum_sum::CumSum,
     &dequantize_linear::DequantizeLinear,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
+    &einsum::Einsum,
     &expand::Expand,
     &flatten::Flatten,
     &fused_matmul::FusedMatMul,
@@ -132,6 +140,18 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &group_normalization::InstanceNormalization,
     &identity::Dropout,
     &identity::Identity,
+    &indexing::Compress,
+    &indexing::GatherElements,
+    &indexing::GatherND,
+    &indexing::NonMaxSuppression,
+    &indexing::NonZero,
+    &indexing::OneHot,
+    &indexing::ReverseSequence,
+    &indexing::ScatterElements,
+    &indexing::ScatterND,
+    &indexing::TensorScatter,
+    &indexing::TopK,
+    &indexing::Unique,
     &layer_normalization::LayerNormalization,
     &layer_normalization::SkipLayerNormalization,
     &lp_normalization::LpNormalization,
@@ -162,11 +182,42 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &resize::Resize,
     &rms_normalization::RmsNormalization,
     &roi_align::RoiAlign,
+    &sequence::ConcatFromSequence,
+    &sequence::Optional,
+    &sequence::OptionalGetElement,
+    &sequence::OptionalHasElement,
+    &sequence::SequenceAt,
+    &sequence::SequenceConstruct,
+    &sequence::SequenceEmpty,
+    &sequence::SequenceErase,
+    &sequence::SequenceInsert,
+    &sequence::SequenceLength,
+    &sequence::SequenceMap,
+    &sequence::SplitToSequence,
     &shape::Shape,
+    &shaping::CenterCropPad,
+    &shaping::DepthToSpace,
+    &shaping::Pad,
+    &shaping::Size,
+    &shaping::SpaceToDepth,
+    &shaping::Tile,
+    &shaping::Trilu,
+    &signal::BlackmanWindow,
+    &signal::DFT,
+    &signal::HammingWindow,
+    &signal::HannWindow,
+    &signal::MelWeightMatrix,
+    &signal::STFT,
     &slice::Slice,
     &softmax::Softmax,
     &split::Split,
     &squeeze::Squeeze,
+    &text::LabelEncoder,
+    &text::RegexFullMatch,
+    &text::StringConcat,
+    &text::StringNormalizer,
+    &text::StringSplit,
+    &text::TfIdfVectorizer,
     &transpose::Transpose,
     &unary::Abs,
     &unary::Ceil,

@@ -3,9 +3,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required};
 
 pub(crate) struct Range;
+
+/// Longest range whose elements are followed.
+const FOLLOWED_MAX: i64 = 64;
 
 impl Operator for Range {
     fn op_type(&self) -> &'static str {
@@ -22,47 +25,131 @@ impl Operator for Range {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let facts = [required(inputs, 0)?, required(inputs, 1)?, required(inputs, 2)?];
+        let dtype = facts[0].dtype;
         let element = |i: usize| facts[i].elements().and_then(<[Dim]>::first).cloned();
-        let count = match [element(0), element(1), element(2)] {
-            [Some(start), Some(limit), Some(Dim::Known(1))] => &limit - &start,
+        let bounds = [element(0), element(1), element(2)];
+        let [Some(start), Some(limit), Some(delta)] = bounds else {
+            return Ok(vec![Fact::new(dtype, vec![Dim::Unknown])]);
+        };
+        let count = match (start.known(), limit.known(), delta.known()) {
+            (Some(start), Some(limit), Some(delta)) => {
+                Dim::from(integer_count(start, limit, delta)?)
+            }
+            (_, _, Some(1)) => &limit - &start,
             _ => Dim::Unknown,
         };
-        Ok(vec![Fact::new(facts[0].dtype, vec![count])])
+        let mut fact = Fact::new(dtype, vec![count.clone()]);
+        if let Some(count) = count.known().filter(|count| (0..=FOLLOWED_MAX).contains(count)) {
+            let element = |i: i64| &start + &(&Dim::Known(i) * &delta);
+            fact.set_elements((0..count).map(element).collect());
+        }
+        Ok(vec![fact])
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(|run: &mut Run| {
-            let dtype = run.input(0)?.dtype();
-            let scalar = |index: usize| -> Result<f64, OpError> {
-                let tensor = run.input(index)?;
-                match tensor.to_f64() {
-                    Some(values) if values.len() == 1 => Ok(values[0]),
-                    _ => Err(OpError::value("a bound", tensor.shape(), "a scalar")),
+            let bounds = [run.input(0)?, run.input(1)?, run.input(2)?];
+            let dtype = bounds[0].dtype();
+            for (index, bound) in bounds.iter().enumerate() {
+                if bound.dtype() != dtype {
+                    return Err(OpError::DType { index, found: bound.dtype() });
                 }
-            };
-            let (start, limit, delta) = (scalar(0)?, scalar(1)?, scalar(2)?);
-            let count = ((limit - start) / delta).ceil().max(0.0);
-            if count.is_nan() || count > f64::from(u32::MAX) {
-                return Err(OpError::value("the count", count, "finite"));
+                if bound.element_count() != 1 {
+                    return Err(OpError::value("a bound", bound.shape(), "a scalar"));
+                }
             }
-            let count = count as usize;
-            let y = match dtype {
-                DType::F32 => {
-                    let value = |i| start as f32 + i as f32 * delta as f32;
-                    Tensor::new(&[count], &(0..count).map(value).collect::<Vec<_>>())
-                }
-                DType::F64 => {
-                    let value = |i| start + i as f64 * delta;
-                    Tensor::new(&[count], &(0..count).map(value).collect::<Vec<_>>())
-                }
-                _ => {
-                    let value = |i| start as i64 + i as i64 * delta as i64;
-                    Tensor::new(&[count], &(0..count).map(value).collect::<Vec<_>>())
-                        .converted(dtype)
-                        .map_err(|_| OpError::DType { index: 0, found: dtype })?
-                }
-            };
-            Ok(vec![y])
+            Ok(vec![if dtype.is_float() {
+                floats(run.pool, bounds)?
+            } else {
+                integers(run.pool, bounds)?
+            }])
         }))
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
+
+/// ⌈(limit − start) / delta⌉, at least 0.
+fn integer_count(start: i64, limit: i64, delta: i64) -> Result<usize, OpError> {
+    let error = || OpError::value("delta", delta, "one that reaches the limit");
+    let distance = i128::from(limit) - i128::from(start);
+    let delta = i128::from(delta);
+    let whole = distance.checked_div_euclid(delta).ok_or_else(error)?;
+    let has_rest = whole * delta != distance;
+    let rounded_up = if has_rest && delta > 0 { whole + 1 } else { whole };
+    usize::try_from(rounded_up.max(0)).map_err(|_| error())
+}
+
+fn floats(pool: &Pool, bounds: [&Tensor; 3]) -> Result<Tensor, OpError> {
+    let dtype = bounds[0].dtype();
+    let value = |i: usize| bounds[i].to_f64().expect("a float is a number")[0];
+    let (start, limit, delta) = (value(0), value(1), value(2));
+    // The distance is rounded to the type, as ONNX Runtime does.
+    let distance = match dtype {
+        DType::F32 => f64::from(limit as f32 - start as f32),
+        _ => limit - start,
+    };
+    let count = (distance / delta).ceil().max(0.0);
+    if !(count < isize::MAX as f64) {
+        return Err(OpError::value("the count of elements", count, "finite"));
+    }
+    let mut y = pool.declared(dtype, &[count as usize])?;
+    match dtype {
+        DType::F32 => {
+            let (start, delta) = (start as f32, delta as f32);
+            let elements = y.slice_mut::<f32>().iter_mut().enumerate();
+            elements.for_each(|(i, y)| *y = start + i as f32 * delta);
+        }
+        DType::F64 => {
+            let elements = y.slice_mut::<f64>().iter_mut().enumerate();
+            elements.for_each(|(i, y)| *y = start + i as f64 * delta);
+        }
+        found => return Err(OpError::DType { index: 0, found }),
+    }
+    Ok(y)
+}
+
+fn integers(pool: &Pool, bounds: [&Tensor; 3]) -> Result<Tensor, OpError> {
+    let dtype = bounds[0].dtype();
+    let value = |i: usize| {
+        let error = OpError::DType { index: i, found: dtype };
+        bounds[i].to_i64().map(|values| values[0]).ok_or(error)
+    };
+    let (start, limit, delta) = (value(0)?, value(1)?, value(2)?);
+    let count = integer_count(start, limit, delta)?;
+    let mut y = pool.declared(dtype, &[count])?;
+    macro_rules! fill {
+        ($($dtype:ident => $ty:ty),*) => {
+            match dtype {
+                $(DType::$dtype => {
+                    let elements = y.slice_mut::<$ty>().iter_mut().enumerate();
+                    // Every element lies between the bounds; the product may pass around.
+                    elements.for_each(|(i, y)| {
+                        *y = start.wrapping_add((i as i64).wrapping_mul(delta)) as $ty;
+                    });
+                })*
+                found => return Err(OpError::DType { index: 0, found }),
+            }
+        };
+    }
+    fill!(I64 => i64, I32 => i32, I16 => i16, I8 => i8, U64 => u64, U32 => u32, U16 => u16,
+          U8 => u8);
+    Ok(y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_rounded_up_and_a_delta_of_zero_is_refused() {
+        assert_eq!(integer_count(1, 6, 2), Ok(3));
+        assert_eq!(integer_count(10, 0, -3), Ok(4));
+        assert_eq!(integer_count(10, 1, -3), Ok(3));
+        assert_eq!(integer_count(0, -5, 1), Ok(0));
+        assert!(integer_count(0, 5, 0).is_err());
+        assert!(integer_count(i64::MIN, i64::MAX, 1).is_ok());
     }
 }

@@ -15,12 +15,32 @@ pub struct Pool {
 /// Buffers kept at most; beyond, the smallest are returned to the allocator.
 const FREE_MAX: usize = 256;
 
+/// Sizes in bytes from which on an allocation is tried before it is made.
+const PROBED_MIN: usize = 1 << 28;
+
 impl Pool {
     /// A tensor with arbitrary content.
     pub fn tensor(&self, dtype: DType, shape: &[usize]) -> Tensor {
         let count = element_count(shape).expect("shapes of running values are addressable");
         let size = dtype.size_bytes(count).expect("shapes of running values are addressable");
         Tensor::from_buffer(dtype, shape, self.buffer(size))
+    }
+
+    /// A tensor with arbitrary content, of a shape that a model asks for by numbers.
+    ///
+    /// # Errors
+    /// A shape that memory does not hold. Names it.
+    pub fn declared(&self, dtype: DType, shape: &[usize]) -> Result<Tensor, OpError> {
+        let error = || OpError::value("the shape", shape, format!("{dtype} that memory can hold"));
+        let size = element_count(shape).and_then(|count| dtype.size_bytes(count));
+        let size = size.filter(|&size| size <= isize::MAX as usize / 2).ok_or_else(error)?;
+        if size > PROBED_MIN {
+            // An allocation that fails ends the process; one that is tried first does not.
+            let mut probe: Vec<u8> = Vec::new();
+            probe.try_reserve_exact(size).map_err(|_| error())?;
+            std::hint::black_box(&probe);
+        }
+        Ok(self.tensor(dtype, shape))
     }
 
     /// A buffer with arbitrary content: the smallest free one that fits.

@@ -4,7 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::squeeze::resolve_axes;
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Slice;
@@ -119,6 +119,14 @@ impl Operator for Slice {
                 _ if starts[i] == Dim::Known(0) && step == 1 && !ends[i].is_known() => {
                     ends[i].clone()
                 }
+                // From some way in to a symbolic end, or to one counted from the end. An end beyond
+                // the size, or a start behind the end, would be another matter; exporters write none.
+                _ if step == 1 && starts[i].is_at_least(0) => match ends[i].known() {
+                    None => &ends[i] - &starts[i],
+                    Some(end) if end >= i64::from(i32::MAX) => &shape[axis] - &starts[i],
+                    Some(end) if end < 0 => &(&shape[axis] + &ends[i]) - &starts[i],
+                    Some(_) => Dim::Unknown,
+                },
                 _ => Dim::Unknown,
             };
             if !are_known {
@@ -133,34 +141,37 @@ impl Operator for Slice {
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        Ok(Box::new(|run: &mut Run| {
-            let x = run.input(0)?;
-            check_movable(0, x)?;
-            let list = |index: usize| {
-                run.optional(index)
-                    .map(|t| t.to_i64().ok_or(OpError::DType { index, found: t.dtype() }))
-                    .transpose()
-            };
-            let missing = |index| OpError::MissingInput { index };
-            let ranges = Ranges::new(
-                list(1)?.ok_or(missing(1))?,
-                list(2)?.ok_or(missing(2))?,
-                list(3)?,
-                list(4)?,
-            )?;
-            let mut cuts: Vec<Cut> =
-                x.shape().iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
-            for (axis, start, end, step) in ranges.cuts(x.rank())? {
-                cuts[axis] = cut(x.shape()[axis] as i64, start, end, step)?;
-            }
-            let shape: Vec<usize> = cuts.iter().map(|cut| cut.count).collect();
-            if shape == x.shape() && cuts.iter().all(|cut| cut.step == 1) {
-                return Ok(vec![x.clone()]);
-            }
-            let mut y = run.pool.tensor(x.dtype(), &shape);
-            by_width!(x, Word => copy_cut::<Word>(words_mut(&mut y), words(x), x.shape(), &cuts));
-            Ok(vec![y])
-        }))
+        Ok(for_every_type(
+            |index| index == 0,
+            |run: &mut Run| {
+                let x = run.input(0)?;
+                check_movable(0, x)?;
+                let list = |index: usize| {
+                    run.optional(index)
+                        .map(|t| t.to_i64().ok_or(OpError::DType { index, found: t.dtype() }))
+                        .transpose()
+                };
+                let missing = |index| OpError::MissingInput { index };
+                let ranges = Ranges::new(
+                    list(1)?.ok_or(missing(1))?,
+                    list(2)?.ok_or(missing(2))?,
+                    list(3)?,
+                    list(4)?,
+                )?;
+                let mut cuts: Vec<Cut> =
+                    x.shape().iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
+                for (axis, start, end, step) in ranges.cuts(x.rank())? {
+                    cuts[axis] = cut(x.shape()[axis] as i64, start, end, step)?;
+                }
+                let shape: Vec<usize> = cuts.iter().map(|cut| cut.count).collect();
+                if shape == x.shape() && cuts.iter().all(|cut| cut.step == 1) {
+                    return Ok(vec![x.clone()]);
+                }
+                let mut y = run.pool.tensor(x.dtype(), &shape);
+                by_width!(x, Word => copy_cut::<Word>(words_mut(&mut y), words(x), x.shape(), &cuts));
+                Ok(vec![y])
+            },
+        ))
     }
 }
 

@@ -5,7 +5,7 @@ use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
 use crate::squeeze::resolve_axes;
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Split;
@@ -17,13 +17,16 @@ fn sizes(node: &Node, given: Option<Vec<i64>>, size: usize) -> Result<Vec<usize>
         Some(given) => Some(given),
         None => node.ints("split")?.map(<[i64]>::to_vec),
     };
+    let count = count.max(1);
     let parts: Vec<usize> = if let Some(given) = given {
         given.iter().filter_map(|&part| usize::try_from(part).ok()).collect()
     } else {
         let each = size.div_ceil(count);
         (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
     };
-    if parts.len() == count && parts.iter().sum::<usize>() == size {
+    if parts.len() == count
+        && parts.iter().try_fold(0_usize, |sum, &part| sum.checked_add(part)) == Some(size)
+    {
         return Ok(parts);
     }
     Err(OpError::value("split", parts, format!("{count} sizes that add up to {size}")))
@@ -59,39 +62,58 @@ impl Operator for Split {
             }
             _ => vec![Dim::Unknown; node.outputs.len()],
         };
-        Ok(parts
-            .into_iter()
-            .map(|part| {
-                let mut shape = shape.clone();
-                shape[axis] = part;
-                Fact::new(x.dtype, shape)
-            })
-            .collect())
+        let mut start = Some(0);
+        let facts = parts.into_iter().map(|part| {
+            let mut shape = shape.clone();
+            shape[axis] = part.clone();
+            let mut fact = Fact::new(x.dtype, shape);
+            let end = start.zip(part.known()).map(|(start, part)| start + part as usize);
+            if let (Some(elements), Some(range)) = (x.elements(), start.zip(end))
+                && let Some(part) = elements.get(range.0..range.1)
+            {
+                fact.set_elements(part.to_vec());
+            }
+            start = end;
+            fact
+        });
+        Ok(facts.collect())
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let node = node.clone();
-        Ok(Box::new(move |run: &mut Run| {
-            let x = run.input(0)?;
-            check_movable(0, x)?;
-            let axis = resolve_axes(&[node.int_or("axis", 0)?], x.rank())?[0];
-            let parts = sizes(&node, run.optional(1).and_then(Tensor::to_i64), x.shape()[axis])?;
-            let inner: usize = x.shape()[axis + 1..].iter().product();
-            let row = x.shape()[axis] * inner;
-            let mut start = 0;
-            let mut outputs = Vec::with_capacity(parts.len());
-            for part in parts {
-                let mut shape = x.shape().to_vec();
-                shape[axis] = part;
-                let mut y = run.pool.tensor(x.dtype(), &shape);
-                let width = part * inner;
-                by_width!(x, Word => take_columns::<Word>(words_mut(&mut y), width, words(x), row, start));
-                outputs.push(y);
-                start += width;
-            }
-            Ok(outputs)
-        }))
+        Ok(for_every_type(
+            |index| index == 0,
+            move |run: &mut Run| {
+                let x = run.input(0)?;
+                let axis = resolve_axes(&[node.int_or("axis", 0)?], x.rank())?[0];
+                let parts =
+                    sizes(&node, run.optional(1).and_then(Tensor::to_i64), x.shape()[axis])?;
+                parts_of(run, axis, &parts)
+            },
+        ))
     }
+}
+
+/// Input 0 cut along an axis into parts of the sizes given, which add up to its size.
+pub(crate) fn parts_of(run: &Run, axis: usize, parts: &[usize]) -> Result<Vec<Tensor>, OpError> {
+    let x = run.input(0)?;
+    check_movable(0, x)?;
+    let inner: usize = x.shape()[axis + 1..].iter().product();
+    let row = x.shape()[axis] * inner;
+    let mut start = 0;
+    let mut outputs = Vec::with_capacity(parts.len());
+    for &part in parts {
+        let mut shape = x.shape().to_vec();
+        shape[axis] = part;
+        let mut y = run.pool.tensor(x.dtype(), &shape);
+        let width = part * inner;
+        by_width!(x, Word => {
+            take_columns::<Word>(words_mut(&mut y), width, words(x), row, start);
+        });
+        outputs.push(y);
+        start += width;
+    }
+    Ok(outputs)
 }
 
 /// Copies columns `start..start + width` out of rows of `row`.

@@ -4,7 +4,7 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use crate::kernels::for_rows;
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Transpose;
@@ -46,26 +46,34 @@ impl Operator for Transpose {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let node = node.clone();
-        Ok(Box::new(move |run: &mut Run| {
-            let x = run.input(0)?;
-            check_movable(0, x)?;
-            let perm = permutation(&node, x.rank())?;
-            let shape: Vec<usize> = perm.iter().map(|&axis| x.shape()[axis]).collect();
-            // Moving only axes of size 1 leaves the order of elements as it is.
-            let moved: Vec<usize> =
-                perm.iter().copied().filter(|&axis| x.shape()[axis] != 1).collect();
-            if moved.is_sorted() {
-                return Ok(vec![x.reshaped(&shape)]);
-            }
-            let mut y = run.pool.tensor(x.dtype(), &shape);
-            by_width!(x, Word => permute::<Word>(words_mut(&mut y), words(x), x.shape(), &perm));
-            Ok(vec![y])
-        }))
+        Ok(for_every_type(
+            |index| index == 0,
+            move |run: &mut Run| {
+                let x = run.input(0)?;
+                check_movable(0, x)?;
+                let perm = permutation(&node, x.rank())?;
+                let shape: Vec<usize> = perm.iter().map(|&axis| x.shape()[axis]).collect();
+                // Moving only axes of size 1 leaves the order of elements as it is.
+                let moved: Vec<usize> =
+                    perm.iter().copied().filter(|&axis| x.shape()[axis] != 1).collect();
+                if moved.is_sorted() {
+                    return Ok(vec![x.reshaped(&shape)]);
+                }
+                let mut y = run.pool.tensor(x.dtype(), &shape);
+                by_width!(x, Word => permute::<Word>(words_mut(&mut y), words(x), x.shape(), &perm));
+                Ok(vec![y])
+            },
+        ))
     }
 }
 
 /// Writes `x` of `shape` with its axes permuted.
-fn permute<T: Copy + Send + Sync>(y: &mut [T], x: &[T], shape: &[usize], perm: &[usize]) {
+pub(crate) fn permute<T: Copy + Send + Sync>(
+    y: &mut [T],
+    x: &[T],
+    shape: &[usize],
+    perm: &[usize],
+) {
     if y.is_empty() {
         return;
     }
@@ -88,7 +96,10 @@ fn permute<T: Copy + Send + Sync>(y: &mut [T], x: &[T], shape: &[usize], perm: &
             }
         }
     }
-    let (&inner, &step) = sizes.last().zip(steps.last()).expect("something moves");
+    let Some((&inner, &step)) = sizes.last().zip(steps.last()) else {
+        y.copy_from_slice(x);
+        return;
+    };
     let outer = sizes.len() - 1;
     for_rows(y, inner, |first_row, rows| {
         for (index, row) in rows.chunks_exact_mut(inner).enumerate() {

@@ -1,10 +1,10 @@
 //! Where (opset 9 and later): y = condition ? a : b, broadcasting.
 
-use attar_graph::Node;
+use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes};
-use crate::words::{by_width, check_movable, words, words_mut};
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Where;
@@ -25,34 +25,52 @@ impl Operator for Where {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let facts = [required(inputs, 0)?, required(inputs, 1)?, required(inputs, 2)?];
         let mut fact = broadcast_facts(&facts, facts[1].dtype)?;
-        let picks = facts[0].constant.as_ref().map(|condition| condition.bytes().to_vec());
-        if let (Some(picks), Some(a), Some(b)) = (picks, facts[1].elements(), facts[2].elements())
+        if let Some(elements) = chosen(facts)
             && fact.rank().is_some_and(|rank| rank <= 1)
-            && [picks.len(), a.len(), b.len()].iter().all(|&n| n == picks.len())
         {
-            let chosen = picks.iter().zip(a.iter().zip(b));
-            let chosen = chosen.map(|(&pick, (a, b))| if pick != 0 { a } else { b });
-            fact.set_elements(chosen.cloned().collect());
+            fact.set_elements(elements);
         }
         Ok(vec![fact])
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        Ok(Box::new(|run: &mut Run| {
-            let (condition, a, b) = (run.typed::<u8>(0)?, run.input(1)?, run.input(2)?);
-            check_movable(1, a)?;
-            if a.dtype() != b.dtype() {
-                return Err(OpError::DType { index: 2, found: b.dtype() });
-            }
-            let shape =
-                broadcast_shapes(&broadcast_shapes(condition.shape(), a.shape())?, b.shape())?;
-            let mut y = run.pool.tensor(a.dtype(), &shape);
-            let loops = Loops::new([condition.shape(), a.shape(), b.shape()], &shape);
-            by_width!(a, Word => choose::<Word>(
+        Ok(for_every_type(
+            |index| index > 0,
+            |run: &mut Run| {
+                let (condition, a, b) = (run.typed::<u8>(0)?, run.input(1)?, run.input(2)?);
+                check_movable(1, a)?;
+                let shape =
+                    broadcast_shapes(&broadcast_shapes(condition.shape(), a.shape())?, b.shape())?;
+                let mut y = run.pool.declared(a.dtype(), &shape)?;
+                let loops = Loops::new([condition.shape(), a.shape(), b.shape()], &shape);
+                by_width!(a, Word => choose::<Word>(
                 words_mut(&mut y), condition.bytes(), words(a), words(b), &loops));
-            Ok(vec![y])
-        }))
+                Ok(vec![y])
+            },
+        ))
     }
+}
+
+/// Elements of a shape vector, each of `a` or of `b`; one of either serves all.
+///
+/// Where the condition is not known, an element that both sides agree on is known all the same.
+fn chosen([condition, a, b]: [&Fact; 3]) -> Option<Vec<Dim>> {
+    let (a, b) = (a.elements()?, b.elements()?);
+    let unknown = [Dim::Unknown];
+    let condition = condition.elements().unwrap_or(&unknown);
+    let lists = [condition, a, b];
+    let count = lists.iter().map(|list| list.len()).find(|&length| length != 1).unwrap_or(1);
+    if lists.iter().any(|list| list.len() != 1 && list.len() != count) {
+        return None;
+    }
+    let at = |list: &[Dim], index: usize| list[if list.len() == 1 { 0 } else { index }].clone();
+    let pick = |index: usize| match (at(condition, index).known(), at(a, index), at(b, index)) {
+        (Some(0), _, b) => b,
+        (Some(_), a, _) => a,
+        (None, a, b) if a.same_as(&b) => a,
+        _ => Dim::Unknown,
+    };
+    Some((0..count).map(pick).collect())
 }
 
 fn choose<T: Copy>(y: &mut [T], condition: &[u8], a: &[T], b: &[T], loops: &Loops<3>) {

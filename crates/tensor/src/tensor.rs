@@ -188,14 +188,17 @@ impl Tensor {
     /// When the tensor's type is not `T`.
     pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         self.expect_type::<T>();
+        bytemuck::cast_slice_mut(self.bytes_mut())
+    }
+
+    /// The bytes for writing; copies first when they are shared. Empty for strings.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         if let Storage::Shared(bytes) = &self.storage {
             self.storage = Storage::Owned(Arc::new(Buffer::from_bytes(bytes)));
         }
         match &mut self.storage {
-            Storage::Owned(buffer) => {
-                bytemuck::cast_slice_mut(Arc::make_mut(buffer).as_bytes_mut())
-            }
-            _ => unreachable!("strings have no element type"),
+            Storage::Owned(buffer) => Arc::make_mut(buffer).as_bytes_mut(),
+            _ => &mut [],
         }
     }
 

@@ -1,0 +1,238 @@
+//! Pad (opset 11; axes from 18, `wrap` from 19): elements before and after along each axis, of a
+//! constant, the mirrored, repeated or wrapped content; negative counts take elements away; of any
+//! type.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::Tensor;
+
+use crate::fact::resolve_axis;
+use crate::indexing::{integers, integers_of, strides_of};
+use crate::kernels::for_rows;
+use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Pad;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mode {
+    Constant,
+    Reflect,
+    Edge,
+    Wrap,
+}
+
+impl Mode {
+    fn of(node: &Node) -> Result<Self, OpError> {
+        Ok(match node.text("mode")? {
+            None | Some("constant") => Self::Constant,
+            Some("reflect") => Self::Reflect,
+            Some("edge") => Self::Edge,
+            Some("wrap") => Self::Wrap,
+            Some(other) => {
+                return Err(OpError::value("mode", other, "constant, reflect, edge or wrap"));
+            }
+        })
+    }
+}
+
+/// Elements to add before and after, per axis; negative to take away.
+fn per_axis<T: Clone>(
+    pads: &[T],
+    axes: Option<&[i64]>,
+    rank: usize,
+    none: &T,
+) -> Result<Vec<[T; 2]>, OpError> {
+    let all: Vec<i64> = (0..rank as i64).collect();
+    let axes = axes.unwrap_or(&all);
+    if pads.len() != 2 * axes.len() {
+        let expected = format!("{}, two for each axis", 2 * axes.len());
+        return Err(OpError::value("the count of pads", pads.len(), expected));
+    }
+    let mut result = vec![[none.clone(), none.clone()]; rank];
+    for (i, &axis) in axes.iter().enumerate() {
+        let error = || OpError::value("axis", axis, format!("below rank {rank}"));
+        let axis = resolve_axis(axis, rank).ok_or_else(error)?;
+        result[axis] = [pads[i].clone(), pads[axes.len() + i].clone()];
+    }
+    Ok(result)
+}
+
+impl Operator for Pad {
+    fn op_type(&self) -> &'static str {
+        "Pad"
+    }
+
+    fn since_opset(&self) -> i64 {
+        11
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=4
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let (x, pads) = (required(inputs, 0)?, required(inputs, 1)?);
+        Mode::of(node)?;
+        let Some(shape) = &x.shape else { return Ok(vec![Fact::unranked(x.dtype)]) };
+        let axes = inputs.get(3).copied().flatten().map(Fact::known_elements);
+        let unknown = || Ok(vec![Fact::new(x.dtype, vec![Dim::Unknown; shape.len()])]);
+        let Some(pads) = pads.elements() else { return unknown() };
+        // The axes are an input whose content is not known.
+        let has_axes = node.input(3).is_some();
+        let axes = match axes {
+            Some(Some(axes)) => Some(axes),
+            _ if has_axes => return unknown(),
+            _ => None,
+        };
+        let pads = per_axis(pads, axes.as_deref(), shape.len(), &Dim::Known(0))?;
+        let dims = shape.iter().zip(&pads).map(|(dim, [begin, end])| &(dim + begin) + end);
+        Ok(vec![Fact::new(x.dtype, dims.collect())])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let mode = Mode::of(node)?;
+        Ok(for_every_type(
+            |index| index == 0 || index == 2,
+            move |run: &mut Run| {
+                let rank = run.input(0)?.rank();
+                let axes = run.optional(3).map(|axes| integers_of(axes, 3)).transpose()?;
+                let pads = per_axis(&integers(run, 1)?, axes.as_deref(), rank, &0)?;
+                Ok(vec![padded(run, &pads, mode)?])
+            },
+        ))
+    }
+}
+
+/// Input 0 with elements added (or taken away) per axis; a constant is that of input 2, or zero.
+pub(super) fn padded(run: &Run, pads: &[[i64; 2]], mode: Mode) -> Result<Tensor, OpError> {
+    let x = run.input(0)?;
+    check_movable(0, x)?;
+    let shape = (x.shape().iter().zip(pads))
+        .map(|(&size, &[begin, end])| {
+            let sum = i128::from(begin) + i128::from(end) + size as i128;
+            let error =
+                || OpError::value("the pads of an axis", (begin, end), "a size within memory");
+            usize::try_from(sum).map_err(|_| error())
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut y = run.pool.declared(x.dtype(), &shape)?;
+    if y.element_count() == 0 {
+        return Ok(y);
+    }
+    let sources = (x.shape().iter().zip(pads).zip(&shape))
+        .map(|((&from, &pads), &to)| sources(from, pads, to, mode))
+        .collect::<Result<Vec<_>, _>>()?;
+    by_width!(x, Word => {
+        let value = run.optional(2).and_then(|value| words::<Word>(value).first().copied());
+        copy(words_mut::<Word>(&mut y), words(x), x.shape(), &sources, value.unwrap_or(0));
+    });
+    Ok(y)
+}
+
+/// For each of `to` places along an axis, where in the `from` elements its content stands; `None`
+/// for the constant.
+fn sources(
+    from: usize,
+    [begin, end]: [i64; 2],
+    to: usize,
+    mode: Mode,
+) -> Result<Vec<Option<usize>>, OpError> {
+    // Negative pads take away first; the rest is extended.
+    let first = (begin.min(0).unsigned_abs() as usize).min(from);
+    let last = from - (end.min(0).unsigned_abs() as usize).min(from);
+    let size = last.saturating_sub(first) as i64;
+    if size == 0 && mode != Mode::Constant {
+        return Err(OpError::value("the size of a padded axis", from, "above 0"));
+    }
+    let within = |place: usize| {
+        let at = place as i64 - begin.max(0);
+        let at = match mode {
+            Mode::Constant => return (0..size).contains(&at).then_some(at),
+            Mode::Edge => at.clamp(0, size - 1),
+            Mode::Wrap => at.rem_euclid(size),
+            Mode::Reflect if size == 1 => 0,
+            Mode::Reflect => {
+                let period = 2 * (size - 1);
+                let at = at.rem_euclid(period);
+                at.min(period - at)
+            }
+        };
+        Some(at)
+    };
+    Ok((0..to).map(|place| within(place).map(|at| first + at as usize)).collect())
+}
+
+/// Neighbours of a row that are copied together, or filled.
+struct Stretch {
+    to: usize,
+    size: usize,
+    from: Option<usize>,
+}
+
+fn stretches(sources: &[Option<usize>]) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for (to, &from) in sources.iter().enumerate() {
+        match stretches.last_mut() {
+            Some(last) if from == last.from.map(|first| first + last.size) => last.size += 1,
+            _ => stretches.push(Stretch { to, size: 1, from }),
+        }
+    }
+    stretches
+}
+
+fn copy<T: Copy + Send + Sync>(
+    y: &mut [T],
+    x: &[T],
+    shape: &[usize],
+    sources: &[Vec<Option<usize>>],
+    value: T,
+) {
+    let Some((last, outer)) = sources.split_last() else {
+        y.copy_from_slice(x);
+        return;
+    };
+    let strides = strides_of(shape);
+    let stretches = stretches(last);
+    for_rows(y, last.len(), |first, rows| {
+        for (index, row) in rows.chunks_exact_mut(last.len()).enumerate() {
+            let (mut rest, mut start) = (first + index, Some(0));
+            for (axis, sources) in outer.iter().enumerate().rev() {
+                let source = sources[rest % sources.len()];
+                start = start.zip(source).map(|(start, at)| start + at * strides[axis]);
+                rest /= sources.len();
+            }
+            let Some(start) = start else {
+                row.fill(value);
+                continue;
+            };
+            for stretch in &stretches {
+                let row = &mut row[stretch.to..stretch.to + stretch.size];
+                match stretch.from {
+                    Some(from) => row.copy_from_slice(&x[start + from..][..stretch.size]),
+                    None => row.fill(value),
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(from: usize, pads: [i64; 2], mode: Mode) -> Vec<i64> {
+        let to = (from as i64 + pads[0] + pads[1]) as usize;
+        let found = sources(from, pads, to, mode).unwrap();
+        found.into_iter().map(|place| place.map_or(-1, |place| place as i64)).collect()
+    }
+
+    #[test]
+    fn every_mode_extends_what_negative_pads_have_left() {
+        assert_eq!(places(3, [2, 1], Mode::Constant), [-1, -1, 0, 1, 2, -1]);
+        assert_eq!(places(3, [4, 3], Mode::Reflect), [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]);
+        assert_eq!(places(3, [2, 2], Mode::Edge), [0, 0, 0, 1, 2, 2, 2]);
+        assert_eq!(places(3, [2, 4], Mode::Wrap), [1, 2, 0, 1, 2, 0, 1, 2, 0]);
+        assert_eq!(places(4, [-1, 2], Mode::Edge), [1, 2, 3, 3, 3]);
+        assert_eq!(places(4, [-5, 3], Mode::Constant), [-1, -1]);
+    }
+}

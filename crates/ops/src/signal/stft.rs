@@ -1,0 +1,130 @@
+//! STFT (opset 17 and later): the Fourier transform of every stretch of a signal, each weighted by
+//! a window: `[batch, length, 1 or 2]` → `[batch, frames, terms, 2]`.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use super::fourier::{Complex, Fourier};
+use super::{floats, length, length_dim};
+use crate::kernels::for_rows;
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct STFT;
+
+fn is_one_sided(node: &Node) -> Result<bool, OpError> {
+    Ok(node.int_or("onesided", 1)? != 0)
+}
+
+impl Operator for STFT {
+    fn op_type(&self) -> &'static str {
+        "STFT"
+    }
+
+    fn since_opset(&self) -> i64 {
+        17
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=4
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let x = required(inputs, 0)?;
+        let shape = x.shape.as_deref().unwrap_or_default();
+        let at = |axis: usize| shape.get(axis).cloned().unwrap_or(Dim::Unknown);
+        let window = inputs.get(2).copied().flatten().and_then(|window| window.shape.as_ref());
+        let default = match window.and_then(|shape| shape.first()) {
+            Some(size) => size.clone(),
+            None if node.input(2).is_some() => Dim::Unknown,
+            None => at(1),
+        };
+        let frame = length_dim(node, inputs, 3, default);
+        let step = length_dim(node, inputs, 1, Dim::Unknown);
+        let (one, two) = (Dim::Known(1), Dim::Known(2));
+        let frames = &(&at(1) - &frame).floor_div(&step) + &one;
+        let terms = if is_one_sided(node)? { &frame.floor_div(&two) + &one } else { frame };
+        Ok(vec![Fact::new(x.dtype, vec![at(0), frames, terms, two])])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let one_sided = is_one_sided(node)?;
+        Ok(Box::new(move |run: &mut Run| {
+            let x = run.input(0)?;
+            let &[batches, size, parts @ (1 | 2)] = x.shape() else {
+                let expected = "[batch, length, 1 or 2]";
+                return Err(OpError::value("the shape of the signal", x.shape(), expected));
+            };
+            let step = length(run, 1)?;
+            let window = run.optional(2).map(|_| floats(run, 2)).transpose()?;
+            let frame = match (run.optional(3), &window) {
+                (Some(_), _) => length(run, 3)?,
+                (None, Some(window)) => window.len(),
+                (None, None) => size,
+            };
+            if frame == 0 || frame > size {
+                return Err(OpError::value("the frame length", frame, format!("1 to {size}")));
+            }
+            let window = window.unwrap_or_else(|| vec![1.0; frame]);
+            if window.len() != frame {
+                return Err(OpError::value("the window's length", window.len(), frame.to_string()));
+            }
+            let frames = (size - frame) / step + 1;
+            let terms = if one_sided { frame / 2 + 1 } else { frame };
+            let mut y = run.pool.declared(x.dtype(), &[batches, frames, terms, 2])?;
+            let signal = Signal { values: &floats(run, 0)?, parts, size, step, window: &window };
+            let fourier = Fourier::new(frame);
+            match x.dtype() {
+                DType::F32 => signal.write(y.slice_mut(), frames, terms, &fourier, |v| v as f32),
+                DType::F64 => signal.write(y.slice_mut(), frames, terms, &fourier, |v| v),
+                found => return Err(OpError::DType { index: 0, found }),
+            }
+            Ok(vec![y])
+        }))
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
+
+struct Signal<'a> {
+    values: &'a [f64],
+    /// 1 for real numbers, 2 for complex ones.
+    parts: usize,
+    size: usize,
+    step: usize,
+    window: &'a [f64],
+}
+
+impl Signal<'_> {
+    /// A stretch times the window.
+    fn frame(&self, batch: usize, frame: usize) -> Vec<Complex> {
+        let start = batch * self.size + frame * self.step;
+        let weighted = |(n, &weight): (usize, &f64)| {
+            let at = (start + n) * self.parts;
+            let im = if self.parts == 2 { self.values[at + 1] } else { 0.0 };
+            Complex { re: self.values[at] * weight, im: im * weight }
+        };
+        self.window.iter().enumerate().map(weighted).collect()
+    }
+
+    fn write<T: Send>(
+        &self,
+        y: &mut [T],
+        frames: usize,
+        terms: usize,
+        fourier: &Fourier,
+        round: impl Fn(f64) -> T + Send + Sync,
+    ) {
+        for_rows(y, terms * 2, |first, rows| {
+            for (index, row) in rows.chunks_exact_mut(terms * 2).enumerate() {
+                let at = first + index;
+                let found = fourier.forward(&self.frame(at / frames, at % frames));
+                for (y, value) in row.chunks_exact_mut(2).zip(&found) {
+                    y[0] = round(value.re);
+                    y[1] = round(value.im);
+                }
+            }
+        });
+    }
+}
