@@ -359,7 +359,7 @@ fn what_a_processor_does_comes_with_the_model() {
 
     let shorter = json!({
         "size": { "shortest_edge": 28 }, "do_center_crop": true, "crop_size": 24,
-        "do_normalize": false,
+        "do_normalize": false, "do_convert_rgb": null, "resample": null,
     });
     network.write("preprocessor_config.json", shorter.to_string().as_bytes());
     let Imported::Image(image) = network.import(true, 17) else { panic!("ViT takes images") };

@@ -43,10 +43,7 @@ impl ConfigFile {
                 values.insert((*usual).into(), value.clone());
             }
         }
-        // A null is what Python writes for a value that is left to its default.
-        values.retain(|_, value| !value.is_null());
-        serde_json::from_value(values.into()).map_err(|error| {
-            let mut reason = error.to_string();
+        without_nulls(values).map_err(|mut reason| {
             for (own, usual) in names {
                 reason = reason.replace(&format!("`{usual}`"), &format!("`{own}`"));
             }
@@ -55,7 +52,7 @@ impl ConfigFile {
     }
 
     fn malformed(&self, reason: String) -> ImportError {
-        ImportError::Malformed { file: self.file.clone(), expected: JSON, reason }
+        malformed(&self.file, reason)
     }
 
     pub(crate) fn unsupported(&self, what: &str, found: &str, supported: &str) -> ImportError {
@@ -73,13 +70,24 @@ pub(crate) fn unsupported(file: &Path, what: &str, found: &str, supported: &str)
     }
 }
 
+/// The settings in `file`, of which a null is none.
+pub(crate) fn read_settings<T: DeserializeOwned>(file: &Path) -> Result<T, ImportError> {
+    without_nulls(read_json(file)?).map_err(|reason| malformed(file, reason))
+}
+
+/// Python writes null for a value that is left to its default.
+fn without_nulls<T: DeserializeOwned>(mut values: Map<String, Value>) -> Result<T, String> {
+    values.retain(|_, value| !value.is_null());
+    serde_json::from_value(values.into()).map_err(|error| error.to_string())
+}
+
+fn malformed(file: &Path, reason: String) -> ImportError {
+    ImportError::Malformed { file: file.into(), expected: JSON, reason }
+}
+
 /// The JSON in `file`.
 pub(crate) fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T, ImportError> {
     let bytes =
         std::fs::read(file).map_err(|source| ImportError::Io { path: file.into(), source })?;
-    serde_json::from_slice(&bytes).map_err(|error| ImportError::Malformed {
-        file: file.into(),
-        expected: JSON,
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|error| malformed(file, error.to_string()))
 }

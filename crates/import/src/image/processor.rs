@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::ImportError;
-use crate::config::{read_json, unsupported};
+use crate::config::{read_settings, unsupported};
 
 /// How pixels between those of an image are found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +74,7 @@ pub(crate) struct Processor {
 impl Processor {
     pub(crate) fn read(folder: &Path) -> Result<Self, ImportError> {
         let file = folder.join("preprocessor_config.json");
-        let content: Content = read_json(&file)?;
+        let content: Content = read_settings(&file)?;
         let refuse = |what: &str, found: &str, supported: &str| {
             Err(unsupported(&file, what, found, supported))
         };
