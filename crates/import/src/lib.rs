@@ -15,3 +15,4 @@ pub use image::{
     IMAGE_ARCHITECTURES, ImageArchitecture, ImportedImage, import_mobilenet_v2, import_weights,
 };
 pub use text::{ImportedText, TEXT_ARCHITECTURES, TextArchitecture, TextOptions, import_folder};
+pub use weights::read_weights;
