@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 #[path = "../../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "it is a library to the programs of `fuzz`")]
 mod targets;
 
 fn folder() -> PathBuf {

@@ -213,6 +213,22 @@ messages! {
         oneof DimValue value = 1 | 2;
         optional string denotation = 3;
     }
+
+    /// A file of its own, as ONNX's test data has it: a sequence, of tensors as far as attar reads
+    /// it.
+    struct SequenceProto {
+        optional string name = 1;
+        optional int32 elem_type = 2;
+        repeated TensorProto tensor_values = 3;
+    }
+
+    /// Likewise an optional.
+    struct OptionalProto {
+        optional string name = 1;
+        optional int32 elem_type = 2;
+        optional TensorProto tensor_value = 3;
+        optional SequenceProto sequence_value = 5;
+    }
 }
 
 /// Values of [`AttributeProto::type`].
@@ -261,30 +277,6 @@ pub(crate) enum DimValue {
     Value(i64),
     #[prost(string, tag = "2")]
     Param(String),
-}
-
-/// A file of its own, as ONNX's test data has it: a sequence, of tensors as far as attar reads it.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct SequenceProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(int32, optional, tag = "2")]
-    pub elem_type: Option<i32>,
-    #[prost(message, repeated, tag = "3")]
-    pub tensor_values: Vec<TensorProto>,
-}
-
-/// Likewise an optional.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct OptionalProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(int32, optional, tag = "2")]
-    pub elem_type: Option<i32>,
-    #[prost(message, optional, tag = "3")]
-    pub tensor_value: Option<TensorProto>,
-    #[prost(message, optional, tag = "5")]
-    pub sequence_value: Option<SequenceProto>,
 }
 
 /// The [`OptionalProto::elem_type`] of an optional tensor.
