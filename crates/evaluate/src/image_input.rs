@@ -1,5 +1,7 @@
 //! Images to tensors: resize the short side, cut the centre, normalize.
 
+use std::path::Path;
+
 use attar_graph::Value;
 use attar_tensor::Tensor;
 use image::imageops::FilterType;
@@ -8,20 +10,58 @@ use rayon::prelude::*;
 use crate::data::ImageSource;
 use crate::{EvaluateError, ImageInput, Resample};
 
+/// Pixels that an image may have while it is resized. One of a single row would be as wide as it
+/// is, times the size asked for.
+const RESIZED_PIXELS_MAX: usize = 1 << 24;
+
 /// One image as [channels, size, size]; the channels are those of `mean`.
 ///
 /// # Errors
-/// A file that is no image.
+/// A file that is no image, or one much longer than it is wide.
 pub fn decode_image(source: &ImageSource, input: &ImageInput) -> Result<Vec<f32>, EvaluateError> {
-    match source {
-        ImageSource::Gray { pixels, width } => Ok(gray_image(pixels, *width, input)),
-        ImageSource::File(path) => {
-            let image = image::open(path).map_err(|error| EvaluateError::Format {
-                path: path.clone(),
-                message: error.to_string(),
-            })?;
-            Ok(normalized(&image, input))
+    check_input(input)?;
+    let (path, image) = match source {
+        ImageSource::Gray { pixels, width } => {
+            let path = Path::new("an IDX image");
+            let height = pixels.len() / (*width).max(1);
+            check_sides(path, *width, height, input)?;
+            return Ok(gray_image(pixels, *width, input));
         }
+        ImageSource::File(path) => (path, image::open(path)),
+    };
+    let image = image.map_err(|error| EvaluateError::Format {
+        path: path.clone(),
+        message: error.to_string(),
+    })?;
+    check_sides(path, image.width() as usize, image.height() as usize, input)?;
+    Ok(normalized(&image, input))
+}
+
+fn check_input(input: &ImageInput) -> Result<(), EvaluateError> {
+    if input.mean.len() != input.std.len() || !matches!(input.mean.len(), 1 | 3) {
+        return Err(EvaluateError::NoPreprocessing { data: "images of 1 or 3 channels" });
+    }
+    Ok(())
+}
+
+fn check_sides(
+    path: &Path,
+    width: usize,
+    height: usize,
+    input: &ImageInput,
+) -> Result<(), EvaluateError> {
+    let (short, long) = (width.min(height), width.max(height));
+    let resized = |side: usize| Some((side.checked_mul(input.resize)? / short).max(input.size));
+    let pixels = if short == 0 { None } else { resized(short).zip(resized(long)) };
+    match pixels.and_then(|(a, b)| a.checked_mul(b)) {
+        Some(1..=RESIZED_PIXELS_MAX) => Ok(()),
+        _ => Err(EvaluateError::Format {
+            path: path.into(),
+            message: format!(
+                "{width} × {height} pixels cannot be resized to {} and cut to {}",
+                input.resize, input.size
+            ),
+        }),
     }
 }
 
@@ -85,9 +125,7 @@ pub fn image_feeds(
         let input = inputs.get(1).map_or(String::new(), |value| value.name.clone());
         return Err(EvaluateError::Input { input, data: "an image" });
     };
-    if input.mean.len() != input.std.len() || !matches!(input.mean.len(), 1 | 3) {
-        return Err(EvaluateError::NoPreprocessing { data: "images of 1 or 3 channels" });
-    }
+    check_input(input)?;
     let images: Vec<Vec<f32>> =
         sources.par_iter().map(|source| decode_image(source, input)).collect::<Result<_, _>>()?;
     let shape = [sources.len(), input.mean.len(), input.size, input.size];
@@ -137,6 +175,24 @@ mod tests {
         assert!(values[0] < dark + 0.5 && values[3] == bright, "{values:?}");
         let cut = gray_image(&row.repeat(4), 8, &input(4, 4));
         assert_eq!(cut, vec![bright; 16]);
+    }
+
+    #[test]
+    fn an_image_that_would_fill_memory_is_refused() {
+        let row = ImageSource::Gray { pixels: vec![0; 1 << 17], width: 1 << 17 };
+        let error = decode_image(&row, &input(256, 224)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "an IDX image: 131072 × 1 pixels cannot be resized to 256 and cut to 224"
+        );
+        let empty = ImageSource::Gray { pixels: vec![], width: 0 };
+        assert!(decode_image(&empty, &input(256, 224)).is_err());
+        let dot = ImageSource::Gray { pixels: vec![0], width: 1 };
+        for (resize, size) in [(usize::MAX, 1), (1, usize::MAX), (0, 0)] {
+            assert!(decode_image(&dot, &input(resize, size)).is_err());
+        }
+        let two = ImageInput { mean: vec![0.5; 2], ..input(1, 1) };
+        assert!(decode_image(&dot, &two).is_err());
     }
 
     #[test]

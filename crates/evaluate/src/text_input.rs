@@ -118,3 +118,48 @@ impl TextEncoder {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TextInput;
+
+    const WORDS: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],
+        "normalizer":null,"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,
+        "decoder":null,"model":{"type":"WordLevel","vocab":{"?":0,"a":1},"unk_token":"?"}}"#;
+
+    fn encoder(name: &str, content: &[u8], length_max: usize) -> Result<TextEncoder, String> {
+        let folder = std::env::temp_dir().join(format!("attar-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tokenizer.json"), content).unwrap();
+        let text = TextInput { tokenizer: "tokenizer.json".into(), length_max };
+        let preprocessing = Preprocessing { text: Some(text), ..Preprocessing::default() };
+        let encoder = TextEncoder::new(&preprocessing, &folder).map_err(|error| error.to_string());
+        std::fs::remove_dir_all(&folder).unwrap();
+        encoder
+    }
+
+    #[test]
+    fn a_broken_tokenizer_is_named_with_its_path() {
+        let unknown = WORDS.replace("WordLevel", "Magic");
+        for (name, content) in [
+            ("empty", &b""[..]),
+            ("cut", &WORDS.as_bytes()[..WORDS.len() / 2]),
+            ("binary", b"\xff\xfe\x00"),
+            ("list", b"[]"),
+            ("unknown", unknown.as_bytes()),
+            ("deep", "[".repeat(100_000).as_bytes()),
+        ] {
+            let Err(error) = encoder(name, content, 8) else { panic!("{name} is a tokenizer") };
+            assert!(error.starts_with("tokenizer ") && error.contains("tokenizer.json: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_at_any_length() {
+        for length in [0, 1, 2] {
+            let encoded = encoder("short", WORDS.as_bytes(), length).unwrap().encode(&["a b a"]);
+            assert_eq!(encoded.unwrap()[0].ids.len(), length);
+        }
+    }
+}

@@ -75,13 +75,13 @@ impl Dim {
             return Self::Unknown;
         }
         if let (Some(a), Some(b)) = (numerator.as_constant(), denominator.as_constant()) {
-            return Self::Known(a.div_euclid(b));
+            return a.checked_div_euclid(b).map_or(Self::Unknown, Self::Known);
         }
         if let Some(quotient) = numerator.div_exact(&denominator) {
             quotient.into()
         } else {
             let factor = Factor::Quotient(numerator, denominator);
-            Polynomial(BTreeMap::from([(vec![factor], 1)])).into()
+            Polynomial(BTreeMap::from([(vec![factor], 1)])).bounded()
         }
     }
 
@@ -102,7 +102,23 @@ impl Dim {
     }
 }
 
+/// Terms and factors, those in quotients too, beyond which a size counts as unknown. Squaring a sum
+/// again and again would double them each time.
+const WEIGHT_MAX: usize = 256;
+
 impl Polynomial {
+    fn weight(&self) -> usize {
+        let of_factor = |factor: &Factor| match factor {
+            Factor::Name(_) => 1,
+            Factor::Quotient(a, b) => 1 + a.weight() + b.weight(),
+        };
+        self.0.keys().map(|factors| 1 + factors.iter().map(of_factor).sum::<usize>()).sum()
+    }
+
+    fn bounded(self) -> Dim {
+        if self.weight() > WEIGHT_MAX { Dim::Unknown } else { self.into() }
+    }
+
     fn constant(value: i64) -> Self {
         let mut terms = BTreeMap::new();
         if value != 0 {
@@ -172,7 +188,7 @@ impl Polynomial {
         };
         let mut quotient = Self::default();
         for (own, own_coefficient) in &self.0 {
-            if own_coefficient % coefficient != 0 {
+            if own_coefficient.checked_rem(*coefficient) != Some(0) {
                 return None;
             }
             let mut rest = own.clone();
@@ -237,7 +253,7 @@ fn combine(
     operation: impl Fn(&Polynomial, &Polynomial) -> Option<Polynomial>,
 ) -> Dim {
     match (a.polynomial(), b.polynomial()) {
-        (Some(a), Some(b)) => operation(&a, &b).map_or(Dim::Unknown, Dim::from),
+        (Some(a), Some(b)) => operation(&a, &b).map_or(Dim::Unknown, Polynomial::bounded),
         _ => Dim::Unknown,
     }
 }
@@ -347,6 +363,26 @@ mod tests {
         assert!(next.is_at_least(1) && Dim::symbol("n").is_at_least(0));
         assert!(!Dim::symbol("n").is_at_least(1) && !(&next - &Dim::Known(2)).is_at_least(0));
         assert!(!(&Dim::symbol("n") - &Dim::symbol("m")).is_at_least(0));
+    }
+
+    #[test]
+    fn divisions_that_overflow_are_unknown() {
+        let least = Dim::Known(i64::MIN);
+        assert_eq!(least.floor_div(&Dim::Known(-1)), Dim::Unknown);
+        let scaled = &Dim::symbol("n") * &least;
+        let text = scaled.floor_div(&Dim::Known(-1)).to_string();
+        assert_eq!(text, "floor((-9223372036854775808*n)/(-1))");
+    }
+
+    #[test]
+    fn no_chain_of_operations_grows_without_end() {
+        let mut sum = &Dim::symbol("a") + &Dim::symbol("b");
+        let mut quotient = Dim::symbol("n");
+        for _ in 0..100_000 {
+            sum = &sum * &sum;
+            quotient = quotient.floor_div(&Dim::Known(3));
+        }
+        assert_eq!((sum, quotient), (Dim::Unknown, Dim::Unknown));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{Attribute, AttributeValue, Function, Graph, GraphError, Model, Node}
 const DEPTH_MAX: usize = 64;
 
 /// Nodes that inlining may make at most: calls multiply with every level.
-const NODES_MAX: usize = 4_000_000;
+const NODES_MAX: usize = 1 << 20;
 
 /// Replaces every call of a function of the model by the function's nodes, and drops the
 /// functions. Values inside a function are named after the calling node.

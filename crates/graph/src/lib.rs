@@ -14,9 +14,10 @@ pub use edit::{Edit, Plan, apply};
 pub use inline::inline_functions;
 pub use links::{Links, Use, captured_names};
 pub use node::{
-    Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, Value, ValueType,
+    Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, TensorForm, Value,
+    ValueType,
 };
-pub use validate::{sort_nodes, validate};
+pub use validate::{sort_nodes, validate, validate_function};
 
 /// Why a graph is not well formed, or an edit cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,6 +27,14 @@ pub enum GraphError {
 
     #[error("node `{node}` ({op_type}) reads `{value}`, which nothing produces")]
     Dangling { node: String, op_type: String, value: String },
+
+    #[error(
+        "node `{node}` ({op_type}) reads `{value}`, which only node `{producer}` after it produces"
+    )]
+    Unsorted { node: String, op_type: String, value: String, producer: String },
+
+    #[error("graph input `{value}` is there twice")]
+    DuplicateInput { value: String },
 
     #[error("graph output `{value}` is produced by nothing")]
     MissingOutput { value: String },

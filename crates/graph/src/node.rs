@@ -108,14 +108,25 @@ impl Graph {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredTensor {
     pub tensor: Tensor,
-    /// Written as a list of numbers, not as raw bytes.
-    pub typed: bool,
+    pub form: TensorForm,
     pub extra: Bytes,
+}
+
+/// How a file writes a tensor's elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TensorForm {
+    /// As their bytes.
+    #[default]
+    Raw,
+    /// As a list of numbers.
+    Typed,
+    /// Only those that are not zero, with their indices. `extra` then holds the whole of it.
+    Sparse,
 }
 
 impl From<Tensor> for StoredTensor {
     fn from(tensor: Tensor) -> Self {
-        Self { tensor, typed: false, extra: Bytes::new() }
+        Self { tensor, form: TensorForm::Raw, extra: Bytes::new() }
     }
 }
 

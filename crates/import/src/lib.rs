@@ -20,3 +20,4 @@ pub use image::{
     ImportedImage, Resampling, import_image, import_mobilenet_v2, import_weights,
 };
 pub use text::{ImportedText, TEXT_ARCHITECTURES, TextArchitecture, import_text};
+pub use weights::read_weights;

@@ -98,6 +98,9 @@ fn resolve_tensor(tensor: &mut TensorProto, files: &mut DataFiles) -> Result<(),
         location: location.clone(),
         problem,
     };
+    if tensor.external_data.iter().any(|entry| !entry.unknown.is_empty()) {
+        return Err(error("an entry has a field that attar does not know".into()));
+    }
     let number = |key: &str| {
         let parse = |text: &str| {
             text.parse::<usize>().map_err(|_| error(format!("{key} `{text}` is not a size")))

@@ -43,46 +43,50 @@ pub(crate) fn put_int(field: &mut Option<i64>, value: i64) {
     }
 }
 
-/// Operator sets by domain. Of an explicit empty domain the domain stays, without its version.
+/// Operator sets by domain. An entry that says more than that (an empty domain written out, fields
+/// that attar does not know) stays, without its version.
 pub(crate) fn take_opsets(
     field: &mut Vec<OperatorSetIdProto>,
 ) -> Result<IndexMap<String, i64>, OnnxError> {
     let mut opsets = IndexMap::new();
-    for proto in std::mem::take(field) {
-        let Some(version) = proto.version else {
-            field.push(proto);
-            continue;
-        };
+    for mut proto in std::mem::take(field) {
         let domain = proto.domain.clone().unwrap_or_default();
-        if opsets.insert(domain.clone(), version).is_some() {
-            return Err(OnnxError::Duplicate { place: format!("operator set `{domain}`") });
+        let place = format!("operator set `{domain}`");
+        let Some(version) = proto.version.take() else {
+            return Err(OnnxError::unsupported(place, "an operator set without its version"));
+        };
+        let says_more = proto.domain.as_deref() == Some("") || !proto.unknown.is_empty();
+        if opsets.insert(domain, version).is_some() {
+            return Err(OnnxError::Duplicate { place });
         }
-        if proto.domain.is_some_and(|domain| domain.is_empty()) {
-            field.push(OperatorSetIdProto { domain: Some(domain), version: None });
+        if says_more {
+            field.push(proto);
         }
     }
     Ok(opsets)
 }
 
 pub(crate) fn put_opsets(field: &mut Vec<OperatorSetIdProto>, opsets: &IndexMap<String, i64>) {
-    let rest = std::mem::take(field);
+    let kept = std::mem::take(field);
     for (domain, &version) in opsets {
-        let is_written = !domain.is_empty() || rest.iter().any(is_empty_domain);
-        let domain = is_written.then(|| domain.clone());
-        field.push(OperatorSetIdProto { domain, version: Some(version) });
+        let of_domain =
+            |proto: &&OperatorSetIdProto| proto.domain.as_deref().unwrap_or("") == domain;
+        let proto = kept.iter().find(of_domain).cloned().unwrap_or_else(|| OperatorSetIdProto {
+            domain: Some(domain.clone()).filter(|domain| !domain.is_empty()),
+            ..OperatorSetIdProto::default()
+        });
+        field.push(OperatorSetIdProto { version: Some(version), ..proto });
     }
-    let is_marker = |kept: &OperatorSetIdProto| is_empty_domain(kept) && opsets.contains_key("");
-    field.extend(rest.into_iter().filter(|kept| !is_marker(kept)));
 }
 
-fn is_empty_domain(proto: &OperatorSetIdProto) -> bool {
-    proto.domain.as_deref() == Some("")
-}
-
-/// Key-value pairs, unless a key is there twice or half a pair is missing: then all stay.
+/// Key-value pairs, unless a key is there twice, half a pair is missing, or one says more: then all
+/// stay.
 pub(crate) fn take_entries(field: &mut Vec<StringStringEntryProto>) -> IndexMap<String, String> {
     let mut entries = IndexMap::new();
     for entry in field.iter() {
+        if !entry.unknown.is_empty() {
+            return IndexMap::new();
+        }
         let (Some(key), Some(value)) = (&entry.key, &entry.value) else { return IndexMap::new() };
         if entries.insert(key.clone(), value.clone()).is_some() {
             return IndexMap::new();
@@ -100,7 +104,11 @@ pub(crate) fn put_entries(
 }
 
 pub(crate) fn entry(key: &str, value: &str) -> StringStringEntryProto {
-    StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) }
+    StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+        ..StringStringEntryProto::default()
+    }
 }
 
 pub(crate) fn read_value(mut proto: ValueInfoProto) -> Value {
@@ -127,7 +135,11 @@ mod tests {
     use super::*;
 
     fn opset(domain: Option<&str>, version: Option<i64>) -> OperatorSetIdProto {
-        OperatorSetIdProto { domain: domain.map(Into::into), version }
+        OperatorSetIdProto {
+            domain: domain.map(Into::into),
+            version,
+            ..OperatorSetIdProto::default()
+        }
     }
 
     #[test]
@@ -151,7 +163,11 @@ mod tests {
 
     #[test]
     fn entries_that_no_map_can_hold_stay_as_they_are() {
-        let half = StringStringEntryProto { key: Some("k".into()), value: None };
+        let half = StringStringEntryProto {
+            key: Some("k".into()),
+            value: None,
+            ..StringStringEntryProto::default()
+        };
         for original in [vec![entry("k", "1"), entry("k", "2")], vec![half]] {
             let mut field = original.clone();
             let entries = take_entries(&mut field);

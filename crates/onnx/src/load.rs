@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attar_graph::{Model, validate};
+use attar_graph::{Model, validate, validate_function};
 use attar_tensor::{Bytes, map_file};
 use prost::Message;
 
@@ -10,6 +10,7 @@ use crate::error::OnnxError;
 use crate::external::{DataFiles, resolve};
 use crate::messages::ModelProto;
 use crate::model::read_model;
+use crate::sparse::check_sizes;
 
 /// Opens a model file. Weights, external ones too, stay in the mapped files until they are read.
 ///
@@ -37,7 +38,14 @@ fn read(
 ) -> Result<Model, OnnxError> {
     let mut proto = ModelProto::decode(bytes)?;
     resolve(&mut proto, open)?;
+    check_sizes(&proto)?;
     let model = read_model(proto)?;
     validate(&model.graph)?;
+    for function in &model.functions {
+        validate_function(function).map_err(|source| {
+            let function = format!("{}.{}", function.domain, function.name);
+            OnnxError::Function { function, source }
+        })?;
+    }
     Ok(model)
 }

@@ -1,259 +1,234 @@
-//! The messages of ONNX's protobuf schema up to IR version 13, field by field.
+//! The messages of ONNX's protobuf schema up to IR version 14, field by field.
 //!
 //! Names are the schema's own. An `optional` scalar stays an `Option`, because a field that is
 //! absent and one that is written with its default value are different files. `bytes` fields are
-//! [`Bytes`], so that decoding from a mapped file copies no weight.
+//! shared, so that decoding from a mapped file copies no weight. What no declaration knows stays in
+//! `unknown`, and is written again.
 
-use bytes::Bytes;
-use prost::{Message, Oneof};
+use prost::Oneof;
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ModelProto {
-    #[prost(int64, optional, tag = "1")]
-    pub ir_version: Option<i64>,
-    #[prost(string, optional, tag = "2")]
-    pub producer_name: Option<String>,
-    #[prost(string, optional, tag = "3")]
-    pub producer_version: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    pub domain: Option<String>,
-    #[prost(int64, optional, tag = "5")]
-    pub model_version: Option<i64>,
-    #[prost(string, optional, tag = "6")]
-    pub doc_string: Option<String>,
-    #[prost(message, optional, tag = "7")]
-    pub graph: Option<GraphProto>,
-    #[prost(message, repeated, tag = "8")]
-    pub opset_import: Vec<OperatorSetIdProto>,
-    #[prost(message, repeated, tag = "14")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-    #[prost(message, repeated, tag = "20")]
-    pub training_info: Vec<TrainingInfoProto>,
-    #[prost(message, repeated, tag = "25")]
-    pub functions: Vec<FunctionProto>,
-    #[prost(message, repeated, tag = "26")]
-    pub configuration: Vec<DeviceConfigurationProto>,
-}
+use crate::wire::{codec, field_encode, field_len, field_merge, field_type, kind_type, messages};
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct OperatorSetIdProto {
-    #[prost(string, optional, tag = "1")]
-    pub domain: Option<String>,
-    #[prost(int64, optional, tag = "2")]
-    pub version: Option<i64>,
-}
+messages! {
+    struct ModelProto {
+        optional int64 ir_version = 1;
+        optional string producer_name = 2;
+        optional string producer_version = 3;
+        optional string domain = 4;
+        optional int64 model_version = 5;
+        optional string doc_string = 6;
+        optional GraphProto graph = 7;
+        repeated OperatorSetIdProto opset_import = 8;
+        repeated StringStringEntryProto metadata_props = 14;
+        repeated TrainingInfoProto training_info = 20;
+        repeated FunctionProto functions = 25;
+        repeated DeviceConfigurationProto configuration = 26;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct StringStringEntryProto {
-    #[prost(string, optional, tag = "1")]
-    pub key: Option<String>,
-    #[prost(string, optional, tag = "2")]
-    pub value: Option<String>,
-}
+    struct OperatorSetIdProto {
+        optional string domain = 1;
+        optional int64 version = 2;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TrainingInfoProto {
-    #[prost(message, optional, tag = "1")]
-    pub initialization: Option<GraphProto>,
-    #[prost(message, optional, tag = "2")]
-    pub algorithm: Option<GraphProto>,
-    #[prost(message, repeated, tag = "3")]
-    pub initialization_binding: Vec<StringStringEntryProto>,
-    #[prost(message, repeated, tag = "4")]
-    pub update_binding: Vec<StringStringEntryProto>,
-}
+    struct StringStringEntryProto {
+        optional string key = 1;
+        optional string value = 2;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct DeviceConfigurationProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(int32, optional, tag = "2")]
-    pub num_devices: Option<i32>,
-    #[prost(string, repeated, tag = "3")]
-    pub device: Vec<String>,
-}
+    struct TrainingInfoProto {
+        optional GraphProto initialization = 1;
+        optional GraphProto algorithm = 2;
+        repeated StringStringEntryProto initialization_binding = 3;
+        repeated StringStringEntryProto update_binding = 4;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct FunctionProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(string, repeated, tag = "4")]
-    pub input: Vec<String>,
-    #[prost(string, repeated, tag = "5")]
-    pub output: Vec<String>,
-    #[prost(string, repeated, tag = "6")]
-    pub attribute: Vec<String>,
-    #[prost(message, repeated, tag = "7")]
-    pub node: Vec<NodeProto>,
-    #[prost(string, optional, tag = "8")]
-    pub doc_string: Option<String>,
-    #[prost(message, repeated, tag = "9")]
-    pub opset_import: Vec<OperatorSetIdProto>,
-    #[prost(string, optional, tag = "10")]
-    pub domain: Option<String>,
-    #[prost(message, repeated, tag = "11")]
-    pub attribute_proto: Vec<AttributeProto>,
-    #[prost(message, repeated, tag = "12")]
-    pub value_info: Vec<ValueInfoProto>,
-    #[prost(string, optional, tag = "13")]
-    pub overload: Option<String>,
-    #[prost(message, repeated, tag = "14")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-}
+    struct DeviceConfigurationProto {
+        optional string name = 1;
+        optional int32 num_devices = 2;
+        repeated string device = 3;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct GraphProto {
-    #[prost(message, repeated, tag = "1")]
-    pub node: Vec<NodeProto>,
-    #[prost(string, optional, tag = "2")]
-    pub name: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    pub initializer: Vec<TensorProto>,
-    #[prost(string, optional, tag = "10")]
-    pub doc_string: Option<String>,
-    #[prost(message, repeated, tag = "11")]
-    pub input: Vec<ValueInfoProto>,
-    #[prost(message, repeated, tag = "12")]
-    pub output: Vec<ValueInfoProto>,
-    #[prost(message, repeated, tag = "13")]
-    pub value_info: Vec<ValueInfoProto>,
-    #[prost(message, repeated, tag = "14")]
-    pub quantization_annotation: Vec<TensorAnnotation>,
-    #[prost(message, repeated, tag = "15")]
-    pub sparse_initializer: Vec<SparseTensorProto>,
-    #[prost(message, repeated, tag = "16")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-}
+    struct FunctionProto {
+        optional string name = 1;
+        repeated string input = 4;
+        repeated string output = 5;
+        repeated string attribute = 6;
+        repeated NodeProto node = 7;
+        optional string doc_string = 8;
+        repeated OperatorSetIdProto opset_import = 9;
+        optional string domain = 10;
+        repeated AttributeProto attribute_proto = 11;
+        repeated ValueInfoProto value_info = 12;
+        optional string overload = 13;
+        repeated StringStringEntryProto metadata_props = 14;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TensorAnnotation {
-    #[prost(string, optional, tag = "1")]
-    pub tensor_name: Option<String>,
-    #[prost(message, repeated, tag = "2")]
-    pub quant_parameter_tensor_names: Vec<StringStringEntryProto>,
-}
+    struct GraphProto {
+        repeated NodeProto node = 1;
+        optional string name = 2;
+        repeated TensorProto initializer = 5;
+        optional string doc_string = 10;
+        repeated ValueInfoProto input = 11;
+        repeated ValueInfoProto output = 12;
+        repeated ValueInfoProto value_info = 13;
+        repeated TensorAnnotation quantization_annotation = 14;
+        repeated SparseTensorProto sparse_initializer = 15;
+        repeated StringStringEntryProto metadata_props = 16;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ValueInfoProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(message, optional, tag = "2")]
-    pub r#type: Option<TypeProto>,
-    #[prost(string, optional, tag = "3")]
-    pub doc_string: Option<String>,
-    #[prost(message, repeated, tag = "4")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-}
+    struct TensorAnnotation {
+        optional string tensor_name = 1;
+        repeated StringStringEntryProto quant_parameter_tensor_names = 2;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct NodeProto {
-    #[prost(string, repeated, tag = "1")]
-    pub input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    pub output: Vec<String>,
-    #[prost(string, optional, tag = "3")]
-    pub name: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    pub op_type: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    pub attribute: Vec<AttributeProto>,
-    #[prost(string, optional, tag = "6")]
-    pub doc_string: Option<String>,
-    #[prost(string, optional, tag = "7")]
-    pub domain: Option<String>,
-    #[prost(string, optional, tag = "8")]
-    pub overload: Option<String>,
-    #[prost(message, repeated, tag = "9")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-    #[prost(message, repeated, tag = "10")]
-    pub device_configurations: Vec<NodeDeviceConfigurationProto>,
-}
+    struct ValueInfoProto {
+        optional string name = 1;
+        optional TypeProto r#type = 2;
+        optional string doc_string = 3;
+        repeated StringStringEntryProto metadata_props = 4;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct NodeDeviceConfigurationProto {
-    #[prost(string, optional, tag = "1")]
-    pub configuration_id: Option<String>,
-    #[prost(message, repeated, tag = "2")]
-    pub sharding_spec: Vec<ShardingSpecProto>,
-    #[prost(int32, optional, tag = "3")]
-    pub pipeline_stage: Option<i32>,
-}
+    struct NodeProto {
+        repeated string input = 1;
+        repeated string output = 2;
+        optional string name = 3;
+        optional string op_type = 4;
+        repeated AttributeProto attribute = 5;
+        optional string doc_string = 6;
+        optional string domain = 7;
+        optional string overload = 8;
+        repeated StringStringEntryProto metadata_props = 9;
+        repeated NodeDeviceConfigurationProto device_configurations = 10;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ShardingSpecProto {
-    #[prost(string, optional, tag = "1")]
-    pub tensor_name: Option<String>,
-    #[prost(int64, repeated, packed = "false", tag = "2")]
-    pub device: Vec<i64>,
-    #[prost(message, repeated, tag = "3")]
-    pub index_to_device_group_map: Vec<IntIntListEntryProto>,
-    #[prost(message, repeated, tag = "4")]
-    pub sharded_dim: Vec<ShardedDimProto>,
-}
+    struct NodeDeviceConfigurationProto {
+        optional string configuration_id = 1;
+        repeated ShardingSpecProto sharding_spec = 2;
+        optional int32 pipeline_stage = 3;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct IntIntListEntryProto {
-    #[prost(int64, optional, tag = "1")]
-    pub key: Option<i64>,
-    #[prost(int64, repeated, packed = "false", tag = "2")]
-    pub value: Vec<i64>,
-}
+    struct ShardingSpecProto {
+        optional string tensor_name = 1;
+        repeated int64 device = 2;
+        repeated IntIntListEntryProto index_to_device_group_map = 3;
+        repeated ShardedDimProto sharded_dim = 4;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ShardedDimProto {
-    #[prost(int64, optional, tag = "1")]
-    pub axis: Option<i64>,
-    #[prost(message, repeated, tag = "2")]
-    pub simple_sharding: Vec<SimpleShardedDimProto>,
-}
+    struct IntIntListEntryProto {
+        optional int64 key = 1;
+        repeated int64 value = 2;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct SimpleShardedDimProto {
-    #[prost(oneof = "DimValue", tags = "1, 2")]
-    pub dim: Option<DimValue>,
-    #[prost(int64, optional, tag = "3")]
-    pub num_shards: Option<i64>,
-}
+    struct ShardedDimProto {
+        optional int64 axis = 1;
+        repeated SimpleShardedDimProto simple_sharding = 2;
+    }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct AttributeProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(float, optional, tag = "2")]
-    pub f: Option<f32>,
-    #[prost(int64, optional, tag = "3")]
-    pub i: Option<i64>,
-    #[prost(bytes = "bytes", optional, tag = "4")]
-    pub s: Option<Bytes>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    pub g: Option<GraphProto>,
-    #[prost(float, repeated, packed = "false", tag = "7")]
-    pub floats: Vec<f32>,
-    #[prost(int64, repeated, packed = "false", tag = "8")]
-    pub ints: Vec<i64>,
-    #[prost(bytes = "bytes", repeated, tag = "9")]
-    pub strings: Vec<Bytes>,
-    #[prost(message, repeated, tag = "10")]
-    pub tensors: Vec<TensorProto>,
-    #[prost(message, repeated, tag = "11")]
-    pub graphs: Vec<GraphProto>,
-    #[prost(string, optional, tag = "13")]
-    pub doc_string: Option<String>,
-    #[prost(message, optional, tag = "14")]
-    pub tp: Option<TypeProto>,
-    #[prost(message, repeated, tag = "15")]
-    pub type_protos: Vec<TypeProto>,
-    /// An [`AttributeType`](attribute_type).
-    #[prost(int32, optional, tag = "20")]
-    pub r#type: Option<i32>,
-    #[prost(string, optional, tag = "21")]
-    pub ref_attr_name: Option<String>,
-    #[prost(message, optional, tag = "22")]
-    pub sparse_tensor: Option<SparseTensorProto>,
-    #[prost(message, repeated, tag = "23")]
-    pub sparse_tensors: Vec<SparseTensorProto>,
+    struct SimpleShardedDimProto {
+        oneof DimValue dim = 1 | 2;
+        optional int64 num_shards = 3;
+    }
+
+    struct AttributeProto {
+        optional string name = 1;
+        optional float f = 2;
+        optional int64 i = 3;
+        optional bytes s = 4;
+        optional TensorProto t = 5;
+        optional GraphProto g = 6;
+        repeated float floats = 7;
+        repeated int64 ints = 8;
+        repeated bytes strings = 9;
+        repeated TensorProto tensors = 10;
+        repeated GraphProto graphs = 11;
+        optional string doc_string = 13;
+        optional TypeProto tp = 14;
+        repeated TypeProto type_protos = 15;
+        /// An [`AttributeType`](attribute_type).
+        optional int32 r#type = 20;
+        optional string ref_attr_name = 21;
+        optional SparseTensorProto sparse_tensor = 22;
+        repeated SparseTensorProto sparse_tensors = 23;
+    }
+
+    struct TensorProto {
+        repeated int64 dims = 1;
+        optional int32 data_type = 2;
+        optional Segment segment = 3;
+        packed float float_data = 4;
+        packed int32 int32_data = 5;
+        repeated bytes string_data = 6;
+        packed int64 int64_data = 7;
+        optional string name = 8;
+        optional bytes raw_data = 9;
+        packed double double_data = 10;
+        packed uint64 uint64_data = 11;
+        optional string doc_string = 12;
+        repeated StringStringEntryProto external_data = 13;
+        /// 0 for data in this message, [`EXTERNAL`] for data in another file.
+        optional int32 data_location = 14;
+        repeated StringStringEntryProto metadata_props = 16;
+    }
+
+    struct Segment {
+        optional int64 begin = 1;
+        optional int64 end = 2;
+    }
+
+    struct SparseTensorProto {
+        optional TensorProto values = 1;
+        optional TensorProto indices = 2;
+        repeated int64 dims = 3;
+    }
+
+    struct TypeProto {
+        oneof TypeValue value = 1 | 4 | 5 | 7 | 8 | 9;
+        optional string denotation = 6;
+    }
+
+    struct TensorTypeProto {
+        optional int32 elem_type = 1;
+        optional TensorShapeProto shape = 2;
+    }
+
+    struct ElementTypeProto {
+        boxed TypeProto elem_type = 1;
+    }
+
+    struct MapTypeProto {
+        optional int32 key_type = 1;
+        boxed TypeProto value_type = 2;
+    }
+
+    struct OpaqueTypeProto {
+        optional string domain = 1;
+        optional string name = 2;
+    }
+
+    struct TensorShapeProto {
+        repeated DimensionProto dim = 1;
+    }
+
+    struct DimensionProto {
+        oneof DimValue value = 1 | 2;
+        optional string denotation = 3;
+    }
+
+    /// A file of its own, as ONNX's test data has it: a sequence, of tensors as far as attar reads
+    /// it.
+    struct SequenceProto {
+        optional string name = 1;
+        optional int32 elem_type = 2;
+        repeated TensorProto tensor_values = 3;
+    }
+
+    /// Likewise an optional.
+    struct OptionalProto {
+        optional string name = 1;
+        optional int32 elem_type = 2;
+        optional TensorProto tensor_value = 3;
+        optional SequenceProto sequence_value = 5;
+    }
 }
 
 /// Values of [`AttributeProto::type`].
@@ -275,69 +250,8 @@ pub(crate) mod attribute_type {
     pub(crate) const TYPE_PROTOS: i32 = 14;
 }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TensorProto {
-    #[prost(int64, repeated, packed = "false", tag = "1")]
-    pub dims: Vec<i64>,
-    #[prost(int32, optional, tag = "2")]
-    pub data_type: Option<i32>,
-    #[prost(message, optional, tag = "3")]
-    pub segment: Option<Segment>,
-    #[prost(float, repeated, tag = "4")]
-    pub float_data: Vec<f32>,
-    #[prost(int32, repeated, tag = "5")]
-    pub int32_data: Vec<i32>,
-    #[prost(bytes = "bytes", repeated, tag = "6")]
-    pub string_data: Vec<Bytes>,
-    #[prost(int64, repeated, tag = "7")]
-    pub int64_data: Vec<i64>,
-    #[prost(string, optional, tag = "8")]
-    pub name: Option<String>,
-    #[prost(bytes = "bytes", optional, tag = "9")]
-    pub raw_data: Option<Bytes>,
-    #[prost(double, repeated, tag = "10")]
-    pub double_data: Vec<f64>,
-    #[prost(uint64, repeated, tag = "11")]
-    pub uint64_data: Vec<u64>,
-    #[prost(string, optional, tag = "12")]
-    pub doc_string: Option<String>,
-    #[prost(message, repeated, tag = "13")]
-    pub external_data: Vec<StringStringEntryProto>,
-    /// 0 for data in this message, [`EXTERNAL`] for data in another file.
-    #[prost(int32, optional, tag = "14")]
-    pub data_location: Option<i32>,
-    #[prost(message, repeated, tag = "16")]
-    pub metadata_props: Vec<StringStringEntryProto>,
-}
-
 /// The [`TensorProto::data_location`] of data in another file.
 pub(crate) const EXTERNAL: i32 = 1;
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct Segment {
-    #[prost(int64, optional, tag = "1")]
-    pub begin: Option<i64>,
-    #[prost(int64, optional, tag = "2")]
-    pub end: Option<i64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct SparseTensorProto {
-    #[prost(message, optional, tag = "1")]
-    pub values: Option<TensorProto>,
-    #[prost(message, optional, tag = "2")]
-    pub indices: Option<TensorProto>,
-    #[prost(int64, repeated, packed = "false", tag = "3")]
-    pub dims: Vec<i64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TypeProto {
-    #[prost(oneof = "TypeValue", tags = "1, 4, 5, 7, 8, 9")]
-    pub value: Option<TypeValue>,
-    #[prost(string, optional, tag = "6")]
-    pub denotation: Option<String>,
-}
 
 #[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum TypeValue {
@@ -357,80 +271,12 @@ pub(crate) enum TypeValue {
     Optional(ElementTypeProto),
 }
 
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TensorTypeProto {
-    #[prost(int32, optional, tag = "1")]
-    pub elem_type: Option<i32>,
-    #[prost(message, optional, tag = "2")]
-    pub shape: Option<TensorShapeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ElementTypeProto {
-    #[prost(message, optional, boxed, tag = "1")]
-    pub elem_type: Option<Box<TypeProto>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct MapTypeProto {
-    #[prost(int32, optional, tag = "1")]
-    pub key_type: Option<i32>,
-    #[prost(message, optional, boxed, tag = "2")]
-    pub value_type: Option<Box<TypeProto>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct OpaqueTypeProto {
-    #[prost(string, optional, tag = "1")]
-    pub domain: Option<String>,
-    #[prost(string, optional, tag = "2")]
-    pub name: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct TensorShapeProto {
-    #[prost(message, repeated, tag = "1")]
-    pub dim: Vec<DimensionProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct DimensionProto {
-    #[prost(oneof = "DimValue", tags = "1, 2")]
-    pub value: Option<DimValue>,
-    #[prost(string, optional, tag = "3")]
-    pub denotation: Option<String>,
-}
-
 #[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum DimValue {
     #[prost(int64, tag = "1")]
     Value(i64),
     #[prost(string, tag = "2")]
     Param(String),
-}
-
-/// A file of its own, as ONNX's test data has it: a sequence, of tensors as far as attar reads it.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct SequenceProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(int32, optional, tag = "2")]
-    pub elem_type: Option<i32>,
-    #[prost(message, repeated, tag = "3")]
-    pub tensor_values: Vec<TensorProto>,
-}
-
-/// Likewise an optional.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct OptionalProto {
-    #[prost(string, optional, tag = "1")]
-    pub name: Option<String>,
-    #[prost(int32, optional, tag = "2")]
-    pub elem_type: Option<i32>,
-    #[prost(message, optional, tag = "3")]
-    pub tensor_value: Option<TensorProto>,
-    #[prost(message, optional, tag = "5")]
-    pub sequence_value: Option<SequenceProto>,
 }
 
 /// The [`OptionalProto::elem_type`] of an optional tensor.

@@ -302,9 +302,13 @@ mod tests {
     }
 
     fn type_proto(elem_type: i32, denotation: Option<&str>) -> TypeProto {
-        let tensor = TensorTypeProto { elem_type: Some(elem_type), shape: None };
+        let tensor = TensorTypeProto {
+            elem_type: Some(elem_type),
+            shape: None,
+            ..TensorTypeProto::default()
+        };
         let denotation = denotation.map(Into::into);
-        TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation }
+        TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation, ..TypeProto::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use attar_graph::StoredTensor;
+use attar_graph::{StoredTensor, TensorForm};
 use attar_tensor::{Bytes, DType, Tensor, TensorError, element_count};
 use prost::Message;
 
@@ -75,7 +75,7 @@ pub(crate) fn read_tensor(
         return Err(OnnxError::unsupported(place, "a tensor in segments"));
     }
     let raw = proto.raw_data.take();
-    let typed = raw.is_none();
+    let form = if raw.is_none() { TensorForm::Typed } else { TensorForm::Raw };
     let tensor = match raw {
         Some(_) if dtype == DType::String => {
             return Err(OnnxError::unsupported(place, "a string tensor in raw bytes"));
@@ -86,14 +86,21 @@ pub(crate) fn read_tensor(
                 .map_err(in_place)?
         }
         None => {
+            let found = proto.int32_data.len();
             let bytes = take_typed(&mut proto, dtype, place)?;
-            Tensor::from_bytes(dtype, &shape, bytes).map_err(in_place)?
+            let tensor = Tensor::from_bytes(dtype, &shape, bytes).map_err(in_place)?;
+            // Three and four of them fill as many bytes.
+            let expected = tensor.element_count();
+            if dtype.bits() == 6 && found != expected {
+                return Err(in_place(TensorError::Size { dtype, shape, expected, found }));
+            }
+            tensor
         }
     };
     if has_data(&proto) {
         return Err(OnnxError::unsupported(place, "data in more than one field"));
     }
-    Ok(StoredTensor { tensor, typed, extra: keep_rest(&proto) })
+    Ok(StoredTensor { tensor, form, extra: keep_rest(&proto) })
 }
 
 fn has_data(proto: &TensorProto) -> bool {
@@ -132,8 +139,8 @@ fn copy_bytes<T: bytemuck::NoUninit>(values: &[T]) -> Bytes {
     Bytes::copy_from_slice(bytemuck::cast_slice(values))
 }
 
-/// The elements of `int32_data`: one each, except that those of less than 8 bits come a byte each.
-/// The error is the first value that does not fit.
+/// The elements of `int32_data`: one each, except that those of 4 and 2 bits come a byte each. The
+/// error is the first value that does not fit.
 fn bytes_from_int32(dtype: DType, values: &[i32]) -> Result<Bytes, i32> {
     fn narrow<T: TryFrom<i32> + bytemuck::NoUninit>(values: &[i32]) -> Result<Bytes, i32> {
         let narrow: Result<Vec<T>, i32> =
@@ -149,18 +156,48 @@ fn bytes_from_int32(dtype: DType, values: &[i32]) -> Result<Bytes, i32> {
             None => narrow::<u8>(values),
         },
         (_, 16) => narrow::<u16>(values),
+        (_, 6) => pack_6_bits(values),
         _ => narrow::<u8>(values),
     }
 }
 
+/// Four elements of 6 bits in three bytes, low bits first.
+fn pack_6_bits(values: &[i32]) -> Result<Bytes, i32> {
+    let mut bytes = vec![0_u8; (values.len() * 6).div_ceil(8)];
+    for (index, &value) in values.iter().enumerate() {
+        let bits = u8::try_from(value).ok().filter(|&bits| bits < 64).ok_or(value)?;
+        let (byte, shift) = (index * 6 / 8, index * 6 % 8);
+        bytes[byte] |= bits << shift;
+        if shift > 2 {
+            bytes[byte + 1] |= bits >> (8 - shift);
+        }
+    }
+    Ok(bytes.into())
+}
+
+fn unpack_6_bits(bytes: &[u8], count: usize) -> Vec<i32> {
+    let element = |index: usize| {
+        let (byte, shift) = (index * 6 / 8, index * 6 % 8);
+        let high = bytes.get(byte + 1).copied().unwrap_or(0);
+        i32::from((u16::from_le_bytes([bytes[byte], high]) >> shift) & 63)
+    };
+    (0..count).map(element).collect()
+}
+
 /// Writes a tensor as it was read: typed, or as raw bytes without a copy.
 pub(crate) fn write_tensor(stored: &StoredTensor) -> Result<TensorProto, OnnxError> {
-    let mut proto = TensorProto::decode(stored.extra.clone())?;
+    // The rest of a sparse tensor is a message of another kind, and says nothing of a dense one.
+    let extra = match stored.form {
+        TensorForm::Sparse => Bytes::new(),
+        TensorForm::Raw | TensorForm::Typed => stored.extra.clone(),
+    };
+    let mut proto = TensorProto::decode(extra)?;
     let tensor = &stored.tensor;
     proto.data_type = Some(code_of(tensor.dtype()));
     proto.dims = tensor.shape().iter().map(|&size| dim(size)).collect::<Result<_, _>>()?;
     let bytes = tensor.bytes();
-    match (typed_field(tensor.dtype()), stored.typed) {
+    let is_typed = stored.form == TensorForm::Typed;
+    match (typed_field(tensor.dtype()), is_typed) {
         (TypedField::Strings, _) => proto.string_data = tensor.strings().to_vec(),
         (_, false) => proto.raw_data = Some(tensor.shared_bytes()),
         (TypedField::Float, true) => proto.float_data = bytemuck::pod_collect_to_vec(bytes),
@@ -172,7 +209,7 @@ pub(crate) fn write_tensor(stored: &StoredTensor) -> Result<TensorProto, OnnxErr
         (TypedField::Uint64, true) => {
             proto.uint64_data = tensor.values::<u32>().iter().map(|&x| x.into()).collect();
         }
-        (TypedField::Int32, true) => proto.int32_data = int32_from_bytes(tensor.dtype(), bytes),
+        (TypedField::Int32, true) => proto.int32_data = int32_from_bytes(tensor),
     }
     Ok(proto)
 }
@@ -185,17 +222,19 @@ fn dim(size: usize) -> Result<i64, OnnxError> {
     })
 }
 
-fn int32_from_bytes(dtype: DType, bytes: &[u8]) -> Vec<i32> {
+fn int32_from_bytes(tensor: &Tensor) -> Vec<i32> {
     fn widen<T: Into<i32> + bytemuck::AnyBitPattern + bytemuck::NoUninit>(
         bytes: &[u8],
     ) -> Vec<i32> {
         bytemuck::pod_collect_to_vec::<u8, T>(bytes).into_iter().map(Into::into).collect()
     }
+    let (dtype, bytes) = (tensor.dtype(), tensor.bytes());
     match (dtype, dtype.bits()) {
         (DType::I32, _) => widen::<i32>(bytes),
         (DType::I16, _) => widen::<i16>(bytes),
         (DType::I8, _) => widen::<i8>(bytes),
         (_, 16) => widen::<u16>(bytes),
+        (_, 6) => unpack_6_bits(bytes, tensor.element_count()),
         _ => widen::<u8>(bytes),
     }
 }
@@ -228,7 +267,7 @@ mod tests {
 
     #[test]
     fn raw_data_of_every_type_comes_back() {
-        for code in (1..=26).filter(|&code| code != 8) {
+        for code in (1..=28).filter(|&code| code != 8) {
             let size = dtype_from_code(code.into()).unwrap().size_bytes(5).unwrap();
             let raw: Vec<u8> = (1..=u8::try_from(size).unwrap()).collect();
             let original = TensorProto { raw_data: Some(raw.into()), ..proto(code, &[1, 5]) };
@@ -255,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn int32_data_holds_thirteen_kinds_of_element() {
+    fn int32_data_holds_every_small_kind_of_element() {
         let bytes = Tensor::new(&[3], &[-128_i8, 0, 127]);
         let original = TensorProto { int32_data: vec![-128, 0, 127], ..proto(3, &[3]) };
         assert_eq!(round_trip(&original), bytes);
@@ -276,6 +315,16 @@ mod tests {
         for (code, count) in [(21, 3), (22, 4), (23, 3), (25, 7), (26, 8)] {
             round_trip(&TensorProto { int32_data: vec![0x21, 0xf3], ..proto(code, &[count]) });
         }
+        // One element an entry, packed in memory: 1 | 63 << 6 | 32 << 12 | 5 << 18, then 7.
+        for code in [27, 28] {
+            let values = vec![1, 63, 32, 5, 7];
+            let found = round_trip(&TensorProto { int32_data: values, ..proto(code, &[5]) });
+            assert_eq!(found.bytes(), [0xc1, 0x0f, 0x16, 0x07]);
+            for (values, dims) in [(vec![64], &[1]), (vec![1, 2, 3], &[4])] {
+                let original = TensorProto { int32_data: values, ..proto(code, dims) };
+                assert!(read_tensor(original, W).is_err());
+            }
+        }
     }
 
     #[test]
@@ -293,7 +342,11 @@ mod tests {
 
     #[test]
     fn names_and_properties_stay_with_the_tensor() {
-        let entry = StringStringEntryProto { key: Some("k".into()), value: Some("v".into()) };
+        let entry = StringStringEntryProto {
+            key: Some("k".into()),
+            value: Some("v".into()),
+            ..StringStringEntryProto::default()
+        };
         round_trip(&TensorProto {
             name: Some("w".into()),
             doc_string: Some(String::new()),
@@ -317,8 +370,8 @@ mod tests {
         );
         let place = Place::Attribute { node: "c", attribute: "value" };
         assert_eq!(
-            read_tensor(proto(27, &[1]), place).unwrap_err().to_string(),
-            "attribute `value` of node `c`: element type 27 is not supported"
+            read_tensor(proto(29, &[1]), place).unwrap_err().to_string(),
+            "attribute `value` of node `c`: element type 29 is not supported"
         );
         assert!(read_tensor(proto(1, &[i64::MAX, i64::MAX]), W).is_err());
     }
@@ -328,7 +381,7 @@ mod tests {
         let raw_data = Some(Bytes::from_static(&[0; 4]));
         let twice = TensorProto { raw_data, float_data: vec![1.0], ..proto(1, &[1]) };
         assert!(read_tensor(twice, W).is_err());
-        let segment = Some(Segment { begin: Some(0), end: Some(1) });
+        let segment = Some(Segment { begin: Some(0), end: Some(1), ..Segment::default() });
         assert!(read_tensor(TensorProto { segment, ..proto(1, &[0]) }, W).is_err());
         let wrong = TensorProto { int64_data: vec![1], ..proto(1, &[1]) };
         assert!(read_tensor(wrong, W).is_err());

@@ -15,6 +15,7 @@ use crate::messages::{
     TensorAnnotation, TensorProto, TensorShapeProto, TensorTypeProto, TrainingInfoProto, TypeProto,
     TypeValue, ValueInfoProto, attribute_type as kind,
 };
+use crate::wire::Unknown;
 use crate::{OnnxError, from_bytes, to_bytes};
 
 /// A new folder that goes when it is dropped.
@@ -50,9 +51,9 @@ fn text(text: &str) -> Option<String> {
 }
 
 fn tensor_type(dims: Vec<DimensionProto>) -> TypeProto {
-    let shape = Some(TensorShapeProto { dim: dims });
-    let tensor = TensorTypeProto { elem_type: Some(1), shape };
-    TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation: None }
+    let shape = Some(TensorShapeProto { dim: dims, ..TensorShapeProto::default() });
+    let tensor = TensorTypeProto { elem_type: Some(1), shape, ..TensorTypeProto::default() };
+    TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation: None, ..TypeProto::default() }
 }
 
 fn value(name: &str, value_type: Option<TypeProto>) -> ValueInfoProto {
@@ -60,31 +61,47 @@ fn value(name: &str, value_type: Option<TypeProto>) -> ValueInfoProto {
 }
 
 fn boxed(value_type: TypeProto) -> ElementTypeProto {
-    ElementTypeProto { elem_type: Some(Box::new(value_type)) }
+    ElementTypeProto { elem_type: Some(Box::new(value_type)), ..ElementTypeProto::default() }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "fields are optional")]
 fn of(value: TypeValue) -> Option<TypeProto> {
-    Some(TypeProto { value: Some(value), denotation: None })
+    Some(TypeProto { value: Some(value), denotation: None, ..TypeProto::default() })
 }
 
 fn values_of_every_type() -> Vec<ValueInfoProto> {
     let dims = vec![
-        DimensionProto { value: Some(DimValue::Param("batch".into())), denotation: text("N") },
-        DimensionProto { value: Some(DimValue::Value(3)), denotation: None },
+        DimensionProto {
+            value: Some(DimValue::Param("batch".into())),
+            denotation: text("N"),
+            ..DimensionProto::default()
+        },
+        DimensionProto {
+            value: Some(DimValue::Value(3)),
+            denotation: None,
+            ..DimensionProto::default()
+        },
         DimensionProto::default(),
     ];
     let tensor = || tensor_type(vec![]);
-    let map = MapTypeProto { key_type: Some(7), value_type: Some(Box::new(tensor())) };
-    let sparse = TensorTypeProto { elem_type: Some(11), shape: None };
-    let opaque = OpaqueTypeProto { domain: text(""), name: text("image") };
+    let map = MapTypeProto {
+        key_type: Some(7),
+        value_type: Some(Box::new(tensor())),
+        ..MapTypeProto::default()
+    };
+    let sparse = TensorTypeProto { elem_type: Some(11), shape: None, ..TensorTypeProto::default() };
+    let opaque =
+        OpaqueTypeProto { domain: text(""), name: text("image"), ..OpaqueTypeProto::default() };
     let mut documented = value("h", Some(tensor_type(dims)));
     documented.doc_string = text("hidden");
     documented.metadata_props = vec![entry("k", "v")];
     vec![
         documented,
         value("untyped", None),
-        value("empty", Some(TypeProto { value: None, denotation: text("") })),
+        value(
+            "empty",
+            Some(TypeProto { value: None, denotation: text(""), ..TypeProto::default() }),
+        ),
         value("sequence", of(TypeValue::Sequence(boxed(tensor())))),
         value("optional", of(TypeValue::Optional(boxed(tensor())))),
         value("map", of(TypeValue::Map(map))),
@@ -98,20 +115,31 @@ fn attribute(name: &str, code: i32) -> AttributeProto {
 }
 
 fn sharded() -> NodeDeviceConfigurationProto {
-    let group = IntIntListEntryProto { key: Some(-1), value: vec![0, 1] };
+    let group = IntIntListEntryProto {
+        key: Some(-1),
+        value: vec![0, 1],
+        ..IntIntListEntryProto::default()
+    };
     let dim = Some(DimValue::Param("batch".into()));
-    let simple = SimpleShardedDimProto { dim, num_shards: Some(2) };
-    let dim = ShardedDimProto { axis: Some(0), simple_sharding: vec![simple] };
+    let simple =
+        SimpleShardedDimProto { dim, num_shards: Some(2), ..SimpleShardedDimProto::default() };
+    let dim = ShardedDimProto {
+        axis: Some(0),
+        simple_sharding: vec![simple],
+        ..ShardedDimProto::default()
+    };
     let spec = ShardingSpecProto {
         tensor_name: text("x"),
         device: vec![0, 1],
         index_to_device_group_map: vec![group],
         sharded_dim: vec![dim],
+        ..ShardingSpecProto::default()
     };
     NodeDeviceConfigurationProto {
         configuration_id: text("pair"),
         sharding_spec: vec![spec],
         pipeline_stage: Some(1),
+        ..NodeDeviceConfigurationProto::default()
     }
 }
 
@@ -176,9 +204,11 @@ fn full_graph() -> GraphProto {
         quantization_annotation: vec![TensorAnnotation {
             tensor_name: text("w"),
             quant_parameter_tensor_names: vec![entry("SCALE_TENSOR", "w_scale")],
+            ..TensorAnnotation::default()
         }],
         sparse_initializer: vec![],
         metadata_props: vec![entry("k", "v")],
+        ..GraphProto::default()
     }
 }
 
@@ -187,6 +217,7 @@ fn full_model() -> ModelProto {
         values: Some(initializer("v")),
         indices: Some(TensorProto { int64_data: vec![0, 4], ..initializer("i") }),
         dims: vec![5],
+        ..SparseTensorProto::default()
     };
     let reference =
         AttributeProto { ref_attr_name: text("factor"), ..attribute("alpha", kind::FLOAT) };
@@ -199,10 +230,15 @@ fn full_model() -> ModelProto {
         attribute: vec!["mode".into()],
         attribute_proto: vec![AttributeProto { f: Some(2.0), ..attribute("factor", kind::FLOAT) }],
         node: vec![NodeProto { attribute: vec![reference], ..node("LeakyRelu", &["p"], "q") }],
-        opset_import: vec![OperatorSetIdProto { domain: text(""), version: Some(20) }],
+        opset_import: vec![OperatorSetIdProto {
+            domain: text(""),
+            version: Some(20),
+            ..OperatorSetIdProto::default()
+        }],
         doc_string: text("doubles"),
         value_info: vec![value("q", None)],
         metadata_props: vec![entry("k", "v")],
+        ..FunctionProto::default()
     };
     let training = TrainingInfoProto {
         initialization: Some(GraphProto {
@@ -211,9 +247,18 @@ fn full_model() -> ModelProto {
         }),
         algorithm: Some(full_graph()),
         initialization_binding: vec![entry("w", "w0")],
-        update_binding: vec![StringStringEntryProto { key: text("w"), value: None }],
+        update_binding: vec![StringStringEntryProto {
+            key: text("w"),
+            value: None,
+            ..StringStringEntryProto::default()
+        }],
+        ..TrainingInfoProto::default()
     };
-    let opset = |domain: &str, version| OperatorSetIdProto { domain: text(domain), version };
+    let opset = |domain: &str, version| OperatorSetIdProto {
+        domain: text(domain),
+        version,
+        ..OperatorSetIdProto::default()
+    };
     ModelProto {
         ir_version: Some(13),
         producer_name: text("hand"),
@@ -230,7 +275,9 @@ fn full_model() -> ModelProto {
             name: text("pair"),
             num_devices: Some(2),
             device: vec!["cpu".into(), "gpu".into()],
+            ..DeviceConfigurationProto::default()
         }],
+        ..ModelProto::default()
     }
 }
 
@@ -243,6 +290,71 @@ fn a_model_with_every_field_comes_back_as_it_was() {
     let written = to_bytes(&model).unwrap();
     assert_eq!(ModelProto::decode(written.as_slice()).unwrap(), original);
     assert_eq!(from_bytes(written.into(), None).unwrap(), model);
+}
+
+/// A field of each wire type, under numbers that no message has.
+fn unknown() -> Unknown {
+    let records = [
+        (0xf8_u8, &[7_u8][..]),
+        (0xf9, &[1, 2, 3, 4, 5, 6, 7, 8]),
+        (0xfa, &[3, b'a', b'b', b'c']),
+        (0xfd, &[1, 2, 3, 4]),
+    ];
+    let bytes: Vec<u8> =
+        records.iter().flat_map(|(key, value)| [&[*key, 0x3f], *value].concat()).collect();
+    OperatorSetIdProto::decode(bytes.as_slice()).unwrap().unknown
+}
+
+#[test]
+fn fields_that_no_version_defines_come_back() {
+    let changes: [(&str, fn(&mut ModelProto) -> &mut Unknown); 15] = [
+        ("model", |model| &mut model.unknown),
+        ("operator set", |model| &mut model.opset_import[1].unknown),
+        ("default operator set", |model| &mut model.opset_import[0].unknown),
+        ("metadata", |model| &mut model.metadata_props[0].unknown),
+        ("function", |model| &mut model.functions[0].unknown),
+        ("function node", |model| &mut model.functions[0].node[0].unknown),
+        ("training", |model| &mut model.training_info[0].unknown),
+        ("graph", |model| &mut model.graph.as_mut().unwrap().unknown),
+        ("node", |model| &mut model.graph.as_mut().unwrap().node[0].unknown),
+        ("attribute", |model| &mut model.graph.as_mut().unwrap().node[0].attribute[0].unknown),
+        ("initializer", |model| &mut model.graph.as_mut().unwrap().initializer[0].unknown),
+        ("input", |model| &mut model.graph.as_mut().unwrap().input[0].unknown),
+        ("type", |model| {
+            &mut model.graph.as_mut().unwrap().input[0].r#type.as_mut().unwrap().unknown
+        }),
+        ("dimension", |model| {
+            let value = &mut model.graph.as_mut().unwrap().value_info[0];
+            match value.r#type.as_mut().unwrap().value.as_mut().unwrap() {
+                TypeValue::Tensor(tensor) => &mut tensor.shape.as_mut().unwrap().dim[1].unknown,
+                _ => panic!("no tensor"),
+            }
+        }),
+        ("annotation", |model| {
+            &mut model.graph.as_mut().unwrap().quantization_annotation[0].unknown
+        }),
+    ];
+    for (place, change) in changes {
+        let mut original = full_model();
+        *change(&mut original) = unknown();
+        let bytes = original.encode_to_vec();
+        let written = to_bytes(&from_bytes(bytes.clone().into(), None).unwrap()).unwrap();
+        assert_eq!(ModelProto::decode(written.as_slice()).unwrap(), original, "{place}");
+        assert!(crate::testing::say_the_same(&bytes, &written), "{place}");
+    }
+}
+
+#[test]
+fn a_field_of_another_wire_type_is_refused_by_name() {
+    // The model's version, field 1, as text; and a group.
+    for (bytes, message) in [
+        (&b"\x0a\x01a"[..], "`ModelProto.ir_version`: invalid wire type"),
+        (b"\x9b\x06\x9c\x06", "`ModelProto`: invalid wire type"),
+        (b"\x3a\x03\x0a\x05\x00", "`ModelProto.graph.node`: buffer underflow"),
+    ] {
+        let error = from_bytes(Bytes::from_static(bytes), None).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }
 
 #[test]
@@ -291,15 +403,13 @@ fn what_is_wrong_is_named() {
     assert_eq!(twice.to_string(), "`w` (initializer) is there twice");
     let unnamed = error_of(|graph| graph.initializer[0].name = None);
     assert_eq!(unnamed.to_string(), "initializer 0 has no name");
-    let sparse =
-        SparseTensorProto { values: Some(initializer("s")), ..SparseTensorProto::default() };
-    let sparse = error_of(|graph| graph.sparse_initializer.push(sparse));
-    assert_eq!(sparse.to_string(), "`s` (initializer): a sparse tensor is not supported");
     let dangling = error_of(|graph| graph.node[2].input[0] = "nowhere".into());
     assert!(matches!(dangling, OnnxError::Graph(GraphError::Dangling { .. })));
     let unsorted = error_of(|graph| graph.node.swap(1, 2));
-    assert!(matches!(unsorted, OnnxError::Graph(GraphError::Dangling { .. })));
-    for error in [twice, unnamed, sparse, dangling] {
+    assert!(matches!(unsorted, OnnxError::Graph(GraphError::Unsorted { .. })));
+    let cycle = error_of(|graph| graph.node[2].input[0] = "z".into());
+    assert!(matches!(cycle, OnnxError::Graph(GraphError::Cycle { .. })));
+    for error in [twice, unnamed, dangling] {
         assert!(error.hint().is_some());
     }
 }
@@ -316,6 +426,54 @@ fn what_is_not_a_model_is_an_error() {
 }
 
 #[test]
+fn a_function_reads_only_what_it_is_given() {
+    let mut model = full_model();
+    model.functions[0].node[0].input[0] = "x".into();
+    let error = from_bytes(model.encode_to_vec().into(), None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "function `local.Twice`: node `q` (LeakyRelu) reads `x`, which nothing produces"
+    );
+}
+
+#[test]
+fn a_hundred_thousand_nodes_load_in_a_second() {
+    let count = 100_000;
+    let name = |index: usize| format!("v{index}");
+    let nodes = (0..count).map(|index| node("Relu", &[&name(index)], &name(index + 1)));
+    let graph = GraphProto {
+        node: nodes.collect(),
+        input: vec![value("v0", None)],
+        output: vec![value(&name(count), None)],
+        ..GraphProto::default()
+    };
+    let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
+    let bytes = Bytes::from(model.encode_to_vec());
+    let start = std::time::Instant::now();
+    let mut model = from_bytes(bytes, None).unwrap();
+    attar_graph::sort_nodes(&mut model.graph).unwrap();
+    let taken = start.elapsed();
+    assert!(cfg!(debug_assertions) || taken.as_secs_f64() < 1.0, "{taken:?}");
+    assert_eq!(model.graph.nodes.len(), count);
+}
+
+#[test]
+fn thirty_subgraphs_in_one_another_are_read() {
+    let mut graph = GraphProto { output: vec![value("x", None)], ..GraphProto::default() };
+    for _ in 0..30 {
+        let body = AttributeProto { g: Some(graph), ..attribute("body", kind::GRAPH) };
+        let node = NodeProto { attribute: vec![body], ..node("If", &["x"], "y") };
+        let output = vec![value("y", None)];
+        graph = GraphProto { node: vec![node], output, ..GraphProto::default() };
+    }
+    graph.input = vec![value("x", None)];
+    let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
+    let bytes = model.encode_to_vec();
+    let written = to_bytes(&from_bytes(bytes.clone().into(), None).unwrap()).unwrap();
+    assert!(crate::testing::say_the_same(&bytes, &written));
+}
+
+#[test]
 fn deep_nesting_ends_in_an_error() {
     let mut graph = GraphProto::default();
     for _ in 0..200 {
@@ -324,5 +482,11 @@ fn deep_nesting_ends_in_an_error() {
         graph = GraphProto { node: vec![node], ..GraphProto::default() };
     }
     let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
-    assert!(matches!(from_bytes(model.encode_to_vec().into(), None), Err(OnnxError::Decode(_))));
+    let error = from_bytes(model.encode_to_vec().into(), None).unwrap_err();
+    assert!(matches!(error, OnnxError::TooDeep { .. }));
+    assert_eq!(
+        error.to_string(),
+        "messages are nested more than 100 deep, in \
+         `ModelProto.graph.node.attribute.g.node.attribute.g.…`"
+    );
 }

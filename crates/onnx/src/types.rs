@@ -9,7 +9,7 @@ use crate::messages::{
 };
 
 /// `TensorProto.DataType` of each element type.
-const DTYPE_CODES: [(DType, i32); 26] = [
+const DTYPE_CODES: [(DType, i32); 28] = [
     (DType::F32, 1),
     (DType::U8, 2),
     (DType::I8, 3),
@@ -36,6 +36,8 @@ const DTYPE_CODES: [(DType, i32); 26] = [
     (DType::F8E8M0, 24),
     (DType::U2, 25),
     (DType::I2, 26),
+    (DType::F6E2M3, 27),
+    (DType::F6E3M2, 28),
 ];
 
 /// The element type with this number in ONNX (`TensorProto.DataType`; the `to` of a `Cast`).
@@ -104,27 +106,40 @@ pub(crate) fn write_type(value_type: &ValueType) -> TypeProto {
         ValueType::SparseTensor { dtype, shape } => {
             Some(TypeValue::SparseTensor(write_tensor_type(*dtype, shape.as_deref())))
         }
-        ValueType::Sequence(element) => {
-            Some(TypeValue::Sequence(ElementTypeProto { elem_type: inner(element) }))
-        }
-        ValueType::Optional(element) => {
-            Some(TypeValue::Optional(ElementTypeProto { elem_type: inner(element) }))
-        }
+        ValueType::Sequence(element) => Some(TypeValue::Sequence(ElementTypeProto {
+            elem_type: inner(element),
+            ..ElementTypeProto::default()
+        })),
+        ValueType::Optional(element) => Some(TypeValue::Optional(ElementTypeProto {
+            elem_type: inner(element),
+            ..ElementTypeProto::default()
+        })),
         ValueType::Map { key, value } => {
             let key_type = key.map(code_of);
-            Some(TypeValue::Map(MapTypeProto { key_type, value_type: inner(value) }))
+            Some(TypeValue::Map(MapTypeProto {
+                key_type,
+                value_type: inner(value),
+                ..MapTypeProto::default()
+            }))
         }
         ValueType::Opaque { domain, name } => {
             let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-            Some(TypeValue::Opaque(OpaqueTypeProto { domain: text(domain), name: text(name) }))
+            Some(TypeValue::Opaque(OpaqueTypeProto {
+                domain: text(domain),
+                name: text(name),
+                ..OpaqueTypeProto::default()
+            }))
         }
     };
-    TypeProto { value, denotation: None }
+    TypeProto { value, denotation: None, ..TypeProto::default() }
 }
 
 fn write_tensor_type(dtype: Option<DType>, shape: Option<&[Dim]>) -> TensorTypeProto {
-    let shape = shape.map(|dims| TensorShapeProto { dim: dims.iter().map(write_dim).collect() });
-    TensorTypeProto { elem_type: dtype.map(code_of), shape }
+    let shape = shape.map(|dims| TensorShapeProto {
+        dim: dims.iter().map(write_dim).collect(),
+        ..TensorShapeProto::default()
+    });
+    TensorTypeProto { elem_type: dtype.map(code_of), shape, ..TensorTypeProto::default() }
 }
 
 fn write_dim(dim: &Dim) -> DimensionProto {
@@ -133,7 +148,7 @@ fn write_dim(dim: &Dim) -> DimensionProto {
         Dim::Symbolic(symbol) => Some(DimValue::Param(symbol.to_string())),
         Dim::Unknown => None,
     };
-    DimensionProto { value, denotation: None }
+    DimensionProto { value, denotation: None, ..DimensionProto::default() }
 }
 
 /// Takes a type out of its message unless that would lose something: denotations, an unknown
@@ -153,8 +168,8 @@ pub(crate) fn put_type(field: &mut Option<TypeProto>, value_type: Option<&ValueT
     if kept.as_ref() == value_type {
         return;
     }
-    let denotation = field.take().and_then(|proto| proto.denotation);
-    *field = value_type.map(|value_type| TypeProto { denotation, ..write_type(value_type) });
+    let old = field.take().unwrap_or_default();
+    *field = value_type.map(|value_type| TypeProto { value: write_type(value_type).value, ..old });
 }
 
 #[cfg(test)]
@@ -162,9 +177,14 @@ mod tests {
     use super::*;
 
     fn tensor_type(elem_type: i32, dims: Vec<DimensionProto>) -> TypeProto {
-        let shape = Some(TensorShapeProto { dim: dims });
-        let tensor = TensorTypeProto { elem_type: Some(elem_type), shape };
-        TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation: None }
+        let shape = Some(TensorShapeProto { dim: dims, ..TensorShapeProto::default() });
+        let tensor =
+            TensorTypeProto { elem_type: Some(elem_type), shape, ..TensorTypeProto::default() };
+        TypeProto {
+            value: Some(TypeValue::Tensor(tensor)),
+            denotation: None,
+            ..TypeProto::default()
+        }
     }
 
     #[test]
@@ -178,9 +198,17 @@ mod tests {
 
     #[test]
     fn an_unchanged_type_keeps_what_the_graph_cannot_say() {
-        let minus_one = DimensionProto { value: Some(DimValue::Value(-1)), denotation: None };
+        let minus_one = DimensionProto {
+            value: Some(DimValue::Value(-1)),
+            denotation: None,
+            ..DimensionProto::default()
+        };
         let digits = DimValue::Param("7".into());
-        let named = DimensionProto { value: Some(digits), denotation: Some("DATA_BATCH".into()) };
+        let named = DimensionProto {
+            value: Some(digits),
+            denotation: Some("DATA_BATCH".into()),
+            ..DimensionProto::default()
+        };
         for original in [tensor_type(1, vec![minus_one]), tensor_type(27, vec![named])] {
             let mut field = Some(original.clone());
             let value_type = take_type(&mut field);
@@ -191,13 +219,21 @@ mod tests {
 
     #[test]
     fn a_changed_type_replaces_the_one_that_was_kept() {
-        let minus_one = DimensionProto { value: Some(DimValue::Value(-1)), denotation: None };
+        let minus_one = DimensionProto {
+            value: Some(DimValue::Value(-1)),
+            denotation: None,
+            ..DimensionProto::default()
+        };
         let mut field = Some(tensor_type(1, vec![minus_one]));
         take_type(&mut field);
         let changed =
             ValueType::Tensor { dtype: Some(DType::I8), shape: Some(vec![Dim::Known(2)]) };
         put_type(&mut field, Some(&changed));
-        let two = DimensionProto { value: Some(DimValue::Value(2)), denotation: None };
+        let two = DimensionProto {
+            value: Some(DimValue::Value(2)),
+            denotation: None,
+            ..DimensionProto::default()
+        };
         assert_eq!(field, Some(tensor_type(3, vec![two])));
         put_type(&mut field, None);
         assert_eq!(field, None);

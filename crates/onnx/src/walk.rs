@@ -47,3 +47,21 @@ fn in_attributes<E>(attributes: &mut [AttributeProto], visit: Visit<'_, E>) -> R
     }
     Ok(())
 }
+
+/// Visits the graph and its subgraphs, and those of functions, outer ones first.
+pub(crate) fn for_each_graph<E>(
+    model: &ModelProto,
+    visit: &mut dyn FnMut(&GraphProto) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut open: Vec<&GraphProto> = model.graph.iter().collect();
+    open.extend(model.functions.iter().flat_map(|function| &function.node).flat_map(subgraphs));
+    while let Some(graph) = open.pop() {
+        visit(graph)?;
+        open.extend(graph.node.iter().flat_map(subgraphs));
+    }
+    Ok(())
+}
+
+fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}

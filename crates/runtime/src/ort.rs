@@ -36,6 +36,23 @@ impl Ort {
         Ok(Self { optimize: true, library: Library::find(path)? })
     }
 
+    /// A session of a model file as it is: attar reads it only for the types of inputs and outputs.
+    ///
+    /// # Errors
+    /// A file that attar cannot read, and what [`load`](Runtime::load) reports.
+    pub fn load_file(
+        &self,
+        path: &Path,
+        options: &RunOptions,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        let model = attar_onnx::load(path).map_err(|error| not_handed_over(&error))?;
+        check_types(&model)?;
+        let mut builder = self.builder(options).map_err(ort_error)?;
+        let session = builder.commit_from_file(path).map_err(ort_error)?;
+        let inputs = model.graph.required_inputs().cloned().collect();
+        Ok(Box::new(OrtSession { session, inputs, outputs: model.graph.outputs, observed: vec![] }))
+    }
+
     fn builder(&self, options: &RunOptions) -> ::ort::Result<SessionBuilder> {
         let level = if self.optimize {
             GraphOptimizationLevel::All
@@ -68,13 +85,8 @@ impl Runtime for Ort {
     }
 
     fn load(&self, model: &Model, options: &RunOptions) -> Result<Box<dyn Session>, RuntimeError> {
+        check_types(model)?;
         let outputs = &model.graph.outputs;
-        for value in model.graph.required_inputs().chain(outputs) {
-            if !matches!(value.value_type, Some(attar_graph::ValueType::Tensor { .. }) | None) {
-                let what = format!("`{}`, which is not a tensor, on ONNX Runtime", value.name);
-                return Err(RuntimeError::Unsupported { what });
-            }
-        }
         let mut builder = self.builder(options).map_err(ort_error)?;
         let observed = observed_values(model, &options.observed);
         let hidden: Vec<&String> =
@@ -86,6 +98,19 @@ impl Runtime for Ort {
         };
         let inputs = model.graph.required_inputs().cloned().collect();
         Ok(Box::new(OrtSession { session, inputs, outputs: outputs.clone(), observed }))
+    }
+}
+
+fn check_types(model: &Model) -> Result<(), RuntimeError> {
+    let mut values = model.graph.required_inputs().chain(&model.graph.outputs);
+    let is_other = |value: &&Value| {
+        !matches!(value.value_type, Some(attar_graph::ValueType::Tensor { .. }) | None)
+    };
+    match values.find(is_other) {
+        Some(value) => Err(RuntimeError::Unsupported {
+            what: format!("`{}`, which is not a tensor, on ONNX Runtime", value.name),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -17,6 +17,8 @@ pub enum DType {
     F8E5M2,
     F8E5M2FNUZ,
     F8E8M0,
+    F6E2M3,
+    F6E3M2,
     F4E2M1,
     I64,
     I32,
@@ -52,6 +54,7 @@ impl DType {
             | Self::I8
             | Self::U8
             | Self::Bool => 8,
+            Self::F6E2M3 | Self::F6E3M2 => 6,
             Self::I4 | Self::U4 | Self::F4E2M1 => 4,
             Self::I2 | Self::U2 => 2,
             Self::String => 0,
@@ -78,6 +81,8 @@ impl DType {
             Self::F8E5M2 => "f8e5m2",
             Self::F8E5M2FNUZ => "f8e5m2fnuz",
             Self::F8E8M0 => "f8e8m0",
+            Self::F6E2M3 => "f6e2m3",
+            Self::F6E3M2 => "f6e3m2",
             Self::F4E2M1 => "f4e2m1",
             Self::I64 => "i64",
             Self::I32 => "i32",

@@ -119,9 +119,15 @@ impl Images {
             return Err(EvaluateError::Format { path: labels.into(), message });
         }
         let plane = sizes[1] * sizes[2];
+        if pixels.is_empty() {
+            return Err(EvaluateError::Format {
+                path: images.into(),
+                message: format!("{} images of {} × {} pixels", sizes[0], sizes[1], sizes[2]),
+            });
+        }
         let image = |pixels: &[u8]| ImageSource::Gray { pixels: pixels.to_vec(), width: sizes[2] };
         Ok(Self {
-            images: pixels.chunks_exact(plane.max(1)).map(image).collect(),
+            images: pixels.chunks_exact(plane).map(image).collect(),
             labels: label_bytes.iter().map(|&label| usize::from(label)).collect(),
         })
     }
@@ -143,4 +149,34 @@ fn idx(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), EvaluateError>
         return Err(error(format!("sizes {sizes:?} do not fit {} bytes", bytes.len() - header)));
     }
     Ok((sizes, bytes[header..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn idx_error(name: &str, image_sizes: [u32; 3], pixels: usize, labels: u32) -> String {
+        let folder = std::env::temp_dir().join(format!("attar-idx-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = |rank: u8, sizes: &[u32], count: usize| -> Vec<u8> {
+            let sizes = sizes.iter().flat_map(|size| size.to_be_bytes());
+            [0, 0, 8, rank].into_iter().chain(sizes).chain(vec![0; count]).collect()
+        };
+        let [images, names] = IDX_FILES[0];
+        std::fs::write(folder.join(images), file(3, &image_sizes, pixels)).unwrap();
+        std::fs::write(folder.join(names), file(1, &[labels], labels as usize)).unwrap();
+        let error = Images::load(&folder, &mut BadRows::new(false)).unwrap_err().to_string();
+        std::fs::remove_dir_all(&folder).unwrap();
+        error
+    }
+
+    #[test]
+    fn headers_of_idx_files_that_lie_are_named() {
+        let none = idx_error("none", [3, 0, 5], 0, 3);
+        assert!(none.ends_with("t10k-images-idx3-ubyte: 3 images of 0 × 5 pixels"), "{none}");
+        let large = idx_error("large", [u32::MAX; 3], 8, 3);
+        assert!(large.contains("do not fit 8 bytes"), "{large}");
+        let few = idx_error("few", [2, 1, 1], 2, 3);
+        assert!(few.ends_with("t10k-labels-idx1-ubyte: 3 labels for 2 images"), "{few}");
+    }
 }

@@ -104,7 +104,7 @@ impl Weights {
     fn add_file(&mut self, file: &Path) -> Result<(), ImportError> {
         let bytes =
             map_file(file).map_err(|source| ImportError::Io { path: file.into(), source })?;
-        for (name, tensor) in parse(file, &bytes)? {
+        for (name, tensor) in read_weights(file, &bytes)? {
             let stored = Stored { tensor, file: file.into() };
             if let Some(other) = self.tensors.insert(name.clone(), stored) {
                 let file = file.into();
@@ -262,8 +262,13 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, ImportError> {
     Ok(files)
 }
 
-/// The tensors of a file, whose content tells its format: names of files lie.
-fn parse(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, Tensor>, ImportError> {
+/// The tensors in the bytes of a file, whose content tells its format: names of files lie. `file`
+/// is what errors call it.
+///
+/// # Errors
+/// When the bytes are neither safetensors nor a state dict of `PyTorch`, or have tensors of a type
+/// that no model has.
+pub fn read_weights(file: &Path, bytes: &Bytes) -> Result<BTreeMap<String, Tensor>, ImportError> {
     if torch::recognizes(bytes) {
         torch::parse(file, bytes)
     } else {

@@ -74,10 +74,10 @@ const GLOBALS: [(&str, &str, Global); 13] = [
 
 /// Objects, stack entries and memo entries beyond which a pickle is refused. A state dict needs
 /// about forty of each per tensor.
-const COUNT_MAX: usize = 1 << 22;
+const COUNT_MAX: usize = 1 << 20;
 
-/// Axes of a tensor beyond which a pickle is refused; `PyTorch`'s own limit.
-const RANK_MAX: usize = 64;
+/// Axes of a tensor beyond which a pickle is refused. Weights have five at most.
+const RANK_MAX: usize = 8;
 
 pub(super) enum PickleError {
     /// Not a pickle, or one that saving tensors does not write.

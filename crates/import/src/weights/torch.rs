@@ -15,6 +15,9 @@ const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 /// Protocol 2, and the number 0x1950a86a20f9469cfc6c as the first of five pickles.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
+/// Times the size of the file that views which are not in row-major order may take in memory.
+const COPIES_MAX: usize = 4;
+
 pub(super) fn recognizes(bytes: &[u8]) -> bool {
     bytes.starts_with(ZIP_MAGIC) || bytes.starts_with(LEGACY_MAGIC)
 }
@@ -171,6 +174,7 @@ impl<'a> Source<'a> {
             _ => outer,
         };
         let mut tensors = BTreeMap::new();
+        let mut copied = 0_usize;
         for &(key, value) in items {
             let Object::Text(name) = pickle.objects[key] else {
                 return Err(self.malformed("a key of the state dict is no text"));
@@ -185,6 +189,14 @@ impl<'a> Source<'a> {
             let tensor = storage.and_then(|storage| view(id, dtype, storage)).ok_or_else(|| {
                 self.malformed(format!("`{name}` reaches beyond its storage `{key}`"))
             })?;
+            // A storage that is viewed again and again takes memory each time.
+            if !is_contiguous(id) {
+                copied += tensor.size_bytes();
+            }
+            if copied > self.bytes.len().saturating_mul(COPIES_MAX) {
+                let reason = format!("`{name}` and tensors before it overlap: {copied} bytes");
+                return Err(self.malformed(reason));
+            }
             tensors.insert(name.to_string(), tensor);
         }
         Ok(tensors)
@@ -236,7 +248,7 @@ fn is_contiguous(id: &TensorId) -> bool {
     id.shape.iter().zip(&id.strides).rev().all(|(&dim, &stride)| {
         // The stride of an axis with one element is never walked.
         let fits = dim == 1 || stride == expected;
-        expected *= dim;
+        expected = expected.saturating_mul(dim);
         fits
     })
 }
@@ -306,6 +318,25 @@ mod tests {
                 assert_eq!(found.unwrap_err(), beyond, "{shape:?} {strides:?} {offset}");
             }
         }
+    }
+
+    #[test]
+    fn one_storage_cannot_be_copied_without_end() {
+        // The entries of the dict, one transposed view of the same storage each.
+        let file = legacy_file("w", &[64, 64], &[1, 64], 0, &vec![0; 4 * 64 * 64]);
+        let start = file.windows(2).position(|bytes| bytes == b"X\x01").unwrap();
+        let end = file.windows(4).position(|bytes| bytes == b"tRu}").unwrap() + 2;
+        let entry = &file[start..end];
+        let entries: Vec<u8> = (b'a'..=b'z')
+            .flat_map(|name| {
+                let mut entry = entry.to_vec();
+                entry[5] = name;
+                entry
+            })
+            .collect();
+        let many = [&file[..start], &entries, &file[end..]].concat();
+        let error = parsed(many).unwrap_err();
+        assert!(error.contains("and tensors before it overlap"), "{error}");
     }
 
     #[test]
