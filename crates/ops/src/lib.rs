@@ -72,6 +72,7 @@ pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
+    &attention::Attention,
     &attention::FusedAttention,
     &batch_normalization::BatchNormalization,
     &binary::Add,
