@@ -19,6 +19,7 @@ mod attention;
 mod batch_normalization;
 mod binary;
 mod cast;
+mod causal_conv;
 mod clip;
 mod comparison;
 mod concat;
@@ -73,7 +74,11 @@ pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
     &attention::Attention,
+    &attention::FlexAttention,
     &attention::FusedAttention,
+    &attention::LinearAttention,
+    &attention::MicrosoftRotaryEmbedding,
+    &attention::RotaryEmbedding,
     &batch_normalization::BatchNormalization,
     &binary::Add,
     &binary::Div,
@@ -82,6 +87,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &binary::Pow,
     &binary::Sub,
     &cast::Cast,
+    &causal_conv::CausalConvWithState,
     &clip::Clip,
     &comparison::And,
     &comparison::Equal,
@@ -159,6 +165,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
 
 /// Domain of the operators that attar's own fusion makes.
 pub const ATTAR_DOMAIN: &str = "attar";
+
+/// Domain of the operators that ONNX Runtime's optimizer and quantizer leave in files.
+pub const MICROSOFT_DOMAIN: &str = "com.microsoft";
 
 /// An operator: shape inference, kernel and cost.
 pub trait Operator: Sync {

@@ -25,6 +25,16 @@ pub(crate) struct Sizes {
     pub(crate) value_size: usize,
 }
 
+/// Refuses heads of no size, which would give scores without data behind them, and of sizes that
+/// no network has.
+pub(crate) fn check_head_sizes(sizes: [usize; 2]) -> Result<(), OpError> {
+    const SIZE_MAX: usize = 1 << 16;
+    if sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)) {
+        return Ok(());
+    }
+    Err(OpError::value("the sizes of a head", sizes, format!("1 to {SIZE_MAX}")))
+}
+
 /// Where the rows of every head stand: strides from batch to batch, head to head, row to row.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a, T> {
@@ -43,7 +53,7 @@ impl<'a, T> Heads<'a, T> {
         Self { data, strides: [heads * rows * size, rows * size, size] }
     }
 
-    fn head(&self, text: usize, head: usize, size: [usize; 2]) -> Strided<'a, T> {
+    pub(super) fn head(&self, text: usize, head: usize, size: [usize; 2]) -> Strided<'a, T> {
         let start = text * self.strides[0] + head * self.strides[1];
         let data = if size.contains(&0) { &[] } else { &self.data[start..] };
         Strided { data, size, strides: [self.strides[2], 1] }
@@ -235,11 +245,7 @@ impl<T: Real> Attention<'_, T> {
         }
         let key = self.key.head(text, kv_head, [keys, sizes.head_size]).transposed();
         let query = self.query.head(text, head, [queries, sizes.head_size]);
-        if sizes.head_size == 0 {
-            scores.fill(T::default());
-        } else {
-            T::product(scores, query, key);
-        }
+        T::product(scores, query, key);
         let how = &self.scores;
         if how.cap == 0.0 && how.visible.is_none() && shown.is_none() {
             self.normalize_at_once(text, head, scores);

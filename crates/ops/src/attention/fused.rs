@@ -8,7 +8,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use super::core::{Attention, Heads, Layout, Scores, Sizes, f32_mask};
+use super::core::{Attention, Heads, Layout, Scores, Sizes, check_head_sizes, f32_mask};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct FusedAttention;
@@ -57,6 +57,7 @@ fn attend(run: &mut Run, heads: usize, scale: f32) -> Result<Vec<Tensor>, OpErro
         return Err(error());
     }
     let size = hidden / heads;
+    check_head_sizes([size, size])?;
     let sizes =
         Sizes { batch, heads, kv_heads: heads, queries, keys, head_size: size, value_size: size };
     let mask = run.optional(3).map(|mask| f32_mask(mask, 3, &sizes)).transpose()?;

@@ -1,10 +1,16 @@
 //! Attention in every form: ONNX's, those of ONNX Runtime's optimizer, and attar's own.
 
 mod core;
+mod flex;
 mod fused;
+mod linear;
 mod past;
 mod real;
+mod rotary;
 mod standard;
 
+pub(crate) use flex::FlexAttention;
 pub(crate) use fused::FusedAttention;
+pub(crate) use linear::LinearAttention;
+pub(crate) use rotary::{MicrosoftRotaryEmbedding, RotaryEmbedding};
 pub(crate) use standard::Attention;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use super::core::{self, Heads, Layout, Mask, Scores, Sizes, Stage};
+use super::core::{self, Heads, Layout, Mask, Scores, Sizes, Stage, check_head_sizes};
 use super::past::{Rows, joined, past_rows};
 use super::real::Real;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
@@ -222,6 +222,7 @@ fn sizes_of(run: &Run, settings: &Settings) -> Result<Sizes, OpError> {
         let expected = format!("a multiple of the {kv_heads} heads of keys");
         return Err(OpError::value("the count of query heads", heads, expected));
     }
+    check_head_sizes([head_size, value_size])?;
     Ok(Sizes { batch, heads, kv_heads, queries, keys, head_size, value_size })
 }
 
