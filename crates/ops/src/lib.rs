@@ -41,6 +41,7 @@ mod identity;
 mod layer_normalization;
 mod matmul;
 mod matmul_integer;
+mod microsoft;
 mod min_max;
 mod quantize_dequantize;
 mod quantize_linear;
@@ -121,6 +122,17 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &layer_normalization::SkipLayerNormalization,
     &matmul::MatMul,
     &matmul_integer::MatMulInteger,
+    &microsoft::BiasGelu,
+    &microsoft::BiasSoftmax,
+    &microsoft::EmbedLayerNormalization,
+    &microsoft::FastGelu,
+    &microsoft::FusedGemm,
+    &microsoft::MicrosoftFusedMatMul,
+    &microsoft::MicrosoftGelu,
+    &microsoft::MicrosoftSkipLayerNormalization,
+    &microsoft::QuickGelu,
+    &microsoft::SimplifiedLayerNormalization,
+    &microsoft::SkipSimplifiedLayerNormalization,
     &min_max::Max,
     &min_max::Min,
     &quantized_matmul::QuantizedMatMul,
