@@ -45,6 +45,7 @@ mod microsoft;
 mod min_max;
 mod quantize_dequantize;
 mod quantize_linear;
+mod quantized;
 mod quantized_matmul;
 mod range;
 mod recurrent;
@@ -135,6 +136,20 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &microsoft::SkipSimplifiedLayerNormalization,
     &min_max::Max,
     &min_max::Min,
+    &quantized::DynamicQuantizeMatMul,
+    &quantized::GatherBlockQuantized,
+    &quantized::MatMulIntegerToFloat,
+    &quantized::MatMulNBits,
+    &quantized::QGemm,
+    &quantized::QLinearAdd,
+    &quantized::QLinearAveragePool,
+    &quantized::QLinearConcat,
+    &quantized::QLinearGlobalAveragePool,
+    &quantized::QLinearLeakyRelu,
+    &quantized::QLinearMatMul,
+    &quantized::QLinearMul,
+    &quantized::QLinearSigmoid,
+    &quantized::QLinearSoftmax,
     &quantized_matmul::QuantizedMatMul,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
