@@ -99,7 +99,10 @@ impl<'a, T: Real> Mask<'a, T> {
         let missing = 4_usize.checked_sub(shape.len());
         let fits = missing.is_some_and(|missing| {
             shape.last() == Some(&sizes.keys)
-                && shape.iter().zip(&target[missing..]).all(|(&size, &full)| size == full || size == 1)
+                && shape
+                    .iter()
+                    .zip(&target[missing..])
+                    .all(|(&size, &full)| size == full || size == 1)
         });
         if !fits {
             return Err(OpError::shapes(shape, &target));

@@ -7,7 +7,9 @@ use attar_tensor::{DType, Tensor};
 use super::core::{Heads, Sizes, check_head_sizes};
 use super::real::Real;
 use crate::kernels::gemm::Strided;
-use crate::{Body, DataKernel, DataRun, Datum, Fact, Kernel, OpError, Operator, OverData, required};
+use crate::{
+    Body, DataKernel, DataRun, Datum, Fact, Kernel, OpError, Operator, OverData, required,
+};
 
 pub(crate) struct FlexAttention;
 

@@ -163,8 +163,7 @@ fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
     let decay_sizes = [kv_heads, kv_heads * key_size];
     let (decay, decays) = gate(run, 4, settings.decays, [batch, tokens], decay_sizes)?;
     let (beta, beta_count) = gate(run, 5, settings.corrects, [batch, tokens], [1, kv_heads])?;
-    let scale =
-        if settings.scale == 0.0 { 1.0 / (key_size as f32).sqrt() } else { settings.scale };
+    let scale = if settings.scale == 0.0 { 1.0 / (key_size as f32).sqrt() } else { settings.scale };
     let operands = Operands {
         query: q.slice(),
         key: k.slice(),

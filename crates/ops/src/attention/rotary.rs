@@ -149,7 +149,11 @@ fn rotate(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
                 None => half * 2,
             };
             if size == 0 || hidden % size != 0 {
-                return Err(OpError::value("the size of a head", size, format!("a part of {hidden}")));
+                return Err(OpError::value(
+                    "the size of a head",
+                    size,
+                    format!("a part of {hidden}"),
+                ));
             }
             (batch * queries, queries, hidden / size, size, false)
         }
@@ -157,7 +161,11 @@ fn rotate(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
     };
     let rotary = if settings.rotary_size == 0 { size } else { settings.rotary_size };
     if rotary > size || rotary != half * 2 {
-        return Err(OpError::value("twice the last axis of the tables", half * 2, rotary.to_string()));
+        return Err(OpError::value(
+            "twice the last axis of the tables",
+            half * 2,
+            rotary.to_string(),
+        ));
     }
     let positions = Positions::new(run.optional(position_index), position_index, tokens)?;
     let row_count = cos.element_count().checked_div(half).unwrap_or(0);
@@ -192,4 +200,3 @@ fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], settings: &Settings) {
         row[b] = x * sin + y * cos;
     }
 }
-

@@ -184,24 +184,17 @@ fn infer(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
     let Described { batch, heads, kv_heads, queries, keys, size, value_size, is_packed } = facts;
     let y = match (q.rank(), is_packed) {
         (None, _) => Fact::unranked(q.dtype),
-        (_, true) => {
-            Fact::new(q.dtype, vec![batch.clone(), queries.clone(), &heads * &value_size])
-        }
+        (_, true) => Fact::new(q.dtype, vec![batch.clone(), queries.clone(), &heads * &value_size]),
         _ => {
             let dims = vec![batch.clone(), heads.clone(), queries.clone(), value_size.clone()];
             Fact::new(q.dtype, dims)
         }
     };
-    let cache = |dtype, size| {
-        Fact::new(dtype, vec![batch.clone(), kv_heads.clone(), keys.clone(), size])
-    };
+    let cache =
+        |dtype, size| Fact::new(dtype, vec![batch.clone(), kv_heads.clone(), keys.clone(), size]);
     let scores = vec![batch.clone(), heads, queries, keys.clone()];
-    let mut outputs = vec![
-        y,
-        cache(q.dtype, size),
-        cache(value_dtype, value_size),
-        Fact::new(q.dtype, scores),
-    ];
+    let mut outputs =
+        vec![y, cache(q.dtype, size), cache(value_dtype, value_size), Fact::new(q.dtype, scores)];
     outputs.truncate(node.outputs.len());
     Ok(outputs)
 }
@@ -236,7 +229,8 @@ fn heads_of<T: Real>(x: &Tensor, heads: usize) -> Heads<'_, T> {
 /// The mask as addends, as long as there are keys: what a shorter one leaves out is not seen.
 fn mask_of<'a, T: Real>(mask: &'a Tensor, sizes: &Sizes) -> Result<Mask<'a, T>, OpError> {
     let error = || OpError::DType { index: 3, found: mask.dtype() };
-    let given = *mask.shape().last().ok_or_else(|| OpError::value("the mask", "a scalar", "rows"))?;
+    let given =
+        *mask.shape().last().ok_or_else(|| OpError::value("the mask", "a scalar", "rows"))?;
     if mask.dtype() == T::DTYPE && given == sizes.keys {
         return Mask::new(mask.slice::<T>(), mask.shape(), sizes);
     }
@@ -331,9 +325,9 @@ fn attend<T: Real>(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, Op
         vec![batch, sizes.heads, sizes.queries, sizes.value_size]
     };
     let mut y = run.pool.tensor(T::DTYPE, &y_shape);
-    let mut shown = settings.stage.map(|_| {
-        run.pool.tensor(T::DTYPE, &[batch, sizes.heads, sizes.queries, sizes.keys])
-    });
+    let mut shown = settings
+        .stage
+        .map(|_| run.pool.tensor(T::DTYPE, &[batch, sizes.heads, sizes.queries, sizes.keys]));
     let attention = core::Attention {
         query: heads_of(q, sizes.heads),
         key: heads_of(present_key.as_ref().unwrap_or(k), kv_heads),

@@ -167,8 +167,7 @@ fn combine<const FMA: bool>(
     flip: u8,
     operation: impl Fn(f32, f32) -> i32,
 ) {
-    let value =
-        |x: Levels, level: u8| ((level ^ flip) as i32 - x.zero_point) as f32 * x.scale;
+    let value = |x: Levels, level: u8| ((level ^ flip) as i32 - x.zero_point) as f32 * x.scale;
     match (a.is_scalar, b.is_scalar) {
         (true, _) => {
             let left = value(a, a.data[0]);

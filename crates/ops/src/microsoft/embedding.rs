@@ -142,7 +142,9 @@ fn embed(run: &mut Run, epsilon: f32, output_count: usize) -> Result<Vec<Tensor>
     });
     let counts = match sized(7, integers(run, 7)?)? {
         Some(mask) => (0..batch)
-            .map(|text| mask[text * tokens..(text + 1) * tokens].iter().filter(|&&m| m == 1).count())
+            .map(|text| {
+                mask[text * tokens..(text + 1) * tokens].iter().filter(|&&m| m == 1).count()
+            })
             .map(|count| count as i32)
             .collect(),
         None => vec![0; batch],

@@ -26,9 +26,10 @@ impl Settings {
         Ok(Self {
             gather_axis: node.int_or("gather_axis", 0)?,
             quantize_axis: node.int_or("quantize_axis", 1)?,
-            block: usize::try_from(block).ok().filter(|&size| size >= 16).ok_or_else(|| {
-                OpError::value("block_size", block, "16 or more")
-            })?,
+            block: usize::try_from(block)
+                .ok()
+                .filter(|&size| size >= 16)
+                .ok_or_else(|| OpError::value("block_size", block, "16 or more"))?,
             bits: bits as usize,
         })
     }
@@ -165,11 +166,7 @@ fn gather(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
 }
 
 /// Zero points have the shape of the scales, bytes holding several along the last axis.
-fn check_zero_points(
-    zeros: &Tensor,
-    blocks: &[usize],
-    settings: &Settings,
-) -> Result<(), OpError> {
+fn check_zero_points(zeros: &Tensor, blocks: &[usize], settings: &Settings) -> Result<(), OpError> {
     let mut expected = blocks.to_vec();
     let packed = settings.values_per_element(zeros.dtype());
     if let Some(last) = expected.last_mut() {

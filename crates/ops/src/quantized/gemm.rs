@@ -158,13 +158,20 @@ fn multiply(
     };
     if run.optional(input::Y_SCALE).is_none() {
         let mut y = run.pool.tensor(DType::F32, &[m, n]);
-        product_rows(y.slice_mut(), &left, &zeros, right, run.pool, |first, out: &mut [f32], sums| {
-            for (i, (out, sums)) in out.chunks_mut(n).zip(sums.chunks_mut(n)).enumerate() {
-                add(first + i, sums);
-                let terms = out.iter_mut().zip(&*sums).zip(&scales);
-                terms.for_each(|((y, &sum), &scale)| *y = sum as f32 * scale);
-            }
-        });
+        product_rows(
+            y.slice_mut(),
+            &left,
+            &zeros,
+            right,
+            run.pool,
+            |first, out: &mut [f32], sums| {
+                for (i, (out, sums)) in out.chunks_mut(n).zip(sums.chunks_mut(n)).enumerate() {
+                    add(first + i, sums);
+                    let terms = out.iter_mut().zip(&*sums).zip(&scales);
+                    terms.for_each(|((y, &sum), &scale)| *y = sum as f32 * scale);
+                }
+            },
+        );
         return Ok(vec![y]);
     }
     let y_affine = Affine::new(run, input::Y_SCALE, input::Y_ZERO)?;
