@@ -6,7 +6,7 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::kernels::{elementwise, for_rows, quantize};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required};
 
 pub(crate) struct DynamicQuantizeLinear;
 
@@ -34,19 +34,25 @@ impl Operator for DynamicQuantizeLinear {
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(|run: &mut Run| {
             let x = run.typed::<f32>(0)?;
-            let (low, high) = elementwise::min_max(x.slice::<f32>());
-            // The range always holds 0, so that zero padding stays exact.
-            let (low, high) = (low.min(0.0), high.max(0.0));
-            let range = (high - low) / 255.0;
-            let scale = if range == 0.0 { 1.0 } else { range };
-            let zero_point = (-low / scale).clamp(0.0, 255.0).round_ties_even() as u8;
-            let mut q = run.pool.tensor(DType::U8, x.shape());
-            let x = x.slice::<f32>();
-            for_rows(q.slice_mut::<u8>(), 1, |first, q| {
-                let x = &x[first..first + q.len()];
-                quantize::quantize_u8(q, x, scale, i32::from(zero_point));
-            });
+            let (q, scale, zero_point) = quantized_by_range(x, run.pool);
             Ok(vec![q, Tensor::scalar(scale), Tensor::scalar(zero_point)])
         }))
     }
+}
+
+/// An f32 tensor as u8, with its scale and zero point.
+pub(crate) fn quantized_by_range(x: &Tensor, pool: &Pool) -> (Tensor, f32, u8) {
+    let (low, high) = elementwise::min_max(x.slice::<f32>());
+    // The range always holds 0, so that zero padding stays exact.
+    let (low, high) = (low.min(0.0), high.max(0.0));
+    let range = (high - low) / 255.0;
+    let scale = if range == 0.0 { 1.0 } else { range };
+    let zero_point = (-low / scale).clamp(0.0, 255.0).round_ties_even() as u8;
+    let mut q = pool.tensor(DType::U8, x.shape());
+    let x = x.slice::<f32>();
+    for_rows(q.slice_mut::<u8>(), 1, |first, q| {
+        let x = &x[first..first + q.len()];
+        quantize::quantize_u8(q, x, scale, i32::from(zero_point));
+    });
+    (q, scale, zero_point)
 }

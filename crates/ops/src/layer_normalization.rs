@@ -1,4 +1,4 @@
-//! `LayerNormalization` (opset 17), and attar's own form with the residual addition before it:
+//! `LayerNormalization` (opset 17; ONNX Runtime's optimizer writes it into older ones), and attar's own form with the residual addition before it:
 //! y = (x − mean) / √(variance + ε) · scale + bias over the axes from `axis` on
 //! (Ba, Kiros & Hinton, 2016, arXiv:1607.06450).
 
@@ -18,10 +18,6 @@ pub(crate) struct LayerNormalization;
 impl Operator for LayerNormalization {
     fn op_type(&self) -> &'static str {
         "LayerNormalization"
-    }
-
-    fn since_opset(&self) -> i64 {
-        17
     }
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {

@@ -23,6 +23,7 @@ mod batch_normalization;
 mod binary;
 mod cast;
 mod center_crop_pad;
+mod causal_conv;
 mod clip;
 mod col2im;
 mod comparison;
@@ -53,10 +54,12 @@ mod matmul;
 mod matmul_integer;
 mod max_unpool;
 mod mean_variance_normalization;
+mod microsoft;
 mod min_max;
 mod pooling;
 mod quantize_dequantize;
 mod quantize_linear;
+mod quantized;
 mod quantized_matmul;
 mod range;
 mod recurrent;
@@ -94,7 +97,15 @@ pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
     &affine_grid::AffineGrid,
+    &attention::Attention,
+    &attention::FlexAttention,
     &attention::FusedAttention,
+    &attention::LinearAttention,
+    &attention::MicrosoftRotaryEmbedding,
+    &attention::MultiHeadAttention,
+    &attention::PackedAttention,
+    &attention::QAttention,
+    &attention::RotaryEmbedding,
     &batch_normalization::BatchNormalization,
     &binary::Add,
     &binary::Div,
@@ -104,6 +115,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &binary::Sub,
     &cast::Cast,
     &center_crop_pad::CenterCropPad,
+    &causal_conv::CausalConvWithState,
     &clip::Clip,
     &col2im::Col2Im,
     &comparison::And,
@@ -165,6 +177,34 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &pooling::AveragePool,
     &pooling::LpPool,
     &pooling::MaxPool,
+    &microsoft::BiasGelu,
+    &microsoft::BiasSoftmax,
+    &microsoft::EmbedLayerNormalization,
+    &microsoft::FastGelu,
+    &microsoft::FusedGemm,
+    &microsoft::MicrosoftFusedMatMul,
+    &microsoft::MicrosoftGelu,
+    &microsoft::MicrosoftSkipLayerNormalization,
+    &microsoft::QuickGelu,
+    &microsoft::SimplifiedLayerNormalization,
+    &microsoft::SkipSimplifiedLayerNormalization,
+    &min_max::Max,
+    &min_max::Min,
+    &quantized::DynamicQuantizeMatMul,
+    &quantized::GatherBlockQuantized,
+    &quantized::MatMulIntegerToFloat,
+    &quantized::MatMulNBits,
+    &quantized::QGemm,
+    &quantized::QLinearAdd,
+    &quantized::QLinearAveragePool,
+    &quantized::QLinearConcat,
+    &quantized::QLinearGlobalAveragePool,
+    &quantized::QLinearLeakyRelu,
+    &quantized::QLinearMatMul,
+    &quantized::QLinearMul,
+    &quantized::QLinearSigmoid,
+    &quantized::QLinearSoftmax,
+    &quantized_matmul::QuantizedMatMul,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,
@@ -241,6 +281,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
 
 /// Domain of the operators that attar's own fusion makes.
 pub const ATTAR_DOMAIN: &str = "attar";
+
+/// Domain of the operators that ONNX Runtime's optimizer and quantizer leave in files.
+pub const MICROSOFT_DOMAIN: &str = "com.microsoft";
 
 /// An operator: shape inference, kernel and cost.
 pub trait Operator: Sync {

@@ -134,6 +134,7 @@ fn halves(b: Strided<i8>) -> [Owned; 2] {
 }
 
 pub(crate) enum Right8<'a> {
+    #[allow(dead_code)] // for products of two computed sides that are not worth packing
     Strided(Strided<'a, i8>),
     Packed(&'a PackedB8),
 }

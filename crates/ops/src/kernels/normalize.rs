@@ -65,6 +65,17 @@ vectorized! {
         }
     }
 
+    /// Divides each row of `data` by its root mean square, in place, and multiplies it by `scale`.
+    pub(crate) fn root_mean_square_rows<FMA>(data: &mut [f32], scale: &[f32], epsilon: f32) {
+        let factor = 1.0 / scale.len() as f32;
+        for row in data.chunks_exact_mut(scale.len()) {
+            let inverse = 1.0 / (squares::<FMA>(row, 0.0) * factor + epsilon).sqrt();
+            for (value, &scale) in row.iter_mut().zip(scale) {
+                *value = *value * inverse * scale;
+            }
+        }
+    }
+
     /// Σ of a slice, in lanes of 16.
     pub(crate) fn sum_row<FMA>(row: &[f32]) -> f32 {
         sum(row)

@@ -91,6 +91,105 @@ vectorized! {
     }
 }
 
+#[allow(clippy::manual_clamp)] // `clamp` would keep NaN
+#[inline(always)]
+fn requantize<const LOW: i32, const HIGH: i32>(x: f32, zero_point: i32) -> i32 {
+    let low = (LOW - zero_point) as f32;
+    let bounded = x.max(low).min((HIGH - zero_point) as f32);
+    let rounded = (bounded + ROUND) - ROUND;
+    // SAFETY: it lies within ±512 and is no NaN: `max` has turned that into the least.
+    let level = unsafe { rounded.to_int_unchecked::<i32>() };
+    level + zero_point
+}
+
+vectorized! {
+    /// out = clamp(round(sums · scales) + `zero_point`), one scale per column.
+    pub(crate) fn requantize_row_u8<FMA>(
+        out: &mut [u8],
+        sums: &[i32],
+        scales: &[f32],
+        zero_point: i32,
+    ) {
+        for ((out, &sum), &scale) in out.iter_mut().zip(sums).zip(scales) {
+            *out = requantize::<0, 255>(sum as f32 * scale, zero_point) as u8;
+        }
+    }
+
+    pub(crate) fn requantize_row_i8<FMA>(
+        out: &mut [i8],
+        sums: &[i32],
+        scales: &[f32],
+        zero_point: i32,
+    ) {
+        for ((out, &sum), &scale) in out.iter_mut().zip(sums).zip(scales) {
+            *out = requantize::<-128, 127>(sum as f32 * scale, zero_point) as i8;
+        }
+    }
+
+    /// out = clamp(round(a·`a_scale` + b·`b_scale`) + zero), a and b off their zero points.
+    pub(crate) fn add_u8<FMA>(
+        out: &mut [u8],
+        a: Levels<'_>,
+        b: Levels<'_>,
+        zero_point: i32,
+        flip: u8,
+    ) {
+        combine::<FMA>(out, a, b, flip, |a, b| requantize::<0, 255>(a + b, zero_point));
+    }
+
+    /// out = clamp(round(a·`a_scale` · b·`b_scale`) + zero), a and b off their zero points.
+    pub(crate) fn multiply_u8<FMA>(
+        out: &mut [u8],
+        a: Levels<'_>,
+        b: Levels<'_>,
+        zero_point: i32,
+        flip: u8,
+    ) {
+        combine::<FMA>(out, a, b, flip, |a, b| requantize::<0, 255>(a * b, zero_point));
+    }
+}
+
+/// A row of u8 levels, or one for all, and what they stand for: (level − zero) · scale.
+#[derive(Clone, Copy)]
+pub(crate) struct Levels<'a> {
+    pub(crate) data: &'a [u8],
+    pub(crate) is_scalar: bool,
+    pub(crate) scale: f32,
+    pub(crate) zero_point: i32,
+}
+
+/// Runs over two rows; `flip` is 128 where the bytes are of i8, whose zero points were moved up.
+#[inline(always)]
+fn combine<const FMA: bool>(
+    out: &mut [u8],
+    a: Levels<'_>,
+    b: Levels<'_>,
+    flip: u8,
+    operation: impl Fn(f32, f32) -> i32,
+) {
+    let value = |x: Levels, level: u8| ((level ^ flip) as i32 - x.zero_point) as f32 * x.scale;
+    match (a.is_scalar, b.is_scalar) {
+        (true, _) => {
+            let left = value(a, a.data[0]);
+            for (i, out) in out.iter_mut().enumerate() {
+                let right = value(b, b.data[if b.is_scalar { 0 } else { i }]);
+                *out = operation(left, right) as u8 ^ flip;
+            }
+        }
+        (false, true) => {
+            let right = value(b, b.data[0]);
+            for (out, &level) in out.iter_mut().zip(a.data) {
+                *out = operation(value(a, level), right) as u8 ^ flip;
+            }
+        }
+        (false, false) => {
+            for ((out, &left), &right) in out.iter_mut().zip(a.data).zip(b.data) {
+                *out = operation(value(a, left), value(b, right)) as u8 ^ flip;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,183 @@
+//! Normalizations of ONNX Runtime's optimizer: with the residual addition before them, and by the
+//! root mean square alone, y = x / √(mean x² + ε) · scale (Zhang & Sennrich, 2019,
+//! arXiv:1910.07467).
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use super::vector;
+use crate::clip::in_place_or_copy;
+use crate::fact::resolve_axis;
+use crate::kernels::{elementwise, for_rows, normalize};
+use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+
+/// y = LayerNormalization(x + skip + bias); inputs x, skip, scale, shift, bias. Output 3 is the sum.
+pub(crate) struct MicrosoftSkipLayerNormalization;
+
+/// The same by the root mean square; inputs x, skip, scale, bias.
+pub(crate) struct SkipSimplifiedLayerNormalization;
+
+/// Of ONNX's domain by name, of ONNX Runtime by origin; inputs x, scale. Output 1 is 1/√(mean x² + ε).
+pub(crate) struct SimplifiedLayerNormalization;
+
+/// Where the vectors of a residual normalization stand.
+#[derive(Clone, Copy)]
+struct Places {
+    shift: Option<usize>,
+    bias: usize,
+}
+
+macro_rules! residual {
+    ($($op:ident, $name:literal, $inputs:expr, $places:expr;)*) => {$(
+        impl Operator for $op {
+            fn op_type(&self) -> &'static str {
+                $name
+            }
+
+            fn domain(&self) -> &'static str {
+                MICROSOFT_DOMAIN
+            }
+
+            fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+                $inputs
+            }
+
+            fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+                infer_residual(node, inputs)
+            }
+
+            fn kernel(
+                &self,
+                node: &Node,
+                _: &[Option<&Tensor>],
+            ) -> Result<Box<dyn Kernel>, OpError> {
+                let epsilon = node.float_or("epsilon", 1e-12)?;
+                let statistics = node.outputs.iter().take(3).skip(1);
+                if statistics.clone().any(|output| !output.is_empty()) {
+                    let what = "the mean and deviation outputs".into();
+                    return Err(OpError::Unsupported { what });
+                }
+                let keeps_sum = node.outputs.get(3).is_some_and(|output| !output.is_empty());
+                Ok(Box::new(move |run: &mut Run| residual(run, $places, epsilon, keeps_sum)))
+            }
+
+            fn widens_half(&self) -> bool {
+                true
+            }
+        }
+    )*};
+}
+
+residual! {
+    MicrosoftSkipLayerNormalization, "SkipLayerNormalization", 3..=5,
+        Places { shift: Some(3), bias: 4 };
+    SkipSimplifiedLayerNormalization, "SkipSimplifiedLayerNormalization", 3..=4,
+        Places { shift: None, bias: 3 };
+}
+
+fn infer_residual(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+    let x = required(inputs, 0)?;
+    let mut statistics = x.with_dtype(DType::F32);
+    if let Some(last) = statistics.shape.as_mut().and_then(|shape| shape.last_mut()) {
+        *last = Dim::Known(1);
+    }
+    let same = || x.with_dtype(x.dtype);
+    let mut facts = vec![same(), statistics.clone(), statistics, same()];
+    facts.truncate(node.outputs.len());
+    Ok(facts)
+}
+
+fn residual(
+    run: &mut Run,
+    places: Places,
+    epsilon: f32,
+    keeps_sum: bool,
+) -> Result<Vec<Tensor>, OpError> {
+    let (x, skip) = (run.typed::<f32>(0)?, run.typed::<f32>(1)?);
+    let size = *x.shape().last().ok_or_else(|| OpError::value("input 0", "a scalar", "rows"))?;
+    let skip_count = skip.element_count();
+    // A skip of fewer texts is repeated over them.
+    let fits = skip.shape().last() == Some(&size)
+        && (x.element_count() == 0 || (skip_count > 0 && x.element_count() % skip_count == 0));
+    if !fits {
+        return Err(OpError::shapes(x.shape(), skip.shape()));
+    }
+    run.typed::<f32>(2)?;
+    for index in [Some(2), places.shift, Some(places.bias)].into_iter().flatten() {
+        vector(run, index, size)?;
+    }
+    let mut y = in_place_or_copy(run)?;
+    let skip = run.input(1)?.slice::<f32>();
+    let optional = |index: usize| vector(run, index, size);
+    let (scale, bias) = (run.input(2)?.slice::<f32>(), optional(places.bias)?);
+    for_rows(y.slice_mut::<f32>(), size, |first, rows| {
+        for (i, row) in rows.chunks_exact_mut(size).enumerate() {
+            let at = (first + i) * size % skip_count;
+            elementwise::add_assign(row, &skip[at..at + size]);
+            if let Some(bias) = bias {
+                elementwise::add_assign(row, bias);
+            }
+        }
+    });
+    let sum = keeps_sum.then(|| {
+        let mut sum = run.pool.tensor(DType::F32, y.shape());
+        sum.slice_mut::<f32>().copy_from_slice(y.slice());
+        sum
+    });
+    let shift = places.shift.map(optional).transpose()?.flatten();
+    for_rows(y.slice_mut::<f32>(), size, |_, rows| match places.shift {
+        Some(_) => normalize::layer_normalize_rows(rows, scale, shift, epsilon),
+        None => normalize::root_mean_square_rows(rows, scale, epsilon),
+    });
+    let Some(sum) = sum else { return Ok(vec![y]) };
+    let none = || Tensor::zeros(DType::F32, &[0]);
+    Ok(vec![y, none(), none(), sum])
+}
+
+impl Operator for SimplifiedLayerNormalization {
+    fn op_type(&self) -> &'static str {
+        "SimplifiedLayerNormalization"
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let x = required(inputs, 0)?;
+        let axis = node.int_or("axis", -1)?;
+        let mut statistics = x.with_dtype(DType::F32);
+        if let Some(shape) = &mut statistics.shape {
+            let axis = resolve_axis(axis, shape.len()).unwrap_or(0);
+            shape[axis..].fill(Dim::Known(1));
+        }
+        let mut facts = vec![x.with_dtype(x.dtype), statistics];
+        facts.truncate(node.outputs.len());
+        Ok(facts)
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let (axis, epsilon) = (node.int_or("axis", -1)?, node.float_or("epsilon", 1e-5)?);
+        if node.outputs.get(1).is_some_and(|output| !output.is_empty()) {
+            return Err(OpError::Unsupported { what: "the deviation output".into() });
+        }
+        Ok(Box::new(move |run: &mut Run| {
+            let x = run.typed::<f32>(0)?;
+            let axis = resolve_axis(axis, x.rank())
+                .ok_or_else(|| OpError::value("axis", axis, format!("below {}", x.rank())))?;
+            let size: usize = x.shape()[axis..].iter().product();
+            run.typed::<f32>(1)?;
+            vector(run, 1, size)?;
+            let mut y = in_place_or_copy(run)?;
+            let scale = run.input(1)?.slice::<f32>();
+            for_rows(y.slice_mut::<f32>(), size, |_, rows| {
+                normalize::root_mean_square_rows(rows, scale, epsilon);
+            });
+            Ok(vec![y])
+        }))
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
