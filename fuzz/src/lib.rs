@@ -89,7 +89,14 @@ fn use_data(data: &Dataset) {
     if let Dataset::Images(images) = data {
         assert_eq!(images.images.len(), images.labels.len());
         let (mean, std) = (vec![0.5], vec![0.5]);
-        let input = attar_evaluate::ImageInput { resize: 8, size: 8, mean, std };
+        let input = attar_evaluate::ImageInput {
+            resize: 8,
+            size: 8,
+            mean,
+            std,
+            resample: attar_evaluate::Resample::default(),
+            stretch: false,
+        };
         for image in images.images.iter().take(3) {
             let _ = attar_evaluate::decode_image(image, &input);
         }

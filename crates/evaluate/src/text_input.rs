@@ -151,7 +151,10 @@ mod tests {
             ("deep", "[".repeat(100_000).as_bytes()),
         ] {
             let Err(error) = encoder(name, content, 8) else { panic!("{name} is a tokenizer") };
-            assert!(error.starts_with("tokenizer ") && error.contains("tokenizer.json: "), "{error}");
+            assert!(
+                error.starts_with("tokenizer ") && error.contains("tokenizer.json: "),
+                "{error}"
+            );
         }
     }
 
