@@ -7,6 +7,7 @@ use attar_compress::PassError;
 use attar_evaluate::EvaluateError;
 use attar_import::ImportError;
 use attar_onnx::OnnxError;
+use attar_ops::opset::OpsetError;
 use attar_runtime::RuntimeError;
 
 /// Why a command could not do its work.
@@ -17,6 +18,9 @@ pub enum Error {
 
     #[error("{}", path.display())]
     Model { path: PathBuf, source: OnnxError },
+
+    #[error("{} cannot be converted", path.display())]
+    Convert { path: PathBuf, source: OpsetError },
 
     #[error("{place}: {message}")]
     Recipe { place: String, message: String },
@@ -61,6 +65,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Model { source, .. } => source.hint(),
+            Self::Convert { source, .. } => Some(source.hint()),
             Self::Step { source, .. } => source.hint(),
             Self::Runtime { source, .. } => source.hint(),
             Self::Evaluate(error) => error.hint(),

@@ -4,6 +4,7 @@
 
 mod calibration;
 mod compress;
+mod converting;
 mod error;
 mod evaluation;
 mod importing;
@@ -24,6 +25,7 @@ pub use attar_ops::{Bindings, OPERATORS};
 pub use attar_runtime::{RunOptions, Runtime};
 pub use calibration::CalibrationSample;
 pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};
+pub use converting::{ConvertOutcome, ConvertRequest, convert};
 pub use error::Error;
 pub use evaluation::{
     EvaluateOptions, Evaluation, LatencyRow, MetricResult, ModelQuality, RuntimeInvariance,

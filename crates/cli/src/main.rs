@@ -33,6 +33,7 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     Inspect(commands::inspect::Inspect),
     Import(commands::import::Import),
+    Convert(commands::convert::Convert),
     Prepare(commands::prepare::Prepare),
     Compress(commands::compress::Compress),
     Evaluate(commands::evaluate::Evaluate),
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Inspect(command) => command.run(cli.json),
         Command::Import(command) => command.run(cli.json),
+        Command::Convert(command) => command.run(cli.json),
         Command::Prepare(command) => command.run(cli.json),
         Command::Compress(command) => command.run(cli.json),
         Command::Evaluate(command) => command.run(cli.json),

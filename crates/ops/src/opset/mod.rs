@@ -47,6 +47,22 @@ pub enum OpsetError {
     Graph(#[from] GraphError),
 }
 
+impl OpsetError {
+    /// The user's next step.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Range { found, .. } if *found < OLDEST_OPSET => {
+                format!("export the model for opset {OLDEST_OPSET} or later")
+            }
+            Self::Range { found, .. } => {
+                format!("give `--opset` a number from {found} to {NEWEST_OPSET}")
+            }
+            Self::Node { .. } => "leave `--opset` out, or export the model for it".into(),
+            Self::Graph(_) => "check the model: `attar inspect MODEL`".into(),
+        }
+    }
+}
+
 /// Converts a model to a newer operator set. Functions are inlined first, since their nodes count
 /// as well.
 ///
