@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use attar_evaluate::TextEncoder;
 use attar_graph::{Model, validate};
 use attar_import::{
     FOLDER_ARCHITECTURES, FolderOptions, Imported, TEXT_ARCHITECTURES, import_folder,
@@ -395,4 +396,74 @@ fn a_vision_transformer_without_pooler_gives_its_first_token() {
     let Imported::Image(image) = network.import(true, 17) else { panic!("ViT takes images") };
     assert_eq!(image.model.graph.outputs[0].name, "image_embedding");
     assert_eq!(image.remarks, ["there is no pooler: the vector is that of the first token"]);
+}
+
+/// Words that are their own ids, and pairs as BERT's tokenizer joins them.
+fn tokenizer() -> Value {
+    let words = (0..99).map(|id| (format!("w{id}"), Value::from(id)));
+    let vocabulary: Map<String, Value> = words.collect();
+    let special =
+        |id: u32| json!({ "id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")] });
+    let piece = |name: &str, kind: u32| json!({ "Sequence": { "id": name, "type_id": kind } });
+    let separator = |kind: u32| json!({ "SpecialToken": { "id": "w3", "type_id": kind } });
+    let first = json!({ "SpecialToken": { "id": "w2", "type_id": 0 } });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "decoder": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, piece("A", 0), separator(0)],
+            "pair": [first, piece("A", 0), separator(0), piece("B", 1), separator(1)],
+            "special_tokens": { "w2": special(2), "w3": special(3) },
+        },
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "w0" },
+    })
+}
+
+#[test]
+fn an_imported_cross_encoder_is_measured_on_pairs_and_on_nothing_else() {
+    let network = Network::whole("bert_ranker");
+    network.write("tokenizer.json", tokenizer().to_string().as_bytes());
+    let output = network.folder.join("onnx/ranker.onnx");
+    let request = attar::ImportRequest {
+        source: &network.folder,
+        architecture: None,
+        pooling: true,
+        output: &output,
+    };
+    attar::import(&request).expect("the folder is whole");
+    let subject = attar::Subject::open(&output).expect("the model was written");
+
+    let mut pairs = "sentence1\tsentence2\tscore\n".to_string();
+    for (text, score) in [("w17 w45 w98\tw60 w5 w33 w71", 2), ("w50\tw9 w9", 1), ("w50\tw9", 0)] {
+        pairs.push_str(&format!("{text}\t{score}\n"));
+    }
+    network.write("pairs.tsv", pairs.as_bytes());
+    network.write("texts.txt", b"w50 w9\nw9\n");
+    let evaluate = |file: &str| {
+        let (data, _) = attar::Dataset::open(&network.folder.join(file), None, false)
+            .expect("the data is well formed");
+        let options = attar::EvaluateOptions {
+            runtime: &Builtin,
+            threads: NonZeroUsize::MIN,
+            batch_size: 2,
+            progress: &attar::Silent,
+        };
+        attar::evaluate_models(&[&subject, &subject], &data, &options)
+    };
+    let evaluation = evaluate("pairs.tsv").expect("pairs can be scored");
+    assert_eq!(evaluation.models[1].metrics[0].name, "Spearman");
+    assert!(evaluation.models[1].agreement.is_none());
+    let error = evaluate("texts.txt").expect_err("texts have no score");
+    assert!(error.to_string().contains("one score for two texts"), "{error}");
+
+    let encoder = TextEncoder::new(
+        subject.preprocessing.as_ref().expect("written"),
+        output.parent().expect("a folder"),
+    )
+    .expect("the tokenizer is whole");
+    let encoded = encoder.encode_pairs(&[("w17 w45", "w60")]).expect("words are known");
+    assert_eq!(encoded[0].ids, [2, 17, 45, 3, 60, 3]);
+    assert_eq!(encoded[0].types, [0, 0, 0, 0, 1, 1]);
 }

@@ -8,8 +8,8 @@ use attar_evaluate::metrics::{
 };
 use attar_evaluate::{
     Agreement, Dataset, Embeddings, Interval, Invariance, Latency, Progress, Shape, agreement,
-    batch_invariance, data, embed, mean_interval, measure, paired_interval, resampled_interval,
-    score_images, synthetic_feeds,
+    batch_invariance, data, embed, gives_one_score, mean_interval, measure, paired_interval,
+    resampled_interval, score_images, score_pairs, synthetic_feeds,
 };
 use attar_runtime::{RunOptions, Runtime, Session};
 use serde::Serialize;
@@ -38,7 +38,8 @@ pub struct ModelQuality {
     pub name: String,
     pub size_bytes: u64,
     pub metrics: Vec<MetricResult>,
-    /// Agreement of its vectors or scores with the first model's.
+    /// Agreement of its vectors or scores with the first model's; none where it gives one number,
+    /// which has no direction.
     pub agreement: Option<Agreement>,
 }
 
@@ -73,11 +74,14 @@ pub fn evaluate_models(
     }
     let models = subjects.iter().zip(&outcomes).enumerate().map(|(index, (subject, outcome))| {
         let reference = (index > 0).then(|| &outcomes[0]);
+        let with_direction = reference.filter(|first| first.rows.dimension > 1);
         Ok(ModelQuality {
             name: subject.name.clone(),
             size_bytes: subject.size_bytes,
             metrics: metric_results(outcome, reference, data),
-            agreement: reference.map(|first| agreement(&first.rows, &outcome.rows)).transpose()?,
+            agreement: with_direction
+                .map(|first| agreement(&first.rows, &outcome.rows))
+                .transpose()?,
         })
     });
     Ok(Evaluation {
@@ -114,6 +118,18 @@ fn outcome(
         return Ok(Outcome { rows, values });
     }
     let encoder = subject.text_encoder()?;
+    if gives_one_score(session, subject.output())? {
+        let Dataset::Pairs(pairs) = data else {
+            let wanted = data.kind_name();
+            return Err(attar_evaluate::EvaluateError::OneScore { wanted }.into());
+        };
+        let second = pairs.second.iter().map(String::as_str);
+        let pairs: Vec<_> = pairs.first.iter().map(String::as_str).zip(second).collect();
+        let output = subject.output();
+        let rows = score_pairs(session, &encoder, output, &pairs, batch_size, progress)?;
+        let scores = rows.values.iter().map(|&score| f64::from(score)).collect();
+        return Ok(Outcome { rows, values: vec![("Spearman", scores)] });
+    }
     let rows = embed(session, &encoder, subject.output(), &data.texts(), batch_size, progress)?;
     let values = match data {
         Dataset::Retrieval(data) => {

@@ -1,11 +1,11 @@
 //! Running a model over a data set: texts to vectors, images to scores.
 
-use attar_graph::Value;
+use attar_graph::{Dim, Value};
 use attar_runtime::Session;
 use attar_tensor::{DType, Tensor};
 
 use crate::data::ImageSource;
-use crate::{EvaluateError, ImageInput, Progress, TextEncoder, image_feeds};
+use crate::{Encoded, EvaluateError, ImageInput, Progress, TextEncoder, image_feeds};
 
 /// Vectors, one row each.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,24 +89,66 @@ pub fn embed(
 ) -> Result<Embeddings, EvaluateError> {
     let output = row_output(session, output, "a vector per text")?;
     let encoded = encoder.encode(texts)?;
+    run_all(session, encoder, output, &encoded, batch_size, &|done| {
+        progress.advance("embedding texts", done, texts.len());
+    })
+}
+
+/// Whether the model gives one number for a row of tokens, as cross-encoders do of two texts.
+///
+/// # Errors
+/// A model without an output of one row per example.
+pub fn gives_one_score(session: &dyn Session, output: Option<&str>) -> Result<bool, EvaluateError> {
+    let output = &session.outputs()[row_output(session, output, "a row per text")?];
+    Ok(output.shape().is_some_and(|shape| shape.get(1) == Some(&Dim::Known(1))))
+}
+
+/// A cross-encoder's score of every pair of texts, in order.
+///
+/// # Errors
+/// As [`embed`].
+pub fn score_pairs(
+    session: &mut dyn Session,
+    encoder: &TextEncoder,
+    output: Option<&str>,
+    pairs: &[(&str, &str)],
+    batch_size: usize,
+    progress: &dyn Progress,
+) -> Result<Scores, EvaluateError> {
+    let output = row_output(session, output, "a score per pair")?;
+    let encoded = encoder.encode_pairs(pairs)?;
+    run_all(session, encoder, output, &encoded, batch_size, &|done| {
+        progress.advance("scoring pairs", done, pairs.len());
+    })
+}
+
+/// The rows of all of `encoded`, in order.
+fn run_all(
+    session: &mut dyn Session,
+    encoder: &TextEncoder,
+    output: usize,
+    encoded: &[Encoded],
+    batch_size: usize,
+    progress: &dyn Fn(usize),
+) -> Result<Embeddings, EvaluateError> {
     let mut order: Vec<usize> = (0..encoded.len()).collect();
     order.sort_by_key(|&index| encoded[index].ids.len());
     let inputs = session.inputs().to_vec();
     let mut vectors = Embeddings { dimension: 0, values: Vec::new() };
     for (number, batch) in order.chunks(batch_size.max(1)).enumerate() {
-        progress.advance("embedding texts", number * batch_size, texts.len());
+        progress(number * batch_size);
         let examples: Vec<_> = batch.iter().map(|&index| &encoded[index]).collect();
         let rows = run_rows(session, output, &encoder.feeds(&examples, &inputs)?, batch.len())?;
         if vectors.dimension == 0 {
             vectors.dimension = rows.shape()[1];
-            vectors.values = vec![0.0; texts.len() * vectors.dimension];
+            vectors.values = vec![0.0; encoded.len() * vectors.dimension];
         }
         let dimension = vectors.dimension;
         for (&index, row) in batch.iter().zip(rows.values::<f32>().chunks_exact(dimension)) {
             vectors.values[index * dimension..(index + 1) * dimension].copy_from_slice(row);
         }
     }
-    progress.advance("embedding texts", texts.len(), texts.len());
+    progress(encoded.len());
     Ok(vectors)
 }
 

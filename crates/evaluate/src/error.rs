@@ -33,6 +33,9 @@ pub enum EvaluateError {
     #[error("output `{output}` is not finite for example {example} of its batch")]
     NotFinite { output: String, example: usize },
 
+    #[error("the model gives one score for two texts, which cannot be used for {wanted}")]
+    OneScore { wanted: &'static str },
+
     #[error("no attar.toml beside the model says how to turn {data} into its inputs")]
     NoPreprocessing { data: &'static str },
 
@@ -59,6 +62,9 @@ impl EvaluateError {
                 "name it in attar.toml: `output = \"NAME\"`; an encoder needs pooling in the graph \
                  (`attar import` puts it there)"
                     .into()
+            }
+            Self::OneScore { .. } => {
+                "a cross-encoder is measured on sentence pairs; search needs an encoder".into()
             }
             Self::NoPreprocessing { .. } => {
                 "`attar import` writes one; else write it as the README shows".into()

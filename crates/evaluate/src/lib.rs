@@ -14,7 +14,7 @@ mod size;
 mod text_input;
 
 pub use data::{DataKind, Dataset};
-pub use embed::{Embeddings, Scores, embed, score_images};
+pub use embed::{Embeddings, Scores, embed, gives_one_score, score_images, score_pairs};
 pub use error::EvaluateError;
 pub use image_input::{decode_image, gray_image, image_feeds};
 pub use interval::{Interval, mean_interval, paired_interval, resampled_interval};

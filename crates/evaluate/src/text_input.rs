@@ -4,7 +4,7 @@ use std::path::Path;
 
 use attar_graph::Value;
 use attar_tensor::{DType, Tensor};
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{EncodeInput, Tokenizer, TruncationParams};
 
 use crate::{EvaluateError, Preprocessing};
 
@@ -51,10 +51,25 @@ impl TextEncoder {
     /// # Errors
     /// What the tokenizer reports.
     pub fn encode(&self, texts: &[&str]) -> Result<Vec<Encoded>, EvaluateError> {
-        let encodings =
-            self.tokenizer.encode_batch_fast(texts.to_vec(), true).map_err(|error| {
-                EvaluateError::Tokenizer { path: "tokenizer".into(), message: error.to_string() }
-            })?;
+        self.encode_all(texts.to_vec())
+    }
+
+    /// Every pair of texts in one row of token ids, as a cross-encoder reads them; the longer of
+    /// the two is cut first.
+    ///
+    /// # Errors
+    /// What the tokenizer reports.
+    pub fn encode_pairs(&self, pairs: &[(&str, &str)]) -> Result<Vec<Encoded>, EvaluateError> {
+        self.encode_all(pairs.to_vec())
+    }
+
+    fn encode_all<'s, T: Into<EncodeInput<'s>> + Send>(
+        &self,
+        inputs: Vec<T>,
+    ) -> Result<Vec<Encoded>, EvaluateError> {
+        let encodings = self.tokenizer.encode_batch_fast(inputs, true).map_err(|error| {
+            EvaluateError::Tokenizer { path: "tokenizer".into(), message: error.to_string() }
+        })?;
         let wide = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect();
         Ok(encodings
             .iter()

@@ -47,7 +47,7 @@ mod tests {
     use crate::weights::Weights;
     use crate::weights::testing::zip_file;
 
-    /// A folder with two shards of PyTorch's own format, each of one tensor; removed at the end.
+    /// A folder with two shards of `PyTorch`'s own format, each of one tensor; removed at the end.
     struct TestFolder(PathBuf);
 
     impl TestFolder {
