@@ -4,8 +4,11 @@ mod case;
 mod control;
 mod elementwise;
 mod images;
+mod normalizing;
+mod pooling;
 mod products;
 mod quantized;
+mod resampling;
 mod rows;
 mod shaping;
 
@@ -24,6 +27,9 @@ fn all_cases() -> Vec<Case> {
         shaping::cases(),
         products::cases(),
         images::cases(),
+        normalizing::cases(),
+        pooling::cases(),
+        resampling::cases(),
         rows::cases(),
         quantized::cases(),
     ]
@@ -55,6 +61,21 @@ fn products_equal_onnx_runtime() {
 #[test]
 fn image_operators_equal_onnx_runtime() {
     check(&images::cases());
+}
+
+#[test]
+fn normalizations_equal_onnx_runtime() {
+    check(&normalizing::cases());
+}
+
+#[test]
+fn pooling_equals_onnx_runtime() {
+    check(&pooling::cases());
+}
+
+#[test]
+fn resampling_equals_onnx_runtime() {
+    check(&resampling::cases());
 }
 
 #[test]
