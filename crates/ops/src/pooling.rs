@@ -1,4 +1,4 @@
-//! `MaxPool` (opset 8), `AveragePool` (opset 7) and `LpPool` (opset 2), over any count of axes:
+//! `MaxPool` (opset 1), `AveragePool` (opset 1) and `LpPool` (opset 2), over any count of axes:
 //! y[o] = max, mean or (Σ |x|ᵖ)^(1/p) of x[o·stride + tap·dilation − pad] over the taps.
 
 use attar_graph::{Dim, Node};
@@ -58,9 +58,9 @@ macro_rules! poolings {
 }
 
 poolings! {
-    AveragePool, 7, Pooling::Average;
+    AveragePool, 1, Pooling::Average;
     LpPool, 2, Pooling::Lp;
-    MaxPool, 8, Pooling::Max;
+    MaxPool, 1, Pooling::Max;
 }
 
 fn infer(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {

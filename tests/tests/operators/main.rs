@@ -4,9 +4,12 @@ mod case;
 mod control;
 mod elementwise;
 mod images;
+mod normalizing;
+mod pooling;
 mod products;
 mod quantized;
 mod recurrent;
+mod resampling;
 mod rows;
 mod shaping;
 
@@ -25,6 +28,9 @@ fn all_cases() -> Vec<Case> {
         shaping::cases(),
         products::cases(),
         images::cases(),
+        normalizing::cases(),
+        pooling::cases(),
+        resampling::cases(),
         rows::cases(),
         quantized::cases(),
         recurrent::cases(),
@@ -57,6 +63,21 @@ fn products_equal_onnx_runtime() {
 #[test]
 fn image_operators_equal_onnx_runtime() {
     check(&images::cases());
+}
+
+#[test]
+fn normalizations_equal_onnx_runtime() {
+    check(&normalizing::cases());
+}
+
+#[test]
+fn pooling_equals_onnx_runtime() {
+    check(&pooling::cases());
+}
+
+#[test]
+fn resampling_equals_onnx_runtime() {
+    check(&resampling::cases());
 }
 
 #[test]
