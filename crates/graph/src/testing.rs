@@ -113,6 +113,7 @@ fn is_list(name: &str) -> bool {
             | "shape"
             | "starts"
             | "ends"
+            | "qkv_hidden_sizes"
             | "scan_input_axes"
             | "scan_output_axes"
             | "scan_input_directions"

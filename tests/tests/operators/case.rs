@@ -7,6 +7,7 @@ use attar_tensor::Tensor;
 use attar_tests::{numbers, ort_library};
 
 /// A graph as text and what it is fed.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) text: String,
     pub(crate) feeds: Vec<(&'static str, Tensor)>,
@@ -41,6 +42,15 @@ impl Case {
 
     pub(crate) fn domain(mut self, domain: &'static str, version: i64) -> Self {
         self.domain = Some((domain, version));
+        self
+    }
+
+    /// Makes some of the feeds constants.
+    pub(crate) fn constant(mut self, names: &[&str]) -> Self {
+        let is_constant = |(name, _): &(&str, Tensor)| names.contains(name);
+        let (constants, feeds) = self.feeds.into_iter().partition(is_constant);
+        self.feeds = feeds;
+        self.constants.extend::<Vec<_>>(constants);
         self
     }
 

@@ -1,11 +1,14 @@
 //! Every operator on `builtin` against ONNX Runtime, over many shapes: a file per family.
 
+mod attention;
 mod case;
 mod control;
 mod elementwise;
 mod images;
 mod normalizing;
 mod pooling;
+mod integers;
+mod microsoft;
 mod products;
 mod quantized;
 mod recurrent;
@@ -34,6 +37,9 @@ fn all_cases() -> Vec<Case> {
         rows::cases(),
         quantized::cases(),
         recurrent::cases(),
+        attention::cases(),
+        integers::cases(),
+        microsoft::cases(),
     ]
     .into_iter()
     .flatten()
@@ -93,6 +99,21 @@ fn quantizing_operators_equal_onnx_runtime() {
 #[test]
 fn recurrent_layers_equal_onnx_runtime() {
     check(&recurrent::cases());
+}
+
+#[test]
+fn attention_equals_onnx_runtime() {
+    check(&attention::cases());
+}
+
+#[test]
+fn integer_operators_equal_onnx_runtime() {
+    check(&integers::cases());
+}
+
+#[test]
+fn optimized_operators_equal_onnx_runtime() {
+    check(&microsoft::cases());
 }
 
 #[test]
