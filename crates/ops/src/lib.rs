@@ -57,6 +57,7 @@ mod mean_variance_normalization;
 mod microsoft;
 mod min_max;
 mod pooling;
+mod ml;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
@@ -205,6 +206,8 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
     &quantized_matmul::QuantizedMatMul,
+    &ml::ArrayFeatureExtractor,
+    &ml::Binarizer,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,
