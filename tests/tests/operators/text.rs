@@ -31,7 +31,8 @@ fn string_cases(cases: &mut Vec<Case>) {
     cases.push(all.attribute(0, "locale", "C").attribute(0, "stopwords", strings(&["a"])));
     let feeds = vec![("x", texts(&[2, 1], &["a", "b"])), ("z", texts(&[3], &["x", "", "ü"]))];
     cases.push(case("y = StringConcat(x, z)", feeds).opset(20));
-    let lists = texts(&[2, 2], &["a,b,c", "", "x", ",,"]);
+    // Of an empty string, ONNX (and attar) make one empty part, ONNX Runtime none.
+    let lists = texts(&[2, 2], &["a,b,c", "d,", "x", ",,"]);
     let split = |limit: Option<i64>| {
         let case = case("y, n = StringSplit(x)", vec![("x", lists.clone())]).opset(20);
         let case = case.attribute(0, "delimiter", ",");
@@ -59,8 +60,8 @@ fn encoder_cases(cases: &mut Vec<Case>) {
             .attribute(0, "values_strings", strings(&["one", "three"])),
     );
     cases.push(
-        encoder(Tensor::new(&[3], &[1.5_f32, f32::NAN, 2.0]))
-            .attribute(0, "keys_floats", AttributeValue::Floats(vec![1.5, f32::NAN]))
+        encoder(Tensor::new(&[3], &[1.5_f32, -0.5, 2.0]))
+            .attribute(0, "keys_floats", AttributeValue::Floats(vec![1.5, -0.5]))
             .attribute(0, "values_floats", AttributeValue::Floats(vec![10.0, 20.0]))
             .attribute(0, "default_float", 0.25_f32),
     );
