@@ -242,6 +242,7 @@ pub fn runs(model: &Model, node: &Node) -> bool {
 mod tests {
     use super::*;
     use attar_graph::testing::graph_from_text;
+    use attar_tensor::Tensor;
 
     fn model(text: &str) -> Model {
         let opsets = [(String::new(), 17)].into_iter().collect();
@@ -263,6 +264,79 @@ mod tests {
         assert_eq!(text, ["batch", "sequence", "batch", "sequence"]);
         let shape = facts.get("f").unwrap().shape.clone().unwrap();
         assert_eq!(shape[0].to_string(), "batch*sequence");
+    }
+
+    fn elements(facts: &Facts, value: &str) -> Vec<String> {
+        let elements = facts.get(value).unwrap().elements();
+        elements.expect("a followed value").iter().map(Dim::to_string).collect()
+    }
+
+    #[test]
+    fn the_shape_that_torch_expands_to_stays_symbolic() {
+        // x.expand(batch, -1, sequence, 8): each −1 becomes what `ones` says, which Expand ignores.
+        let mut model = model(
+            "x: f32[1, 4, 1, 8]
+             ids: i64[batch, sequence]
+             rest: i64[1]
+             last: i64[1]
+             minus: i64[]
+             zero: i64[1]
+             one: i64[1]
+             s = Shape(ids)
+             b = Gather(s, zero)
+             q = Gather(s, one)
+             target = Concat(b, rest, q, last, axis=0)
+             rank = Shape(target)
+             ones = ConstantOfShape(rank)
+             negative = Mul(ones, minus)
+             open = Equal(target, negative)
+             chosen = Where(open, ones, target)
+             y = Expand(x, chosen)",
+        );
+        let vectors = [("rest", -1), ("last", 8), ("zero", 0), ("one", 1)];
+        for (name, value) in vectors {
+            model.graph.set_initializer(name, Tensor::new(&[1], &[value as i64]));
+        }
+        model.graph.set_initializer("minus", Tensor::scalar(-1_i64));
+        let fill = model.graph.nodes.iter_mut().find(|node| node.is("ConstantOfShape")).unwrap();
+        let one = attar_graph::AttributeValue::from(Tensor::new(&[1], &[1_i64]));
+        fill.attributes.insert("value".into(), one.into());
+        let facts = infer_graph(&model);
+        assert_eq!(elements(&facts, "chosen"), ["batch", "1", "sequence", "8"]);
+        let shape = facts.get("y").unwrap().shape.clone().unwrap();
+        let shape: Vec<String> = shape.iter().map(Dim::to_string).collect();
+        assert_eq!(shape, ["batch", "4", "sequence", "8"]);
+    }
+
+    #[test]
+    fn sizes_are_followed_through_conditions_scatters_and_slices() {
+        let mut model = model(
+            "x: f32[batch, sequence, 8]
+             places: i64[1, 1]
+             update: i64[1]
+             zero: i64[]
+             start: i64[1]
+             end: i64[1]
+             axis: i64[1]
+             s = Shape(x)
+             t = ScatterND(s, places, update)
+             n = Size(x)
+             below = Less(n, zero)
+             m = Where(below, zero, n)
+             cut = Slice(x, start, end, axis)
+             a, b = Split(s, axis=0, split=1 2)",
+        );
+        model.graph.set_initializer("places", Tensor::new(&[1, 1], &[-1_i64]));
+        model.graph.set_initializer("zero", Tensor::scalar(0_i64));
+        for (name, value) in [("update", 5_i64), ("start", 1), ("end", -1), ("axis", 1)] {
+            model.graph.set_initializer(name, Tensor::new(&[1], &[value]));
+        }
+        let facts = infer_graph(&model);
+        assert_eq!(elements(&facts, "t"), ["batch", "sequence", "5"]);
+        assert_eq!(elements(&facts, "m"), ["8*batch*sequence"]);
+        assert_eq!(elements(&facts, "b"), ["sequence", "8"]);
+        let shape = facts.get("cut").unwrap().shape.clone().unwrap();
+        assert_eq!(shape[1].to_string(), "sequence - 2");
     }
 
     #[test]

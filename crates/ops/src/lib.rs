@@ -56,6 +56,7 @@ mod max_unpool;
 mod mean_variance_normalization;
 mod microsoft;
 mod min_max;
+mod ml;
 mod pooling;
 mod quantize_dequantize;
 mod quantize_linear;
@@ -205,6 +206,8 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
     &quantized_matmul::QuantizedMatMul,
+    &ml::ArrayFeatureExtractor,
+    &ml::Binarizer,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,

@@ -3,7 +3,7 @@
 use attar_graph::testing::graph_from_text;
 use attar_graph::{AttributeValue, Model};
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
-use attar_tensor::Tensor;
+use attar_tensor::{Bytes, DType, Tensor};
 use attar_tests::{numbers, ort_library};
 
 /// A graph as text and what it is fed.
@@ -16,6 +16,8 @@ pub(crate) struct Case {
     opset: i64,
     /// Graphs inside the first node, by attribute.
     bodies: Vec<(&'static str, &'static str)>,
+    /// Attributes that the text cannot say, by node.
+    attributes: Vec<(usize, &'static str, AttributeValue)>,
     /// Domain of the nodes, and its version.
     domain: Option<(&'static str, i64)>,
     /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
@@ -24,8 +26,16 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) -> Case {
-    let (constants, bodies) = (Vec::new(), Vec::new());
-    Case { text: text.into(), feeds, constants, opset: 17, bodies, domain: None, tolerance: 2e-6 }
+    Case {
+        text: text.into(),
+        feeds,
+        constants: Vec::new(),
+        opset: 17,
+        bodies: Vec::new(),
+        attributes: Vec::new(),
+        domain: None,
+        tolerance: 2e-6,
+    }
 }
 
 impl Case {
@@ -37,6 +47,17 @@ impl Case {
     /// Puts a graph into the first node. What it reads of the outer graph is captured.
     pub(crate) fn body(mut self, attribute: &'static str, text: &'static str) -> Self {
         self.bodies.push((attribute, text));
+        self
+    }
+
+    /// Gives the node at `index` an attribute.
+    pub(crate) fn attribute(
+        mut self,
+        index: usize,
+        name: &'static str,
+        value: impl Into<AttributeValue>,
+    ) -> Self {
+        self.attributes.push((index, name, value.into()));
         self
     }
 
@@ -94,6 +115,22 @@ pub(crate) fn bools(shape: &[usize]) -> Tensor {
     Tensor::from_bools(shape, &(0..count).map(|i| i % 3 != 1).collect::<Vec<_>>())
 }
 
+/// Numbers of any type; those of integers lie within ±100, or 0 to 100.
+pub(crate) fn typed(dtype: DType, shape: &[usize]) -> Tensor {
+    let x = f32s(shape);
+    if dtype.is_float() {
+        return x.converted(dtype).expect("floats convert");
+    }
+    let whole: Vec<f32> =
+        x.slice::<f32>().iter().map(|x| (x * 40.0).clamp(-100.0, 100.0)).collect();
+    Tensor::new(shape, &whole).converted(dtype).expect("numbers convert")
+}
+
+pub(crate) fn texts(shape: &[usize], words: &[&str]) -> Tensor {
+    let words = words.iter().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+    Tensor::from_strings(shape, words).expect("one word for each element")
+}
+
 pub(crate) fn declared(name: &str, tensor: &Tensor) -> String {
     let dims: Vec<String> = tensor.shape().iter().map(ToString::to_string).collect();
     format!("{name}: {}[{}]\n", tensor.dtype(), dims.join(", "))
@@ -118,6 +155,9 @@ pub(crate) fn model_of(case: &Case) -> Model {
         });
         let value = AttributeValue::from(body);
         graph.nodes[0].attributes.insert((*attribute).into(), value.into());
+    }
+    for (index, name, value) in &case.attributes {
+        graph.nodes[*index].attributes.insert((*name).into(), value.clone().into());
     }
     // `Cast` names its type by number; `Constant` values cannot be written as text.
     for node in graph.nodes.iter_mut().filter(|node| node.is("Constant")) {
@@ -145,6 +185,9 @@ pub(crate) fn numbers_of(tensor: &Tensor) -> Vec<f64> {
 
 /// Largest difference over the largest finite magnitude expected.
 pub(crate) fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    if expected.dtype() == DType::String {
+        return if found == expected { 0.0 } else { f64::INFINITY };
+    }
     let (found, expected) = (numbers_of(found), numbers_of(expected));
     let scale = expected.iter().filter(|x| x.is_finite()).fold(1e-30, |m: f64, x| m.max(x.abs()));
     let differ = |a: f64, b: f64| match (a.is_nan(), b.is_nan()) {

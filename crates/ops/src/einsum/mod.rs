@@ -77,6 +77,10 @@ impl Operator for Einsum {
         }))
     }
 
+    fn widens_half(&self) -> bool {
+        true
+    }
+
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
         let shapes: Option<Vec<&[Dim]>> =
             inputs.iter().map(|fact| fact.and_then(|fact| fact.shape.as_deref())).collect();

@@ -135,3 +135,105 @@ fn blocks(
     }
     Ok(Blocks { starts, size })
 }
+
+#[cfg(test)]
+mod tests {
+    use attar_graph::{Model, testing::graph_from_text};
+
+    use super::*;
+    use crate::{Datum, Pool, Program};
+
+    fn error(text: &str, feeds: &[Tensor]) -> String {
+        let opsets = [(String::new(), 24)].into_iter().collect();
+        let names = ["x", "i", "u", "v"];
+        let declared = names.iter().zip(feeds).map(|(name, _)| format!("{name}: f32[]\n"));
+        let text: String = declared.chain([text.to_string()]).collect();
+        let model = Model { graph: graph_from_text(&text), opsets, ..Model::default() };
+        let feeds = feeds.iter().cloned().map(Datum::Tensor).collect();
+        let program = Program::new(model, &[]).unwrap();
+        program.run(feeds, &Pool::default()).unwrap_err().to_string()
+    }
+
+    fn list(values: &[i64]) -> Tensor {
+        Tensor::new(&[values.len()], values)
+    }
+
+    fn matrix(values: &[i64], columns: usize) -> Tensor {
+        Tensor::new(&[values.len() / columns, columns], values)
+    }
+
+    #[test]
+    fn an_index_outside_is_an_error_that_names_it() {
+        let x = || Tensor::new(&[2, 2], &[1.0_f32, 2.0, 3.0, 4.0]);
+        let one = || Tensor::new(&[1, 1], &[9.0_f32]);
+        let cases: &[(&str, &[Tensor])] = &[
+            ("y = Gather(x, i)", &[x(), list(&[2])]),
+            ("y = GatherElements(x, i)", &[x(), matrix(&[-3], 1)]),
+            ("y = GatherND(x, i)", &[x(), matrix(&[0, i64::MIN], 2)]),
+            ("y = ScatterElements(x, i, u)", &[x(), matrix(&[i64::MAX], 1), one()]),
+            (
+                "y = ScatterND(x, i, u)",
+                &[x(), matrix(&[0, 2], 2), list(&[0]).converted(attar_tensor::DType::F32).unwrap()],
+            ),
+        ];
+        for (text, feeds) in cases {
+            let message = error(text, feeds);
+            assert!(message.contains("an index is"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let x = || Tensor::new(&[2, 2], &[1.0_f32, 2.0, 3.0, 4.0]);
+        let scalar = || Tensor::scalar(0_i64);
+        let cases: &[(&str, &[Tensor])] = &[
+            ("y = GatherElements(x, i)", &[x(), list(&[0])]),
+            ("y = GatherElements(x, i)", &[x(), matrix(&[0, 0, 0], 3)]),
+            ("y = GatherND(x, i)", &[x(), matrix(&[0, 0, 0], 3)]),
+            ("y = GatherND(x, i)", &[x(), scalar()]),
+            ("y = GatherND(x, i, batch_dims=9)", &[x(), list(&[0])]),
+            ("y = ScatterND(x, i, u)", &[x(), matrix(&[0], 1), x()]),
+            ("y = TopK(x, i)", &[x(), list(&[3])]),
+            ("y = TopK(x, i)", &[x(), list(&[-1])]),
+            ("y = OneHot(x, i, u)", &[x(), list(&[-1]), list(&[0, 1])]),
+            ("y = OneHot(x, i, u)", &[x(), list(&[3]), list(&[0])]),
+            ("y = Compress(x, i, axis=0)", &[x(), Tensor::from_bools(&[3], &[true; 3])]),
+            ("y = ReverseSequence(x, i)", &[x(), list(&[3, 0])]),
+            ("y = TensorScatter(x, i)", &[x(), x()]),
+            ("y = NonMaxSuppression(x, i)", &[x(), x()]),
+        ];
+        for (text, feeds) in cases {
+            error(text, feeds);
+        }
+    }
+
+    #[test]
+    fn a_declared_size_beyond_memory_is_an_error_that_names_the_shape() {
+        let x = || Tensor::new(&[1], &[1.0_f32]);
+        let huge = i64::MAX / 2;
+        let cases: &[(&str, &[Tensor])] = &[
+            ("y = ConstantOfShape(x)", &[list(&[huge, 4])]),
+            ("y = ConstantOfShape(x)", &[list(&[1 << 60])]),
+            ("y = ConstantOfShape(x)", &[list(&[-1])]),
+            ("y = Expand(x, i)", &[x(), list(&[huge])]),
+            ("y = Tile(x, i)", &[x(), list(&[huge])]),
+            ("y = Pad(x, i)", &[x(), list(&[huge, huge])]),
+            ("y = Pad(x, i)", &[x(), list(&[i64::MAX, i64::MAX])]),
+            (
+                "y = Range(x, i, u)",
+                &[Tensor::scalar(0_i64), Tensor::scalar(huge), Tensor::scalar(1_i64)],
+            ),
+            (
+                "y = Range(x, i, u)",
+                &[Tensor::scalar(0_i64), Tensor::scalar(5_i64), Tensor::scalar(0_i64)],
+            ),
+            ("y = OneHot(x, i, u)", &[list(&[1]), list(&[huge]), list(&[0, 1])]),
+            ("y = CenterCropPad(x, i)", &[x(), list(&[huge])]),
+            ("y = HannWindow(x)", &[Tensor::scalar(huge)]),
+            ("y = DFT(x, i)", &[Tensor::new(&[1, 1, 1], &[1.0_f32]), Tensor::scalar(huge)]),
+        ];
+        for (text, feeds) in cases {
+            error(text, feeds);
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! `SpaceToDepth` and `DepthToSpace` (opset 1; `mode` from 11): blocks of an image to channels and
+//! `SpaceToDepth` and `DepthToSpace` (opset 1; `mode` from 28 and 11): blocks of an image to channels and
 //! back.
 //!
 //! With block size b, `[n, c, h·b, w·b]` becomes `[n, b·b·c, h, w]` in the order (row, column,
@@ -19,6 +19,15 @@ fn block_size(node: &Node) -> Result<usize, OpError> {
     let size = node.int_or("blocksize", 0)?;
     let error = || OpError::value("blocksize", size, "1 to 65535");
     usize::try_from(size).ok().filter(|size| (1..1 << 16).contains(size)).ok_or_else(error)
+}
+
+/// Whether channels come before the places in a block: CRD.
+fn is_channels_first(node: &Node) -> Result<bool, OpError> {
+    match node.text("mode")? {
+        None | Some("DCR") => Ok(false),
+        Some("CRD") => Ok(true),
+        Some(other) => Err(OpError::value("mode", other, "DCR or CRD")),
+    }
 }
 
 /// The four sizes of an image.
@@ -68,12 +77,14 @@ impl Operator for SpaceToDepth {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let b = block_size(node)?;
+        let channels_first = is_channels_first(node)?;
         Ok(for_every_type(
             |index| index == 0,
             move |run: &mut Run| {
                 let &[n, c, h, w] = image(run.input(0)?.shape())?;
                 let (h, w) = (divided(h, b)?, divided(w, b)?);
-                rearrange(run, [n, c, h, b, w, b], [0, 3, 5, 1, 2, 4], [n, c * b * b, h, w])
+                let perm = if channels_first { [0, 1, 3, 5, 2, 4] } else { [0, 3, 5, 1, 2, 4] };
+                rearrange(run, [n, c, h, b, w, b], perm, [n, c * b * b, h, w])
             },
         ))
     }
@@ -99,11 +110,7 @@ impl Operator for DepthToSpace {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let b = block_size(node)?;
-        let channels_first = match node.text("mode")? {
-            None | Some("DCR") => false,
-            Some("CRD") => true,
-            Some(other) => return Err(OpError::value("mode", other, "DCR or CRD")),
-        };
+        let channels_first = is_channels_first(node)?;
         Ok(for_every_type(
             |index| index == 0,
             move |run: &mut Run| {

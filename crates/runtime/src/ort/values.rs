@@ -8,7 +8,7 @@ use ::ort::value::{
     DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorElementType, TensorRef,
     ValueType,
 };
-use attar_tensor::{DType, Element, Tensor, bf16, f16};
+use attar_tensor::{Bytes, DType, Element, Tensor, bf16, f16};
 
 use super::ort_error;
 use crate::RuntimeError;
@@ -34,6 +34,14 @@ pub(super) fn to_ort<'a>(
         DType::Bool => {
             let values: Vec<bool> = tensor.values::<u8>().iter().map(|&byte| byte != 0).collect();
             OrtTensor::from_array((tensor.shape(), values)).map(Into::into)
+        }
+        DType::String => {
+            let strings = tensor.strings().iter().map(|string| String::from_utf8(string.to_vec()));
+            let strings: Vec<String> = strings.collect::<Result<_, _>>().map_err(|_| {
+                let what = format!("text other than UTF-8 for input `{name}` on ONNX Runtime");
+                RuntimeError::Unsupported { what }
+            })?;
+            OrtTensor::from_string_array((tensor.shape(), strings.as_slice())).map(Into::into)
         }
         other => {
             let what = format!("{other} for input `{name}` on ONNX Runtime");
@@ -79,6 +87,10 @@ pub(super) fn from_ort(name: &str, value: &DynValue) -> Result<Tensor, RuntimeEr
             let extracted = value.try_extract_tensor::<bool>();
             extracted.map(|(shape, values)| Tensor::from_bools(&sizes(shape), values))
         }
+        TensorElementType::String => value.try_extract_strings().map(|(shape, strings)| {
+            let strings = strings.into_iter().map(Bytes::from).collect();
+            Tensor::from_strings(&sizes(shape), strings).expect("as many strings as elements")
+        }),
         other => return Err(unsupported(other)),
     }
     .map_err(ort_error)
