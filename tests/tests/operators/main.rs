@@ -1,14 +1,19 @@
 //! Every operator on `builtin` against ONNX Runtime, over many shapes: a file per family.
 
+mod arithmetic;
 mod case;
 mod control;
 mod elementwise;
+mod functions;
 mod images;
 mod products;
 mod quantized;
 mod recurrent;
+mod reductions;
 mod rows;
+mod selections;
 mod shaping;
+mod types;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +27,11 @@ fn all_cases() -> Vec<Case> {
     [
         control::cases(),
         elementwise::cases(),
+        arithmetic::cases(),
+        functions::cases(),
+        reductions::cases(),
+        selections::cases(),
+        types::cases(),
         shaping::cases(),
         products::cases(),
         images::cases(),
@@ -42,6 +52,31 @@ fn operators_with_bodies_equal_onnx_runtime() {
 #[test]
 fn elementwise_operators_equal_onnx_runtime() {
     check(&elementwise::cases());
+}
+
+#[test]
+fn arithmetic_equals_onnx_runtime_in_every_type() {
+    check(&arithmetic::cases());
+}
+
+#[test]
+fn functions_equal_onnx_runtime_in_every_type() {
+    check(&functions::cases());
+}
+
+#[test]
+fn reductions_equal_onnx_runtime_in_every_type() {
+    check(&reductions::cases());
+}
+
+#[test]
+fn operators_along_axes_and_random_ones_equal_onnx_runtime() {
+    check(&selections::cases());
+}
+
+#[test]
+fn casts_equal_those_of_onnx_runtime() {
+    check(&types::cases());
 }
 
 #[test]
