@@ -34,23 +34,7 @@ pub fn graph_from_text(text: &str) -> Graph {
 
 fn declared_input(name: &str, declared: &str) -> Value {
     let (dtype, dims) = declared.split_once('[').expect("a type is written f32[2, n]");
-    let dtype = match dtype {
-        "f32" => DType::F32,
-        "f64" => DType::F64,
-        "f16" => DType::F16,
-        "bf16" => DType::BF16,
-        "i64" => DType::I64,
-        "i32" => DType::I32,
-        "i16" => DType::I16,
-        "i8" => DType::I8,
-        "u64" => DType::U64,
-        "u32" => DType::U32,
-        "u16" => DType::U16,
-        "u8" => DType::U8,
-        "bool" => DType::Bool,
-        "string" => DType::String,
-        other => panic!("no test type `{other}`"),
-    };
+    let dtype = DType::from_name(dtype).unwrap_or_else(|| panic!("no type `{dtype}`"));
     let dims = dims.trim_end_matches(']').split(',').map(str::trim).filter(|dim| !dim.is_empty());
     Value::tensor(name, dtype, dims.map(crate::parse_dim).collect())
 }

@@ -1,17 +1,27 @@
-//! Add, Sub, Mul, Div, Pow, Mod (opset 7 and later): element by element, broadcasting.
+//! Add, Sub, Mul, Div, Pow, Mod (opset 7 and later): element by element, broadcasting, each type in
+//! its own arithmetic; integers wrap.
 
 use attar_graph::{Dim, Node};
-use attar_tensor::{DType, Element, Tensor};
+use attar_tensor::{DType, Tensor};
 
-use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes};
-use crate::kernels::elementwise::{self, Operand};
+use crate::broadcast::{Operand, broadcast_facts, broadcast_shapes, zip, zip_rows};
+use crate::kernels::{elementwise, for_rows};
+use crate::number::{Number, by_integer, by_number};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
-type F32Loop = fn(&mut [f32], Operand<'_>, Operand<'_>);
 type DimRule = fn(&Dim, &Dim) -> Dim;
 
+/// The loops of an operation on f32.
+#[derive(Clone, Copy)]
+struct F32Loops {
+    /// out = a ∘ b.
+    into: fn(&mut [f32], Operand<'_, f32>, Operand<'_, f32>),
+    /// data = data ∘ other.
+    assign: fn(&mut [f32], Operand<'_, f32>),
+}
+
 macro_rules! arithmetic {
-    ($($op:ident, $f32_loop:expr, $dims:expr, $float:expr, $integer:expr;)*) => {$(
+    ($($op:ident, $since:expr, $kernel:expr, $dims:expr;)*) => {$(
         pub(crate) struct $op;
 
         impl Operator for $op {
@@ -20,7 +30,7 @@ macro_rules! arithmetic {
             }
 
             fn since_opset(&self) -> i64 {
-                7
+                $since
             }
 
             fn input_count(&self) -> std::ops::RangeInclusive<usize> {
@@ -36,46 +46,90 @@ macro_rules! arithmetic {
                 node: &Node,
                 _: &[Option<&Tensor>],
             ) -> Result<Box<dyn Kernel>, OpError> {
-                let truncates = node.int_or("fmod", 0)? != 0;
-                Ok(Box::new(move |run: &mut Run| {
-                    let f32_loop: Option<F32Loop> = $f32_loop;
-                    if let (Some(f32_loop), DType::F32) = (f32_loop, run.input(0)?.dtype()) {
-                        return binary_f32(run, f32_loop);
-                    }
-                    binary(run, &|a: f64, b: f64| $float(a, b, truncates), &|a: i64, b: i64| {
-                        $integer(a, b, truncates)
-                    })
-                }))
+                let kernel: fn(&Node) -> Result<Box<dyn Kernel>, OpError> = $kernel;
+                kernel(node)
+            }
+
+            fn widens_half(&self) -> bool {
+                true
             }
         }
     )*};
 }
 
+/// The kernel of an operation: loops for f32, a function of two numbers for the other types.
+macro_rules! typed {
+    ($loops:expr, $value:ident) => {
+        |_| {
+            Ok(Box::new(|run: &mut Run| {
+                check_types(run)?;
+                if run.input(0)?.dtype() == DType::F32 {
+                    return binary_f32(run, $loops);
+                }
+                let pair = [run.input(0)?, run.input(1)?];
+                let dtype = pair[0].dtype();
+                Ok(vec![by_number!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, T::$value),
+                                   found => Err(OpError::DType { index: 0, found }))?])
+            }))
+        }
+    };
+}
+
+const ADD: F32Loops = F32Loops { into: elementwise::add, assign: elementwise::add_in_place };
+const SUB: F32Loops = F32Loops { into: elementwise::sub, assign: elementwise::sub_in_place };
+const MUL: F32Loops = F32Loops { into: elementwise::mul, assign: elementwise::mul_in_place };
+const DIV: F32Loops = F32Loops { into: elementwise::div, assign: elementwise::div_in_place };
+
 arithmetic! {
-    Add, Some(elementwise::add), Some(|a, b| a + b), |a, b, _| a + b, |a: i64, b, _| Some(a.wrapping_add(b));
-    Sub, Some(elementwise::sub), Some(|a, b| a - b), |a, b, _| a - b, |a: i64, b, _| Some(a.wrapping_sub(b));
-    Mul, Some(elementwise::mul), Some(|a, b| a * b), |a, b, _| a * b, |a: i64, b, _| Some(a.wrapping_mul(b));
-    Div, Some(elementwise::div), Some(Dim::floor_div), |a, b, _| a / b, |a: i64, b, _| a.checked_div(b);
-    Pow, None, None, |a: f64, b, _| a.powf(b), |a: i64, b, _| power(a, b);
-    Mod, None, None, |a: f64, b: f64, _| a % b, remainder;
+    Add, 7, typed!(ADD, plus), Some(|a, b| a + b);
+    Sub, 7, typed!(SUB, minus), Some(|a, b| a - b);
+    Mul, 7, typed!(MUL, times), Some(|a, b| a * b);
+    Div, 7, divide, Some(Dim::floor_div);
+    Mod, 10, modulo, None;
 }
 
-/// Integers to the power of integers; a negative exponent leaves 1, −1 or 0, as division would.
-fn power(a: i64, b: i64) -> Option<i64> {
-    match u32::try_from(b) {
-        Ok(exponent) => Some(a.wrapping_pow(exponent)),
-        Err(_) if b > 0 => None,
-        Err(_) if a == 0 => None,
-        Err(_) if a == 1 => Some(1),
-        Err(_) if a == -1 => Some(if b % 2 == 0 { 1 } else { -1 }),
-        Err(_) => Some(0),
+fn divide(_: &Node) -> Result<Box<dyn Kernel>, OpError> {
+    Ok(Box::new(|run: &mut Run| {
+        check_types(run)?;
+        if run.input(0)?.dtype() == DType::F32 {
+            return binary_f32(run, DIV);
+        }
+        let pair = [run.input(0)?, run.input(1)?];
+        let dtype = pair[0].dtype();
+        check_divisor(pair[1])?;
+        Ok(vec![by_number!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, T::over),
+                           found => Err(OpError::DType { index: 0, found }))?])
+    }))
+}
+
+fn modulo(node: &Node) -> Result<Box<dyn Kernel>, OpError> {
+    let truncates = node.int_or("fmod", 0)? != 0;
+    Ok(Box::new(move |run: &mut Run| {
+        check_types(run)?;
+        let pair = [run.input(0)?, run.input(1)?];
+        let dtype = pair[0].dtype();
+        check_divisor(pair[1])?;
+        let y = by_number!(dtype, T => {
+            let value = if truncates { T::remainder } else { T::modulo };
+            zip::<T, T, T>(run.pool, pair, dtype, value)
+        }, found => Err(OpError::DType { index: 0, found }));
+        Ok(vec![y?])
+    }))
+}
+
+/// Whether both operands have one type.
+pub(crate) fn check_types(run: &Run) -> Result<(), OpError> {
+    let (a, found) = (run.input(0)?.dtype(), run.input(1)?.dtype());
+    if a == found { Ok(()) } else { Err(OpError::DType { index: 1, found }) }
+}
+
+/// No integer may be divided by 0.
+fn check_divisor(b: &Tensor) -> Result<(), OpError> {
+    let has_zero = by_integer!(b.dtype(), T => b.slice::<T>().contains(&0), _ => false);
+    if has_zero {
+        return Err(OpError::value("a divisor", "0", "another integer than 0"));
     }
-}
-
-/// The sign of the divisor, or with `fmod` that of the dividend.
-fn remainder(a: i64, b: i64, truncates: bool) -> Option<i64> {
-    let rest = a.checked_rem(b)?;
-    Some(if truncates || rest == 0 || (rest < 0) == (b < 0) { rest } else { rest + b })
+    Ok(())
 }
 
 fn infer(inputs: &[Option<&Fact>], rule: Option<DimRule>) -> Result<Vec<Fact>, OpError> {
@@ -94,81 +148,18 @@ fn infer(inputs: &[Option<&Fact>], rule: Option<DimRule>) -> Result<Vec<Fact>, O
     Ok(vec![fact])
 }
 
-fn binary_f32(run: &mut Run, f32_loop: F32Loop) -> Result<Vec<Tensor>, OpError> {
-    let (a, b) = (run.input(0)?, run.typed::<f32>(1)?);
+fn binary_f32(run: &mut Run, loops: F32Loops) -> Result<Vec<Tensor>, OpError> {
+    let [a, b] = [run.input(0)?, run.input(1)?];
     let shape = broadcast_shapes(a.shape(), b.shape())?;
-    let loops = Loops::new([a.shape(), b.shape()], &shape);
-    let mut y = run.pool.tensor(DType::F32, &shape);
-    let (a, b) = (a.slice::<f32>(), b.slice::<f32>());
-    let size = loops.inner_size();
-    let [stride_a, stride_b] = loops.inner_strides();
-    let mut rows = y.slice_mut::<f32>().chunks_exact_mut(size.max(1));
-    loops.for_each_row(|[at_a, at_b]| {
-        let Some(row) = rows.next() else { return };
-        f32_loop(row, operand(a, at_a, stride_a, size), operand(b, at_b, stride_b, size));
-    });
-    Ok(vec![y])
-}
-
-fn operand(x: &[f32], start: usize, stride: usize, size: usize) -> Operand<'_> {
-    if stride == 0 { Operand::Scalar(x[start]) } else { Operand::Row(&x[start..start + size]) }
-}
-
-/// Any numeric type, by way of f64 or i64: for shapes and small tensors.
-fn binary(
-    run: &mut Run,
-    float: &dyn Fn(f64, f64) -> f64,
-    integer: &dyn Fn(i64, i64) -> Option<i64>,
-) -> Result<Vec<Tensor>, OpError> {
-    let (a, b) = (run.input(0)?, run.input(1)?);
-    let shape = broadcast_shapes(a.shape(), b.shape())?;
-    let dtype = a.dtype();
-    let error = |index: usize, x: &Tensor| OpError::DType { index, found: x.dtype() };
-    let y = if dtype.is_float() {
-        let (x, y) = (a.to_f64().ok_or(error(0, a))?, b.to_f64().ok_or(error(1, b))?);
-        broadcast_values(&x, a.shape(), &y, b.shape(), &shape, |a, b| Some(float(a, b)))
-    } else if b.dtype().is_float() {
-        return Err(error(1, b));
-    } else {
-        let (x, y) = (a.to_i64().ok_or(error(0, a))?, b.to_i64().ok_or(error(1, b))?);
-        broadcast_values(&x, a.shape(), &y, b.shape(), &shape, integer)
-    };
-    let y = y.ok_or_else(|| OpError::value("an operand", "0", "a divisor or base other than 0"))?;
-    Ok(vec![y.converted(dtype).map_err(|_| error(0, a))?])
-}
-
-/// One result per element of `shape`; `None` as soon as one has none.
-pub(crate) fn broadcast_values<T: Copy, R: Element>(
-    a: &[T],
-    shape_a: &[usize],
-    b: &[T],
-    shape_b: &[usize],
-    shape: &[usize],
-    value: impl Fn(T, T) -> Option<R>,
-) -> Option<Tensor> {
-    let loops = Loops::new([shape_a, shape_b], shape);
-    let [stride_a, stride_b] = loops.inner_strides();
-    let mut values: Vec<R> = Vec::with_capacity(shape.iter().product());
-    let mut failed = false;
-    loops.for_each_row(|[at_a, at_b]| {
-        for i in 0..loops.inner_size() {
-            match value(a[at_a + i * stride_a], b[at_b + i * stride_b]) {
-                Some(value) => values.push(value),
-                None => failed = true,
-            }
-        }
-    });
-    (!failed).then(|| Tensor::new(shape, &values))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_remainder_takes_the_sign_of_the_divisor_unless_fmod() {
-        assert_eq!(remainder(-4, 3, false), Some(2));
-        assert_eq!(remainder(-4, 3, true), Some(-1));
-        assert_eq!(remainder(4, 0, false), None);
+    let is_whole = a.shape() == shape && (b.shape() == shape || b.element_count() == 1);
+    if is_whole && let Some(mut y) = run.take_unique(0) {
+        let b = run.typed::<f32>(1)?.slice::<f32>();
+        for_rows(y.slice_mut::<f32>(), 1, |first, row| {
+            let stride = usize::from(b.len() > 1);
+            (loops.assign)(row, Operand::new(b, first * stride, stride, row.len()));
+        });
+        return Ok(vec![y]);
     }
+    let pair = [run.input(0)?, run.input(1)?];
+    Ok(vec![zip_rows(run.pool, pair, DType::F32, loops.into)?])
 }

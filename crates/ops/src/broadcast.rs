@@ -1,8 +1,10 @@
 //! ONNX broadcasting: shapes aligned at the end, sizes of 1 repeated.
 
 use attar_graph::Dim;
+use attar_tensor::{DType, Element, Tensor};
 
-use crate::{Fact, OpError};
+use crate::kernels::for_rows;
+use crate::{Fact, OpError, Pool};
 
 /// The shape two shapes broadcast to.
 pub(crate) fn broadcast_shapes(a: &[usize], b: &[usize]) -> Result<Vec<usize>, OpError> {
@@ -48,10 +50,7 @@ pub(crate) fn broadcast_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, OpError> 
 }
 
 /// The fact of an element-wise result over inputs of any number.
-pub(crate) fn broadcast_facts(
-    facts: &[&Fact],
-    dtype: attar_tensor::DType,
-) -> Result<Fact, OpError> {
+pub(crate) fn broadcast_facts(facts: &[&Fact], dtype: DType) -> Result<Fact, OpError> {
     let mut shape: Vec<Dim> = Vec::new();
     for fact in facts {
         match &fact.shape {
@@ -127,21 +126,116 @@ impl<const N: usize> Loops<N> {
     pub(crate) fn for_each_row(&self, mut visit: impl FnMut([usize; N])) {
         let outer = self.sizes.len() - 1;
         let row_count: usize = self.sizes[..outer].iter().product();
-        let mut index = vec![0; outer];
-        let mut offsets = [0; N];
-        for _ in 0..row_count {
-            visit(offsets);
-            for axis in (0..outer).rev() {
-                index[axis] += 1;
-                (0..N).for_each(|i| offsets[i] += self.strides[i][axis]);
-                if index[axis] < self.sizes[axis] {
-                    break;
-                }
-                (0..N).for_each(|i| offsets[i] -= self.strides[i][axis] * index[axis]);
-                index[axis] = 0;
-            }
-        }
+        let mut cursor = self.cursor(0);
+        (0..row_count).for_each(|_| visit(cursor.step()));
     }
+
+    /// The offsets from row number `row` on.
+    pub(crate) fn cursor(&self, row: usize) -> Cursor<'_, N> {
+        let outer = self.sizes.len() - 1;
+        let (mut index, mut offsets, mut rest) = (vec![0; outer], [0; N], row);
+        for axis in (0..outer).rev() {
+            index[axis] = rest % self.sizes[axis].max(1);
+            rest /= self.sizes[axis].max(1);
+            (0..N).for_each(|i| offsets[i] += self.strides[i][axis] * index[axis]);
+        }
+        Cursor { loops: self, index, offsets }
+    }
+
+    /// Calls `work` with each innermost row of `out` and the inputs' offsets at its start, on every
+    /// thread if there is enough to do. A row that is all of `out` may come in pieces.
+    pub(crate) fn for_each_row_of<T: Send>(
+        &self,
+        out: &mut [T],
+        work: impl Fn(&mut [T], [usize; N]) + Send + Sync,
+    ) {
+        let strides = self.inner_strides();
+        if self.sizes.len() == 1 {
+            return for_rows(out, 1, |first, row| work(row, strides.map(|stride| stride * first)));
+        }
+        let inner = self.inner_size();
+        for_rows(out, inner, |first, rows| {
+            let mut cursor = self.cursor(first);
+            rows.chunks_exact_mut(inner).for_each(|row| work(row, cursor.step()));
+        });
+    }
+}
+
+/// A place among the rows of [`Loops`].
+pub(crate) struct Cursor<'a, const N: usize> {
+    loops: &'a Loops<N>,
+    index: Vec<usize>,
+    offsets: [usize; N],
+}
+
+impl<const N: usize> Cursor<'_, N> {
+    /// The offsets here; then steps to the next row.
+    pub(crate) fn step(&mut self) -> [usize; N] {
+        let (offsets, loops) = (self.offsets, self.loops);
+        for axis in (0..self.index.len()).rev() {
+            self.index[axis] += 1;
+            (0..N).for_each(|i| self.offsets[i] += loops.strides[i][axis]);
+            if self.index[axis] < loops.sizes[axis] {
+                break;
+            }
+            (0..N).for_each(|i| self.offsets[i] -= loops.strides[i][axis] * self.index[axis]);
+            self.index[axis] = 0;
+        }
+        offsets
+    }
+}
+
+/// How a row of an element-wise operation reads an operand.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand<'a, T> {
+    Row(&'a [T]),
+    Scalar(T),
+}
+
+impl<'a, T: Copy> Operand<'a, T> {
+    /// `size` elements from `start` on, or one for all of them where the stride is 0.
+    pub(crate) fn new(x: &'a [T], start: usize, stride: usize, size: usize) -> Self {
+        if stride == 0 { Self::Scalar(x[start]) } else { Self::Row(&x[start..start + size]) }
+    }
+}
+
+/// y = value(a, b), element by element; a and b broadcast. `R` is read as `dtype`.
+pub(crate) fn zip<A: Element, B: Element, R: Element>(
+    pool: &Pool,
+    [a, b]: [&Tensor; 2],
+    dtype: DType,
+    value: impl Fn(A, B) -> R + Send + Sync,
+) -> Result<Tensor, OpError> {
+    zip_rows::<A, B, R>(pool, [a, b], dtype, |row, a, b| match (a, b) {
+        (Operand::Row(a), Operand::Row(b)) => {
+            row.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = value(a, b));
+        }
+        (Operand::Row(a), Operand::Scalar(b)) => {
+            row.iter_mut().zip(a).for_each(|(y, &a)| *y = value(a, b));
+        }
+        (Operand::Scalar(a), Operand::Row(b)) => {
+            row.iter_mut().zip(b).for_each(|(y, &b)| *y = value(a, b));
+        }
+        (Operand::Scalar(a), Operand::Scalar(b)) => row.fill(value(a, b)),
+    })
+}
+
+/// As [`zip`], a row at a time.
+pub(crate) fn zip_rows<A: Element, B: Element, R: Element>(
+    pool: &Pool,
+    [a, b]: [&Tensor; 2],
+    dtype: DType,
+    work: impl Fn(&mut [R], Operand<A>, Operand<B>) + Send + Sync,
+) -> Result<Tensor, OpError> {
+    let shape = broadcast_shapes(a.shape(), b.shape())?;
+    let loops = Loops::new([a.shape(), b.shape()], &shape);
+    let mut y = pool.tensor(dtype, &shape);
+    let (a, b, [stride_a, stride_b]) = (a.slice::<A>(), b.slice::<B>(), loops.inner_strides());
+    loops.for_each_row_of(y.slice_mut::<R>(), |row, [at_a, at_b]| {
+        let size = row.len();
+        work(row, Operand::new(a, at_a, stride_a, size), Operand::new(b, at_b, stride_b, size));
+    });
+    Ok(y)
 }
 
 #[cfg(test)]
@@ -162,6 +256,14 @@ mod tests {
         let mut rows = Vec::new();
         loops.for_each_row(|offsets| rows.push(offsets));
         assert_eq!(rows, [[0, 0], [0, 1], [0, 2], [2, 0], [2, 1], [2, 2]]);
+    }
+
+    #[test]
+    fn pieces_of_the_result_read_the_inputs_of_their_rows() {
+        let (a, b) = (&[2, 1, 2][..], &[3, 1][..]);
+        let loops = Loops::new([a, b], &[2, 3, 2]);
+        let mut cursor = loops.cursor(4);
+        assert_eq!([cursor.step(), cursor.step()], [[2, 1], [2, 2]]);
     }
 
     #[test]

@@ -1,36 +1,55 @@
-//! Cast (opset 6 and later, numbers and bool).
+//! Cast and `CastLike` (opset 6; every type from 28): elements converted to another type. `BitCast`
+//! (opset 26): the same bits read as another type.
 
 use attar_graph::Node;
-use attar_tensor::{DType, Tensor};
+use attar_tensor::{Casting, DType, ScaleRounding, Tensor, TensorError};
 
+use crate::kernels::for_rows;
+use crate::onnx_type::dtype_attribute;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Cast;
 
-/// The element type that ONNX gives this number.
-fn dtype_of_code(code: i64) -> Option<DType> {
-    Some(match code {
-        1 => DType::F32,
-        2 => DType::U8,
-        3 => DType::I8,
-        4 => DType::U16,
-        5 => DType::I16,
-        6 => DType::I32,
-        7 => DType::I64,
-        9 => DType::Bool,
-        10 => DType::F16,
-        11 => DType::F64,
-        12 => DType::U32,
-        13 => DType::U64,
-        16 => DType::BF16,
-        _ => return None,
-    })
+fn target(node: &Node) -> Result<DType, OpError> {
+    dtype_attribute(node, "to")?.ok_or_else(|| OpError::value("to", "absent", "a type"))
 }
 
-fn target(node: &Node) -> Result<DType, OpError> {
-    let code = node.int("to")?.ok_or_else(|| OpError::value("to", "absent", "a type"))?;
-    dtype_of_code(code)
-        .ok_or_else(|| OpError::Unsupported { what: format!("a cast to ONNX type {code}") })
+pub(crate) fn casting(node: &Node) -> Result<Casting, OpError> {
+    let round = match node.text("round_mode")?.unwrap_or("up") {
+        "up" => ScaleRounding::Up,
+        "down" => ScaleRounding::Down,
+        "nearest" => ScaleRounding::Nearest,
+        other => return Err(OpError::value("round_mode", other, "up, down or nearest")),
+    };
+    Ok(Casting { saturate: node.int_or("saturate", 1)? != 0, round })
+}
+
+/// The fact of `x` cast to `to`.
+fn cast_fact(x: &Fact, to: DType) -> Fact {
+    let mut fact = x.with_dtype(to);
+    // Sizes stay followed through casts between integers, and survive a round trip by float.
+    if let (Some(elements), true) = (x.elements(), to != DType::Bool) {
+        fact.set_elements(elements.to_vec());
+    }
+    fact
+}
+
+fn cast(run: &Run, to: DType, casting: Casting) -> Result<Vec<Tensor>, OpError> {
+    let x = run.input(0)?;
+    if x.dtype() == to {
+        return Ok(vec![x.clone()]);
+    }
+    if (x.dtype(), to) == (DType::I64, DType::F32) {
+        let (mut y, x) = (run.pool.tensor(to, x.shape()), x.slice::<i64>());
+        for_rows(y.slice_mut::<f32>(), 1, |first, y| {
+            y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = x as f32);
+        });
+        return Ok(vec![y]);
+    }
+    Ok(vec![x.cast(to, casting).map_err(|error| match error {
+        TensorError::Number { text, to } => OpError::value("a string", text, format!("a {to}")),
+        _ => OpError::DType { index: 0, found: x.dtype() },
+    })?])
 }
 
 impl Operator for Cast {
@@ -47,30 +66,76 @@ impl Operator for Cast {
     }
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        let (x, to) = (required(inputs, 0)?, target(node)?);
-        let mut fact = x.with_dtype(to);
-        // Sizes stay followed through casts between integers, and survive a round trip by float.
-        if let (Some(elements), true) = (x.elements(), to != DType::Bool) {
-            fact.set_elements(elements.to_vec());
-        }
-        Ok(vec![fact])
+        Ok(vec![cast_fact(required(inputs, 0)?, target(node)?)])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let (to, casting) = (target(node)?, casting(node)?);
+        Ok(Box::new(move |run: &mut Run| cast(run, to, casting)))
+    }
+}
+
+/// The type is that of the second input.
+pub(crate) struct CastLike;
+
+impl Operator for CastLike {
+    fn op_type(&self) -> &'static str {
+        "CastLike"
+    }
+
+    fn since_opset(&self) -> i64 {
+        15
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        Ok(vec![cast_fact(required(inputs, 0)?, required(inputs, 1)?.dtype)])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let casting = casting(node)?;
+        Ok(Box::new(move |run: &mut Run| cast(run, run.input(1)?.dtype(), casting)))
+    }
+}
+
+pub(crate) struct BitCast;
+
+impl Operator for BitCast {
+    fn op_type(&self) -> &'static str {
+        "BitCast"
+    }
+
+    fn since_opset(&self) -> i64 {
+        26
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        Ok(vec![required(inputs, 0)?.with_dtype(target(node)?)])
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let to = target(node)?;
         Ok(Box::new(move |run: &mut Run| {
             let x = run.input(0)?;
-            if x.dtype() == to {
-                return Ok(vec![x.clone()]);
-            }
-            if (x.dtype(), to) == (DType::I64, DType::F32) {
-                let mut y = run.pool.tensor(to, x.shape());
-                let pairs = y.slice_mut::<f32>().iter_mut().zip(x.slice::<i64>());
-                pairs.for_each(|(y, &x)| *y = x as f32);
-                return Ok(vec![y]);
-            }
             let found = x.dtype();
-            Ok(vec![x.converted(to).map_err(|_| OpError::DType { index: 0, found })?])
+            if found.bits() != to.bits() || found == DType::String {
+                let expected = format!("as many bits as {to}");
+                return Err(OpError::value("the input's type", found.name(), expected));
+            }
+            let bytes = match to {
+                // A bool is 0 or 1; any other byte would break what reads it.
+                DType::Bool => x.bytes().iter().map(|&byte| u8::from(byte != 0)).collect(),
+                _ => x.shared_bytes(),
+            };
+            let y = Tensor::from_bytes(to, x.shape(), bytes);
+            Ok(vec![y.map_err(|_| OpError::DType { index: 0, found })?.aligned()])
         }))
     }
 }

@@ -1,14 +1,15 @@
-//! Comparisons and logic: bool results, element by element, broadcasting.
+//! Comparisons and logic (opset 7 and later): bool results, element by element, broadcasting.
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::binary::broadcast_values;
-use crate::broadcast::{broadcast_facts, broadcast_shapes};
-use crate::{Fact, Kernel, OpError, Operator, Run, required, shape_logic};
+use crate::binary::check_types;
+use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes, zip};
+use crate::number::by_number;
+use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required, shape_logic};
 
 macro_rules! comparisons {
-    ($($op:ident, $compare:expr;)*) => {$(
+    ($($op:ident, $compare:ident, |$a:ident, $b:ident| $value:expr;)*) => {$(
         pub(crate) struct $op;
 
         impl Operator for $op {
@@ -32,56 +33,72 @@ macro_rules! comparisons {
             }
 
             fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-                Ok(Box::new(|run: &mut Run| compare(run, $compare)))
+                Ok(Box::new(|run: &mut Run| {
+                    check_types(run)?;
+                    let pair = [run.input(0)?, run.input(1)?];
+                    Ok(vec![$compare!(run.pool, pair, |$a, $b| $value)])
+                }))
+            }
+
+            fn widens_half(&self) -> bool {
+                true
             }
         }
     )*};
 }
 
-comparisons! {
-    And, |order| order.left_true && order.right_true;
-    Equal, |order| order.is(std::cmp::Ordering::Equal);
-    Greater, |order| order.is(std::cmp::Ordering::Greater);
-    GreaterOrEqual, |order| order.is(std::cmp::Ordering::Greater) || order.is(std::cmp::Ordering::Equal);
-    Less, |order| order.is(std::cmp::Ordering::Less);
-    LessOrEqual, |order| order.is(std::cmp::Ordering::Less) || order.is(std::cmp::Ordering::Equal);
-    Or, |order| order.left_true || order.right_true;
-}
-
-/// How two elements stand to each other; a NaN stands in no order.
-struct Order {
-    ordering: Option<std::cmp::Ordering>,
-    left_true: bool,
-    right_true: bool,
-}
-
-impl Order {
-    fn is(&self, ordering: std::cmp::Ordering) -> bool {
-        self.ordering == Some(ordering)
-    }
-}
-
-fn order<T: PartialOrd + Default + Copy>(a: T, b: T) -> Order {
-    let zero = T::default();
-    Order { ordering: a.partial_cmp(&b), left_true: a != zero, right_true: b != zero }
-}
-
-fn compare(run: &mut Run, holds: fn(&Order) -> bool) -> Result<Vec<Tensor>, OpError> {
-    let (a, b) = (run.input(0)?, run.input(1)?);
-    let shape = broadcast_shapes(a.shape(), b.shape())?;
-    let error = |index: usize, x: &Tensor| OpError::DType { index, found: x.dtype() };
-    let y = if a.dtype().is_float() {
-        let (x, y) = (a.to_f64().ok_or(error(0, a))?, b.to_f64().ok_or(error(1, b))?);
-        let holds = |a, b| Some(u8::from(holds(&order(a, b))));
-        broadcast_values(&x, a.shape(), &y, b.shape(), &shape, holds)
-    } else {
-        let (x, y) = (a.to_i64().ok_or(error(0, a))?, b.to_i64().ok_or(error(1, b))?);
-        let holds = |a, b| Some(u8::from(holds(&order(a, b))));
-        broadcast_values(&x, a.shape(), &y, b.shape(), &shape, holds)
+/// Of numbers.
+macro_rules! ordered {
+    ($pool:expr, $pair:expr, |$a:ident, $b:ident| $value:expr) => {
+        by_number!($pair[0].dtype(), T => {
+            zip::<T, T, u8>($pool, $pair, DType::Bool, |$a, $b| u8::from($value))?
+        }, found => return Err(OpError::DType { index: 0, found }))
     };
-    let y = y.expect("a comparison always has a result");
-    let bools: Vec<bool> = y.slice::<u8>().iter().map(|&x| x != 0).collect();
-    Ok(vec![Tensor::from_bools(&shape, &bools)])
+}
+
+/// Of numbers, bools and strings.
+macro_rules! equal {
+    ($pool:expr, $pair:expr, |$a:ident, $b:ident| $value:expr) => {
+        match $pair[0].dtype() {
+            DType::Bool => zip::<u8, u8, u8>($pool, $pair, DType::Bool, |$a, $b| u8::from($value))?,
+            DType::String => equal_strings($pool, $pair)?,
+            _ => ordered!($pool, $pair, |$a, $b| $value),
+        }
+    };
+}
+
+/// Of bools.
+macro_rules! logical {
+    ($pool:expr, $pair:expr, |$a:ident, $b:ident| $value:expr) => {
+        match $pair[0].dtype() {
+            DType::Bool => zip::<u8, u8, u8>($pool, $pair, DType::Bool, |$a, $b| $value)?,
+            found => return Err(OpError::DType { index: 0, found }),
+        }
+    };
+}
+
+comparisons! {
+    And, logical, |a, b| a & b;
+    Equal, equal, |a, b| a == b;
+    Greater, ordered, |a, b| a > b;
+    GreaterOrEqual, ordered, |a, b| a >= b;
+    Less, ordered, |a, b| a < b;
+    LessOrEqual, ordered, |a, b| a <= b;
+    Or, logical, |a, b| a | b;
+    Xor, logical, |a, b| a ^ b;
+}
+
+fn equal_strings(pool: &Pool, [a, b]: [&Tensor; 2]) -> Result<Tensor, OpError> {
+    let shape = broadcast_shapes(a.shape(), b.shape())?;
+    let loops = Loops::new([a.shape(), b.shape()], &shape);
+    let mut y = pool.tensor(DType::Bool, &shape);
+    let (a, b, [stride_a, stride_b]) = (a.strings(), b.strings(), loops.inner_strides());
+    loops.for_each_row_of(y.slice_mut::<u8>(), |row, [at_a, at_b]| {
+        for (i, y) in row.iter_mut().enumerate() {
+            *y = u8::from(a[at_a + i * stride_a] == b[at_b + i * stride_b]);
+        }
+    });
+    Ok(y)
 }
 
 /// Logical not of bools.
@@ -108,8 +125,10 @@ impl Operator for Not {
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(|run: &mut Run| {
             let x = run.typed::<u8>(0)?;
-            let bools: Vec<bool> = x.slice::<u8>().iter().map(|&x| x == 0).collect();
-            Ok(vec![Tensor::from_bools(x.shape(), &bools)])
+            let mut y = run.pool.tensor(DType::Bool, x.shape());
+            let pairs = y.slice_mut::<u8>().iter_mut().zip(x.slice::<u8>());
+            pairs.for_each(|(y, &x)| *y = u8::from(x == 0));
+            Ok(vec![y])
         }))
     }
 }

@@ -4,8 +4,8 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
-use crate::clip::in_place_or_copy;
-use crate::kernels::{elementwise, for_rows};
+use crate::kernels::elementwise;
+use crate::unary::{Function, apply, erf_f64, function};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Gelu;
@@ -25,16 +25,20 @@ impl Operator for Gelu {
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        let loop_over = match node.text("approximate")?.unwrap_or("none") {
-            "none" => elementwise::gelu as fn(&mut [f32]),
-            "tanh" => elementwise::gelu_tanh,
+        let gelu: Function = match node.text("approximate")?.unwrap_or("none") {
+            "none" => function(elementwise::gelu, |x| {
+                0.5 * x * (1.0 + erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))
+            }),
+            "tanh" => function(elementwise::gelu_tanh, |x| {
+                let root = (2.0 / std::f64::consts::PI).sqrt();
+                0.5 * x * (1.0 + (root * (x + 0.044_715 * x * x * x)).tanh())
+            }),
             other => return Err(OpError::value("approximate", other, "none or tanh")),
         };
-        Ok(Box::new(move |run: &mut Run| {
-            run.typed::<f32>(0)?;
-            let mut y = in_place_or_copy(run)?;
-            for_rows(y.slice_mut::<f32>(), 1, |_, rows| loop_over(rows));
-            Ok(vec![y])
-        }))
+        Ok(Box::new(move |run: &mut Run| apply(run, &gelu)))
+    }
+
+    fn widens_half(&self) -> bool {
+        true
     }
 }

@@ -4,7 +4,10 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{Loops, broadcast_shapes};
+use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
+use crate::matmul::{multiply_row, right};
+use crate::number::{Number, by_number};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct Gemm;
@@ -75,13 +78,20 @@ impl Operator for Gemm {
             }
             None => None,
         };
+        // The executor drops the original of every constant right side.
+        let held = constants.get(1).copied().flatten().filter(|_| packed.is_none());
+        let held = held.map(Tensor::aligned);
         Ok(Box::new(move |run: &mut Run| {
-            let a = expect_matrix(run.typed::<f32>(0)?)?;
+            let a = expect_matrix(run.input(0)?)?;
+            if a.dtype() != DType::F32 {
+                return by_number!(a.dtype(), T => any::<T>(run, held.as_ref(), &settings),
+                                  found => Err(OpError::DType { index: 0, found }));
+            }
             let left = view(a, a.slice::<f32>(), settings.transpose_a);
             let (right, [depth, n]) = if let Some((packed, size)) = &packed {
                 (Right::Packed(packed), *size)
             } else {
-                let b = expect_matrix(run.typed::<f32>(1)?)?;
+                let b = expect_matrix(right::<f32>(run, held.as_ref())?)?;
                 let right = view(b, b.slice::<f32>(), settings.transpose_b);
                 (Right::Strided(right), right.size)
             };
@@ -93,14 +103,18 @@ impl Operator for Gemm {
             let c = run.optional(2);
             let is_row = c.is_some_and(|c| c.element_count() == n && c.shape().last() == Some(&n));
             let is_plain = settings.alpha == 1.0 && settings.beta == 1.0;
-            if let (Some(c), true) = (c, is_row && is_plain) {
+            if let (Some(c), true) = (c, is_row && is_plain && c.is_some_and(is_f32)) {
                 gemm::matmul(y.slice_mut::<f32>(), left, right, Some(c.slice::<f32>()));
                 return Ok(vec![y]);
             }
             gemm::matmul(y.slice_mut::<f32>(), left, right, None);
-            finish(&mut y, c, &settings)?;
+            finish::<f32>(&mut y, c, &settings)?;
             Ok(vec![y])
         }))
+    }
+
+    fn widens_half(&self) -> bool {
+        true
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
@@ -114,13 +128,58 @@ impl Operator for Gemm {
     }
 }
 
+fn is_f32(x: &Tensor) -> bool {
+    x.dtype() == DType::F32
+}
+
+/// In the arithmetic of any number, by plain loops.
+fn any<T: Number>(
+    run: &Run,
+    held: Option<&Tensor>,
+    settings: &Settings,
+) -> Result<Vec<Tensor>, OpError> {
+    let a = row_major::<T>(expect_matrix(run.typed::<T>(0)?)?, settings.transpose_a);
+    let b = row_major::<T>(expect_matrix(right::<T>(run, held)?)?, settings.transpose_b);
+    let ([m, k], [depth, n]) = (a.1, b.1);
+    if k != depth {
+        return Err(OpError::shapes(&a.1, &b.1));
+    }
+    let mut y = run.pool.tensor(T::DTYPE, &[m, n]);
+    for_rows_of_work(y.slice_mut::<T>(), n, m * k * n, |first, rows| {
+        for (index, y) in rows.chunks_exact_mut(n).enumerate() {
+            multiply_row(y, &a.0[(first + index) * k..][..k], &b.0);
+        }
+    });
+    finish::<T>(&mut y, run.optional(2), settings)?;
+    Ok(vec![y])
+}
+
+/// The elements by rows of the matrix or of its transpose, and its sizes.
+fn row_major<T: Number>(x: &Tensor, transposes: bool) -> (Vec<T>, [usize; 2]) {
+    let ([rows, columns], values) = ([x.shape()[0], x.shape()[1]], x.slice::<T>());
+    if !transposes {
+        return (values.to_vec(), [rows, columns]);
+    }
+    let transposed = (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c]));
+    (transposed.collect(), [columns, rows])
+}
+
 /// y = α·y + β·c, `c` broadcast.
-fn finish(y: &mut Tensor, c: Option<&Tensor>, settings: &Settings) -> Result<(), OpError> {
+fn finish<T: Number>(
+    y: &mut Tensor,
+    c: Option<&Tensor>,
+    settings: &Settings,
+) -> Result<(), OpError> {
     let shape = y.shape().to_vec();
-    let values = y.slice_mut::<f32>();
-    values.iter_mut().for_each(|y| *y *= settings.alpha);
+    let values = y.slice_mut::<T>();
+    let scaled = |x: T, factor: f32| match factor {
+        1.0 => x,
+        _ if T::DTYPE.is_float() => x.times(T::from_f64(f64::from(factor))),
+        _ => T::from_f64(x.as_f64() * f64::from(factor)),
+    };
+    values.iter_mut().for_each(|y| *y = scaled(*y, settings.alpha));
     let Some(c) = c else { return Ok(()) };
-    if c.dtype() != DType::F32 {
+    if c.dtype() != T::DTYPE {
         return Err(OpError::DType { index: 2, found: c.dtype() });
     }
     if broadcast_shapes(c.shape(), &shape)? != shape {
@@ -128,12 +187,12 @@ fn finish(y: &mut Tensor, c: Option<&Tensor>, settings: &Settings) -> Result<(),
     }
     let loops = Loops::new([c.shape()], &shape);
     let [stride] = loops.inner_strides();
-    let c = c.slice::<f32>();
+    let c = c.slice::<T>();
     let mut rows = values.chunks_exact_mut(loops.inner_size().max(1));
     loops.for_each_row(|[start]| {
         if let Some(row) = rows.next() {
             let terms = row.iter_mut().enumerate();
-            terms.for_each(|(i, y)| *y += settings.beta * c[start + i * stride]);
+            terms.for_each(|(i, y)| *y = y.plus(scaled(c[start + i * stride], settings.beta)));
         }
     });
     Ok(())

@@ -9,18 +9,25 @@ pub mod fuse;
 mod geometry;
 mod graph_facts;
 mod kernels;
+mod number;
+mod onnx_type;
 pub mod opset;
 mod program;
+mod quantization;
 mod real;
 mod row_math;
+mod rows;
 mod run;
 mod shape_logic;
 mod words;
 
+mod activation;
 mod affine_grid;
+mod arg_extreme;
 mod attention;
 mod batch_normalization;
 mod binary;
+mod bitwise;
 mod cast;
 mod causal_conv;
 mod center_crop_pad;
@@ -32,11 +39,13 @@ mod constant;
 mod constant_of_shape;
 mod control;
 mod conv;
-mod cum_sum;
+mod cumulative;
 mod dequantize_linear;
+mod det;
 mod dynamic_quantize_linear;
 mod einsum;
 mod expand;
+mod eye_like;
 mod flatten;
 mod fused_matmul;
 mod gather;
@@ -47,7 +56,9 @@ mod grid_sample;
 mod group_normalization;
 mod identity;
 mod indexing;
+mod is_nan;
 mod layer_normalization;
+mod loss;
 mod lp_normalization;
 mod lrn;
 mod matmul;
@@ -58,10 +69,12 @@ mod microsoft;
 mod min_max;
 mod ml;
 mod pooling;
+mod pow;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
 mod quantized_matmul;
+mod random;
 mod range;
 mod recurrent;
 mod reduce;
@@ -79,8 +92,10 @@ mod split;
 mod squeeze;
 mod text;
 mod transpose;
+mod trigonometry;
 mod unary;
 mod unsqueeze;
+mod variadic;
 mod where_;
 
 use attar_graph::{Dim, Graph, GraphError, Node};
@@ -97,7 +112,25 @@ pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[
+    &activation::Celu,
+    &activation::Elu,
+    &activation::HardSigmoid,
+    &activation::HardSwish,
+    &activation::LeakyRelu,
+    &activation::Mish,
+    &activation::PRelu,
+    &activation::Relu,
+    &activation::Selu,
+    &activation::Shrink,
+    &activation::Sigmoid,
+    &activation::Softplus,
+    &activation::Softsign,
+    &activation::SwiGLU,
+    &activation::Swish,
+    &activation::ThresholdedRelu,
     &affine_grid::AffineGrid,
+    &arg_extreme::ArgMax,
+    &arg_extreme::ArgMin,
     &attention::Attention,
     &attention::FlexAttention,
     &attention::FusedAttention,
@@ -112,11 +145,17 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &binary::Div,
     &binary::Mod,
     &binary::Mul,
-    &binary::Pow,
     &binary::Sub,
+    &bitwise::BitShift,
+    &bitwise::BitwiseAnd,
+    &bitwise::BitwiseNot,
+    &bitwise::BitwiseOr,
+    &bitwise::BitwiseXor,
+    &cast::BitCast,
     &cast::Cast,
-    &center_crop_pad::CenterCropPad,
+    &cast::CastLike,
     &causal_conv::CausalConvWithState,
+    &center_crop_pad::CenterCropPad,
     &clip::Clip,
     &col2im::Col2Im,
     &comparison::And,
@@ -127,6 +166,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &comparison::LessOrEqual,
     &comparison::Not,
     &comparison::Or,
+    &comparison::Xor,
     &concat::Concat,
     &constant::Constant,
     &constant_of_shape::ConstantOfShape,
@@ -135,11 +175,14 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &control::Scan,
     &conv::CONV,
     &conv::FUSED_CONV,
-    &cum_sum::CumSum,
+    &cumulative::CumProd,
+    &cumulative::CumSum,
     &dequantize_linear::DequantizeLinear,
+    &det::Det,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
     &einsum::Einsum,
     &expand::Expand,
+    &eye_like::EyeLike,
     &flatten::Flatten,
     &fused_matmul::FusedMatMul,
     &gather::Gather,
@@ -165,19 +208,18 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &indexing::TensorScatter,
     &indexing::TopK,
     &indexing::Unique,
+    &is_nan::IsInf,
+    &is_nan::IsNaN,
     &layer_normalization::LayerNormalization,
     &layer_normalization::SkipLayerNormalization,
+    &loss::NegativeLogLikelihoodLoss,
+    &loss::SoftmaxCrossEntropyLoss,
     &lp_normalization::LpNormalization,
     &lrn::Lrn,
     &matmul::MatMul,
     &matmul_integer::MatMulInteger,
     &max_unpool::MaxUnpool,
     &mean_variance_normalization::MeanVarianceNormalization,
-    &min_max::Max,
-    &min_max::Min,
-    &pooling::AveragePool,
-    &pooling::LpPool,
-    &pooling::MaxPool,
     &microsoft::BiasGelu,
     &microsoft::BiasSoftmax,
     &microsoft::EmbedLayerNormalization,
@@ -189,8 +231,12 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &microsoft::QuickGelu,
     &microsoft::SimplifiedLayerNormalization,
     &microsoft::SkipSimplifiedLayerNormalization,
-    &min_max::Max,
-    &min_max::Min,
+    &pooling::AveragePool,
+    &pooling::LpPool,
+    &pooling::MaxPool,
+    &pow::Pow,
+    &quantize_dequantize::QuantizeDequantize,
+    &quantize_linear::QuantizeLinear,
     &quantized::DynamicQuantizeMatMul,
     &quantized::GatherBlockQuantized,
     &quantized::MatMulIntegerToFloat,
@@ -211,16 +257,27 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,
+    &random::Bernoulli,
+    &random::Multinomial,
+    &random::RandomNormal,
+    &random::RandomNormalLike,
+    &random::RandomUniform,
+    &random::RandomUniformLike,
     &range::Range,
     &recurrent::DynamicQuantizeLstm,
     &recurrent::Gru,
     &recurrent::Lstm,
     &recurrent::Rnn,
+    &reduce::ReduceL1,
     &reduce::ReduceL2,
+    &reduce::ReduceLogSum,
+    &reduce::ReduceLogSumExp,
     &reduce::ReduceMax,
     &reduce::ReduceMean,
     &reduce::ReduceMin,
+    &reduce::ReduceProd,
     &reduce::ReduceSum,
+    &reduce::ReduceSumSquare,
     &reshape::Reshape,
     &resize::Resize,
     &rms_normalization::RmsNormalization,
@@ -252,6 +309,8 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &signal::MelWeightMatrix,
     &signal::STFT,
     &slice::Slice,
+    &softmax::Hardmax,
+    &softmax::LogSoftmax,
     &softmax::Softmax,
     &split::Split,
     &squeeze::Squeeze,
@@ -262,23 +321,34 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &text::StringSplit,
     &text::TfIdfVectorizer,
     &transpose::Transpose,
+    &trigonometry::Acos,
+    &trigonometry::Acosh,
+    &trigonometry::Asin,
+    &trigonometry::Asinh,
+    &trigonometry::Atan,
+    &trigonometry::Atanh,
+    &trigonometry::Cos,
+    &trigonometry::Cosh,
+    &trigonometry::Sin,
+    &trigonometry::Sinh,
+    &trigonometry::Tan,
+    &trigonometry::Tanh,
     &unary::Abs,
     &unary::Ceil,
     &unary::Erf,
     &unary::Exp,
     &unary::Floor,
-    &unary::HardSigmoid,
-    &unary::HardSwish,
-    &unary::LeakyRelu,
     &unary::Log,
     &unary::Neg,
     &unary::Reciprocal,
-    &unary::Relu,
     &unary::Round,
-    &unary::Sigmoid,
+    &unary::Sign,
     &unary::Sqrt,
-    &unary::Tanh,
     &unsqueeze::Unsqueeze,
+    &variadic::Max,
+    &variadic::Mean,
+    &variadic::Min,
+    &variadic::Sum,
     &where_::Where,
 ];
 

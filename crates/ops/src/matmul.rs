@@ -1,11 +1,13 @@
 //! `MatMul` (opset 1 and later), with numpy's rules: leading axes broadcast, vectors gain an axis.
 
 use attar_graph::{Dim, Node};
-use attar_tensor::{DType, Tensor};
+use attar_tensor::{DType, Element, Tensor};
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
 use crate::fact::product;
+use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
+use crate::number::{Number, by_number};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct MatMul;
@@ -104,9 +106,16 @@ impl Operator for MatMul {
     }
 
     fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        let packed = constants.get(1).copied().flatten().and_then(pack_right);
+        let constant = constants.get(1).copied().flatten();
+        let packed = constant.and_then(pack_right);
+        // The executor drops the original of every constant right side.
+        let held = constant.filter(|_| packed.is_none()).map(Tensor::aligned);
         Ok(Box::new(move |run: &mut Run| {
-            let a = run.typed::<f32>(0)?;
+            let (a, found) = (run.input(0)?, run.input(0)?.dtype());
+            if found != DType::F32 {
+                return by_number!(found, T => multiply_any::<T>(run, held.as_ref()),
+                                  found => Err(OpError::DType { index: 0, found }));
+            }
             if let Some((packed, shape)) = &packed {
                 let sizes = Sizes::new(a.shape(), shape)?;
                 let mut y = run.pool.tensor(DType::F32, &sizes.output);
@@ -115,7 +124,7 @@ impl Operator for MatMul {
                 gemm::matmul(y.slice_mut::<f32>(), a, Right::Packed(packed), None);
                 return Ok(vec![y]);
             }
-            let b = run.typed::<f32>(1)?;
+            let b = right::<f32>(run, held.as_ref())?;
             let sizes = Sizes::new(a.shape(), b.shape())?;
             let mut y = run.pool.tensor(DType::F32, &sizes.output);
             multiply(y.slice_mut::<f32>(), a.slice::<f32>(), b.slice::<f32>(), &sizes);
@@ -129,6 +138,49 @@ impl Operator for MatMul {
 
     fn keeps_constant(&self, input: usize) -> bool {
         input == 1
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
+
+/// The right side: what the kernel held, or the input.
+pub(crate) fn right<'a, T: Element>(
+    run: &'a Run,
+    held: Option<&'a Tensor>,
+) -> Result<&'a Tensor, OpError> {
+    match held {
+        Some(b) if T::views(b.dtype()) => Ok(b),
+        Some(b) => Err(OpError::DType { index: 1, found: b.dtype() }),
+        None => run.typed::<T>(1),
+    }
+}
+
+/// In the arithmetic of any number, by plain loops.
+fn multiply_any<T: Number>(run: &Run, held: Option<&Tensor>) -> Result<Vec<Tensor>, OpError> {
+    let (a, b) = (run.input(0)?, right::<T>(run, held)?);
+    let sizes = Sizes::new(a.shape(), b.shape())?;
+    let (m, k, n) = (sizes.m, sizes.k, sizes.n);
+    let mut y = run.pool.tensor(T::DTYPE, &sizes.output);
+    let (a, b, pairs) = (a.slice::<T>(), b.slice::<T>(), batches(&sizes));
+    for_rows_of_work(y.slice_mut::<T>(), n, sizes.batch.iter().product::<usize>() * m * k * n, {
+        |first, rows| {
+            for (index, y) in rows.chunks_exact_mut(n).enumerate() {
+                let ([at_a, at_b], row) = (pairs[(first + index) / m], (first + index) % m);
+                let a = &a[(at_a * m + row) * k..][..k];
+                multiply_row(y, a, &b[at_b * k * n..][..k * n]);
+            }
+        }
+    });
+    Ok(vec![y])
+}
+
+/// y = a·b for one row of a.
+pub(crate) fn multiply_row<T: Number>(y: &mut [T], a: &[T], b: &[T]) {
+    y.fill(T::ZERO);
+    for (&a, b) in a.iter().zip(b.chunks_exact(y.len().max(1))) {
+        y.iter_mut().zip(b).for_each(|(y, &b)| *y = y.plus(a.times(b)));
     }
 }
 

@@ -1,20 +1,30 @@
 //! Reductions over axes. Axes are an attribute at first, an input from opset 13 (`ReduceSum`) or
-//! 18 (the others).
+//! 18 (the others). Integers are reduced in their own type and wrap; of no elements come 0, 1 for
+//! the product, and the ends of the type for its extremes.
+
+mod fold;
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::kernels::{elementwise, normalize};
+use crate::broadcast::Loops;
+use crate::number::{Number, by_number};
 use crate::squeeze::{axes_of, resolve_axes};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use fold::fold;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Reduction {
-    Sum,
-    Mean,
+    L1,
     L2,
+    LogSum,
+    LogSumExp,
     Max,
+    Mean,
     Min,
+    Prod,
+    Sum,
+    SumSquare,
 }
 
 macro_rules! reductions {
@@ -42,16 +52,25 @@ macro_rules! reductions {
                 let node = node.clone();
                 Ok(Box::new(move |run: &mut Run| reduce(run, &node, $reduction)))
             }
+
+            fn widens_half(&self) -> bool {
+                true
+            }
         }
     )*};
 }
 
 reductions! {
+    ReduceL1, Reduction::L1;
     ReduceL2, Reduction::L2;
+    ReduceLogSum, Reduction::LogSum;
+    ReduceLogSumExp, Reduction::LogSumExp;
     ReduceMax, Reduction::Max;
     ReduceMean, Reduction::Mean;
     ReduceMin, Reduction::Min;
+    ReduceProd, Reduction::Prod;
     ReduceSum, Reduction::Sum;
+    ReduceSumSquare, Reduction::SumSquare;
 }
 
 /// The reduced axes of a value of `rank`: those given, or all, or none when asked so.
@@ -88,105 +107,74 @@ fn reduce(run: &mut Run, node: &Node, reduction: Reduction) -> Result<Vec<Tensor
         x.shape().iter().enumerate().map(|(a, &n)| if axes.contains(&a) { 1 } else { n }).collect();
     let shape: Vec<usize> =
         (0..x.rank()).filter(|axis| keeps || !axes.contains(axis)).map(|axis| kept[axis]).collect();
-    if axes.is_empty() {
-        return Ok(vec![x.clone()]);
-    }
-    let is_suffix = axes.iter().rev().zip((0..x.rank()).rev()).all(|(&axis, last)| axis == last);
-    if x.dtype() == DType::F32 && is_suffix {
-        let mut y = run.pool.tensor(DType::F32, &shape);
-        let row: usize = axes.iter().map(|&axis| x.shape()[axis]).product();
-        reduce_rows(y.slice_mut::<f32>(), x.slice::<f32>(), row, reduction);
-        return Ok(vec![y]);
-    }
-    if x.dtype() == DType::F32
-        && axes.len() == 1
-        && matches!(reduction, Reduction::Sum | Reduction::Mean)
-    {
-        let mut y = run.pool.tensor(DType::F32, &shape);
-        let size = x.shape()[axes[0]];
-        let inner: usize = x.shape()[axes[0] + 1..].iter().product();
-        sum_columns(y.slice_mut::<f32>(), x.slice::<f32>(), size, inner);
-        if matches!(reduction, Reduction::Mean) {
-            let divisor = elementwise::Operand::Scalar(size as f32);
-            let sums = y.slice::<f32>().to_vec();
-            elementwise::div(y.slice_mut::<f32>(), elementwise::Operand::Row(&sums), divisor);
-        }
-        return Ok(vec![y]);
-    }
-    reduce_any(x, &axes, &kept, &shape, reduction).map(|y| vec![y])
-}
-
-/// Rows that lie together, each to one value.
-fn reduce_rows(y: &mut [f32], x: &[f32], row_size: usize, reduction: Reduction) {
-    for (index, y) in y.iter_mut().enumerate() {
-        let row = &x[index * row_size..(index + 1) * row_size];
-        *y = match reduction {
-            Reduction::Sum => normalize::sum_row(row),
-            Reduction::Mean => normalize::sum_row(row) / row_size as f32,
-            Reduction::L2 => normalize::sum_squares_row(row).sqrt(),
-            Reduction::Max => elementwise::min_max(row).1,
-            Reduction::Min => elementwise::min_max(row).0,
-        };
-    }
-}
-
-/// Sums over the middle axis of [outer, size, inner], one term after the other: zeros appended by
-/// padding change nothing.
-fn sum_columns(y: &mut [f32], x: &[f32], size: usize, inner: usize) {
-    y.fill(0.0);
-    if x.is_empty() {
-        return;
-    }
-    for (y, block) in y.chunks_exact_mut(inner).zip(x.chunks_exact(size * inner)) {
-        for row in block.chunks_exact(inner) {
-            elementwise::add_assign(y, row);
-        }
-    }
-}
-
-/// Any axes and any numeric type, by way of f64 or i64.
-fn reduce_any(
-    x: &Tensor,
-    axes: &[usize],
-    kept: &[usize],
-    shape: &[usize],
-    reduction: Reduction,
-) -> Result<Tensor, OpError> {
-    let error = OpError::DType { index: 0, found: x.dtype() };
-    let values = x.to_f64().ok_or(error)?;
-    let strides = crate::broadcast::broadcast_strides(kept, x.shape());
-    let initial = match reduction {
-        Reduction::Max => f64::NEG_INFINITY,
-        Reduction::Min => f64::INFINITY,
-        _ => 0.0,
-    };
-    let mut results = vec![initial; kept.iter().product()];
-    let mut index = vec![0_usize; x.rank()];
-    for value in values {
-        let at: usize = index.iter().zip(&strides).map(|(i, stride)| i * stride).sum();
-        let result = &mut results[at];
-        *result = match reduction {
-            Reduction::Sum | Reduction::Mean => *result + value,
-            Reduction::L2 => *result + value * value,
-            Reduction::Max => result.max(value),
-            Reduction::Min => result.min(value),
-        };
-        for axis in (0..x.rank()).rev() {
-            index[axis] += 1;
-            if index[axis] < x.shape()[axis] {
-                break;
-            }
-            index[axis] = 0;
-        }
-    }
     let count: usize = axes.iter().map(|&axis| x.shape()[axis]).product();
-    for result in &mut results {
-        match reduction {
-            Reduction::Mean => *result /= count as f64,
-            Reduction::L2 => *result = result.sqrt(),
-            _ => {}
+    let loops = Loops::new([&kept], x.shape());
+    let mut y = run.pool.tensor(x.dtype(), &shape);
+    match x.dtype() {
+        DType::F32 => {
+            let (y, x) = (y.slice_mut::<f32>(), x.slice::<f32>());
+            if !reduce_f32(y, x, &loops, count, reduction) {
+                reduce_to(y, x, &loops, count, reduction);
+            }
         }
+        DType::Bool => match reduction {
+            Reduction::Max => {
+                fold(y.slice_mut(), x.slice::<u8>(), &loops, &fold::Max, |any| any);
+            }
+            Reduction::Min => {
+                // Of none, the least is true.
+                fold(y.slice_mut(), x.slice::<u8>(), &loops, &fold::Min, |all: u8| all.min(1));
+            }
+            _ => return Err(OpError::DType { index: 0, found: DType::Bool }),
+        },
+        dtype => by_number!(dtype, T => {
+            reduce_to(y.slice_mut::<T>(), x.slice::<T>(), &loops, count, reduction);
+        }, found => return Err(OpError::DType { index: 0, found })),
     }
-    let found = x.dtype();
-    Tensor::new(shape, &results).converted(found).map_err(|_| OpError::DType { index: 0, found })
+    Ok(vec![y])
+}
+
+fn reduce_to<T: Number>(
+    y: &mut [T],
+    x: &[T],
+    loops: &Loops<1>,
+    count: usize,
+    reduction: Reduction,
+) {
+    let by_f64 = |value: fn(f64) -> f64| move |x: T| T::from_f64(value(x.as_f64()));
+    match reduction {
+        Reduction::L1 => fold(y, x, loops, &fold::Magnitudes, |sum| sum),
+        Reduction::L2 => fold(y, x, loops, &fold::Squares, by_f64(f64::sqrt)),
+        Reduction::LogSum => fold(y, x, loops, &fold::Sum, by_f64(f64::ln)),
+        Reduction::LogSumExp => {
+            fold(y, x, loops, &fold::Exponentials, |(max, sum)| T::from_f64(max + sum.ln()));
+        }
+        Reduction::Max => fold(y, x, loops, &fold::Max, |max| max),
+        Reduction::Mean => {
+            fold(y, x, loops, &fold::Sum, |sum: T| sum.over(T::from_f64(count as f64)));
+        }
+        Reduction::Min => fold(y, x, loops, &fold::Min, |min| min),
+        Reduction::Prod => fold(y, x, loops, &fold::Product, |product| product),
+        Reduction::Sum => fold(y, x, loops, &fold::Sum, |sum| sum),
+        Reduction::SumSquare => fold(y, x, loops, &fold::Squares, |sum| sum),
+    }
+}
+
+/// With vector code, if there is any for the reduction.
+fn reduce_f32(
+    y: &mut [f32],
+    x: &[f32],
+    loops: &Loops<1>,
+    count: usize,
+    reduction: Reduction,
+) -> bool {
+    match reduction {
+        Reduction::L2 => fold(y, x, loops, &fold::F32Squares, f32::sqrt),
+        Reduction::Max => fold(y, x, loops, &fold::F32Max, |max| max),
+        Reduction::Mean => fold(y, x, loops, &fold::F32Sum, |sum| sum / count as f32),
+        Reduction::Sum => fold(y, x, loops, &fold::F32Sum, |sum| sum),
+        Reduction::SumSquare => fold(y, x, loops, &fold::F32Squares, |sum| sum),
+        _ => return false,
+    }
+    true
 }

@@ -1,4 +1,5 @@
-//! Softmax along one axis (opset 13 and later): y = exp(x − max x) / Σ exp(x − max x).
+//! Softmax, `LogSoftmax` and Hardmax along one axis (opset 13 and later):
+//! y = exp(x − max x) / Σ exp(x − max x); its logarithm; 1 at the first greatest element.
 //!
 //! Up to opset 12 all axes from `axis` on counted as one; models of those opsets are refused.
 
@@ -6,53 +7,117 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
-use crate::fact::resolve_axis;
-use crate::kernels::{for_rows, softmax};
+use crate::kernels::softmax;
+use crate::rows::AxisView;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
-pub(crate) struct Softmax;
+/// What a row becomes, in place, in both types of float; rows of the given size lie together.
+#[derive(Clone, Copy)]
+struct RowLoops {
+    f32_rows: fn(&mut [f32], usize),
+    f64_row: fn(&mut [f64]),
+}
 
-impl Operator for Softmax {
-    fn op_type(&self) -> &'static str {
-        "Softmax"
-    }
+macro_rules! along_an_axis {
+    ($($op:ident, $loops:expr;)*) => {$(
+        pub(crate) struct $op;
 
-    fn since_opset(&self) -> i64 {
-        13
-    }
+        impl Operator for $op {
+            fn op_type(&self) -> &'static str {
+                stringify!($op)
+            }
 
-    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
-        1..=1
-    }
+            fn since_opset(&self) -> i64 {
+                13
+            }
 
-    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        let x = required(inputs, 0)?;
-        Ok(vec![x.with_dtype(x.dtype)])
-    }
+            fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+                1..=1
+            }
 
-    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
-        let axis = node.int_or("axis", -1)?;
-        Ok(Box::new(move |run: &mut Run| {
-            let x = run.typed::<f32>(0)?;
-            let shape = x.shape().to_vec();
-            let axis = resolve_axis(axis, shape.len())
-                .ok_or_else(|| OpError::value("axis", axis, format!("below {}", shape.len())))?;
-            let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+            fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+                let x = required(inputs, 0)?;
+                Ok(vec![x.with_dtype(x.dtype)])
+            }
+
+            fn kernel(
+                &self,
+                node: &Node,
+                _: &[Option<&Tensor>],
+            ) -> Result<Box<dyn Kernel>, OpError> {
+                let axis = node.int_or("axis", -1)?;
+                Ok(Box::new(move |run: &mut Run| apply(run, axis, $loops)))
+            }
+
+            fn widens_half(&self) -> bool {
+                true
+            }
+        }
+    )*};
+}
+
+along_an_axis! {
+    Hardmax, RowLoops {
+        f32_rows: |rows, size| rows.chunks_exact_mut(size).for_each(hard_row),
+        f64_row: hard_row,
+    };
+    LogSoftmax, RowLoops { f32_rows: softmax::log_softmax_rows, f64_row: log_softmax_row };
+    Softmax, RowLoops { f32_rows: softmax::softmax_rows, f64_row: softmax_row };
+}
+
+fn apply(run: &mut Run, axis: i64, loops: RowLoops) -> Result<Vec<Tensor>, OpError> {
+    let (found, view) = (run.input(0)?.dtype(), AxisView::new(run.input(0)?.shape(), axis)?);
+    match found {
+        DType::F32 => {
             let mut y = in_place_or_copy(run)?;
-            if inner == 1 {
-                for_rows(y.slice_mut::<f32>(), size, |_, rows| softmax::softmax_rows(rows, size));
-                return Ok(vec![y]);
-            }
-            // Other axes: gathered into rows, normalized, and scattered back.
-            let mut rows = run.pool.tensor(DType::F32, &[inner, size]);
-            for block in y.slice_mut::<f32>().chunks_exact_mut((size * inner).max(1)) {
-                let rows = rows.slice_mut::<f32>();
-                (0..block.len()).for_each(|i| rows[i % inner * size + i / inner] = block[i]);
-                softmax::softmax_rows(rows, size);
-                (0..block.len()).for_each(|i| block[i] = rows[i % inner * size + i / inner]);
-            }
-            run.pool.recycle(rows);
+            view.change_rows(y.slice_mut::<f32>(), |rows| (loops.f32_rows)(rows, view.size));
             Ok(vec![y])
-        }))
+        }
+        DType::F64 => {
+            let mut y = in_place_or_copy(run)?;
+            view.change_rows(y.slice_mut::<f64>(), |rows| {
+                rows.chunks_exact_mut(view.size).for_each(loops.f64_row);
+            });
+            Ok(vec![y])
+        }
+        _ => Err(OpError::DType { index: 0, found }),
+    }
+}
+
+fn hard_row<T: PartialOrd + Copy + From<u8>>(row: &mut [T]) {
+    let mut first = 0;
+    for (i, x) in row.iter().enumerate() {
+        if *x > row[first] {
+            first = i;
+        }
+    }
+    row.fill(T::from(0));
+    if let Some(x) = row.get_mut(first) {
+        *x = T::from(1);
+    }
+}
+
+fn softmax_row(row: &mut [f64]) {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    row.iter_mut().for_each(|x| *x = (*x - max).exp());
+    let sum: f64 = row.iter().sum();
+    row.iter_mut().for_each(|x| *x /= sum);
+}
+
+pub(crate) fn log_softmax_row(row: &mut [f64]) {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+    row.iter_mut().for_each(|x| *x = *x - max - sum.ln());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_elements_is_hard() {
+        let mut row = [1.0_f32, 3.0, 3.0];
+        hard_row(&mut row);
+        assert_eq!(row, [0.0, 1.0, 0.0]);
     }
 }

@@ -1,16 +1,27 @@
-//! Functions of one value: Relu, Erf, Sqrt and their kin, element by element.
+//! Functions of one value: Abs, Erf, Sqrt and their kin, element by element.
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
 use crate::kernels::{elementwise, for_rows};
+use crate::number::{Number, by_integer};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
-/// What a function does to f32 slices and to single values of other types.
-struct Function {
+/// What a function does to slices of floats, and to integers if it takes them.
+pub(crate) struct Function {
     f32_loop: Box<dyn Fn(&mut [f32]) + Send + Sync>,
-    f64_value: Box<dyn Fn(f64) -> f64 + Send + Sync>,
+    f64_loop: Box<dyn Fn(&mut [f64]) + Send + Sync>,
+    integer: Option<Integer>,
+}
+
+/// The functions of integers.
+#[derive(Clone, Copy)]
+pub(crate) enum Integer {
+    Abs,
+    Neg,
+    Relu,
+    Sign,
 }
 
 macro_rules! functions {
@@ -36,29 +47,46 @@ macro_rules! functions {
                 $node: &Node,
                 _: &[Option<&Tensor>],
             ) -> Result<Box<dyn Kernel>, OpError> {
-                let function: Function = $function;
-                Ok(Box::new(move |run: &mut Run| apply(run, &function)))
+                let function: $crate::unary::Function = $function;
+                Ok(Box::new(move |run: &mut Run| $crate::unary::apply(run, &function)))
+            }
+
+            fn widens_half(&self) -> bool {
+                true
             }
         }
     )*};
 }
+pub(crate) use functions;
 
-fn function(
+/// A function with a loop of its own for f32.
+pub(crate) fn function(
     f32_loop: impl Fn(&mut [f32]) + Send + Sync + 'static,
     f64_value: impl Fn(f64) -> f64 + Send + Sync + 'static,
 ) -> Function {
-    Function { f32_loop: Box::new(f32_loop), f64_value: Box::new(f64_value) }
+    Function {
+        f32_loop: Box::new(f32_loop),
+        f64_loop: Box::new(move |data| data.iter_mut().for_each(|x| *x = f64_value(*x))),
+        integer: None,
+    }
 }
 
 /// A function whose f32 form is a plain expression.
-fn each(
+pub(crate) fn each(
     f32_value: impl Fn(f32) -> f32 + Send + Sync + 'static,
     f64_value: impl Fn(f64) -> f64 + Send + Sync + 'static,
 ) -> Function {
     function(move |data| data.iter_mut().for_each(|x| *x = f32_value(*x)), f64_value)
 }
 
-fn erf_f64(x: f64) -> f64 {
+impl Function {
+    pub(crate) fn and_integers(self, integer: Integer) -> Self {
+        Self { integer: Some(integer), ..self }
+    }
+}
+
+/// erf x in f64.
+pub(crate) fn erf_f64(x: f64) -> f64 {
     // Series up to 3, where it converges fast; beyond, the continued fraction of erfc.
     if x.abs() < 3.0 {
         let (mut term, mut sum) = (x, x);
@@ -75,52 +103,49 @@ fn erf_f64(x: f64) -> f64 {
 }
 
 functions! {
-    Abs, |_node| each(f32::abs, f64::abs);
-    Ceil, |_node| each(f32::ceil, f64::ceil);
+    Abs, |_node| each(f32::abs, f64::abs).and_integers(Integer::Abs);
+    Ceil, |_node| function(elementwise::ceil, f64::ceil);
     Erf, |_node| function(elementwise::erf, erf_f64);
     Exp, |_node| function(elementwise::exp, f64::exp);
-    Floor, |_node| each(f32::floor, f64::floor);
-    HardSigmoid, |node| {
-        let (alpha, beta) = (node.float_or("alpha", 0.2)?, node.float_or("beta", 0.5)?);
-        each(
-            move |x| (alpha * x + beta).clamp(0.0, 1.0),
-            move |x| (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0),
-        )
-    };
-    HardSwish, |_node| each(
-        |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
-        |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
-    );
-    LeakyRelu, |node| {
-        let alpha = node.float_or("alpha", 0.01)?;
-        each(
-            move |x| if x < 0.0 { alpha * x } else { x },
-            move |x| if x < 0.0 { f64::from(alpha) * x } else { x },
-        )
-    };
-    Log, |_node| each(f32::ln, f64::ln);
-    Neg, |_node| each(|x| -x, |x| -x);
+    Floor, |_node| function(elementwise::floor, f64::floor);
+    Log, |_node| function(elementwise::ln, f64::ln);
+    Neg, |_node| each(|x| -x, |x| -x).and_integers(Integer::Neg);
     Reciprocal, |_node| each(|x| 1.0 / x, |x| 1.0 / x);
-    Relu, |_node| function(
-        |data| elementwise::clamp(data, 0.0, f32::INFINITY),
-        |x| if x < 0.0 { 0.0 } else { x },
-    );
-    Round, |_node| each(f32::round_ties_even, f64::round_ties_even);
-    Sigmoid, |_node| function(elementwise::sigmoid, |x| 1.0 / (1.0 + (-x).exp()));
+    Round, |_node| function(elementwise::round, f64::round_ties_even);
+    Sign, |_node| each(f32::sign, f64::sign).and_integers(Integer::Sign);
     Sqrt, |_node| function(elementwise::sqrt, f64::sqrt);
-    Tanh, |_node| function(elementwise::tanh, f64::tanh);
 }
 
-fn apply(run: &mut Run, function: &Function) -> Result<Vec<Tensor>, OpError> {
-    let x = run.input(0)?;
-    let (dtype, error) = (x.dtype(), OpError::DType { index: 0, found: x.dtype() });
-    if dtype == DType::F32 {
-        let mut y = in_place_or_copy(run)?;
-        for_rows(y.slice_mut::<f32>(), 1, |_, rows| (function.f32_loop)(rows));
-        return Ok(vec![y]);
+pub(crate) fn apply(run: &mut Run, function: &Function) -> Result<Vec<Tensor>, OpError> {
+    let found = run.input(0)?.dtype();
+    let error = OpError::DType { index: 0, found };
+    if !matches!(found, DType::F32 | DType::F64) && (found.is_float() || function.integer.is_none())
+    {
+        return Err(error);
     }
-    let values = x.to_f64().ok_or(error)?;
-    let results: Vec<f64> = values.into_iter().map(&function.f64_value).collect();
-    let y = Tensor::new(x.shape(), &results).converted(dtype);
-    Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
+    let mut y = in_place_or_copy(run)?;
+    match (found, function.integer) {
+        (DType::F32, _) => {
+            for_rows(y.slice_mut::<f32>(), 1, |_, rows| (function.f32_loop)(rows));
+        }
+        (DType::F64, _) => {
+            for_rows(y.slice_mut::<f64>(), 1, |_, rows| (function.f64_loop)(rows));
+        }
+        (_, Some(integer)) => {
+            by_integer!(found, T => apply_to_integers(y.slice_mut::<T>(), integer),
+                        _ => return Err(error));
+        }
+        _ => return Err(error),
+    }
+    Ok(vec![y])
+}
+
+fn apply_to_integers<T: Number>(data: &mut [T], function: Integer) {
+    let value = match function {
+        Integer::Abs => T::magnitude,
+        Integer::Neg => T::negated,
+        Integer::Relu => |x: T| x.greater(T::ZERO),
+        Integer::Sign => T::sign,
+    };
+    data.iter_mut().for_each(|x| *x = value(*x));
 }

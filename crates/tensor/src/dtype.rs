@@ -39,6 +39,43 @@ pub enum DType {
 }
 
 impl DType {
+    /// Every element type.
+    pub const ALL: [Self; 28] = [
+        Self::F32,
+        Self::F64,
+        Self::F16,
+        Self::BF16,
+        Self::F8E4M3FN,
+        Self::F8E4M3FNUZ,
+        Self::F8E5M2,
+        Self::F8E5M2FNUZ,
+        Self::F8E8M0,
+        Self::F6E2M3,
+        Self::F6E3M2,
+        Self::F4E2M1,
+        Self::I64,
+        Self::I32,
+        Self::I16,
+        Self::I8,
+        Self::I4,
+        Self::I2,
+        Self::U64,
+        Self::U32,
+        Self::U16,
+        Self::U8,
+        Self::U4,
+        Self::U2,
+        Self::Bool,
+        Self::Complex64,
+        Self::Complex128,
+        Self::String,
+    ];
+
+    /// The type that is written so, as [`name`](Self::name) does.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
+
     /// Bits of one element; 0 for strings, whose elements have no common size.
     pub fn bits(self) -> usize {
         match self {

@@ -4,13 +4,17 @@ mod buffer;
 mod convert;
 mod dtype;
 mod map;
+mod minifloat;
+mod packed;
 mod tensor;
+mod text;
 
 pub use buffer::Buffer;
 pub use bytes::Bytes;
 pub use dtype::{DType, Element};
 pub use half::{bf16, f16};
 pub use map::map_file;
+pub use minifloat::{Casting, ScaleRounding};
 pub use tensor::{Tensor, element_count};
 
 /// Why bytes cannot be a tensor, or a tensor cannot change its element type.
@@ -24,4 +28,7 @@ pub enum TensorError {
 
     #[error("{from} values cannot be converted to {to}")]
     Conversion { from: DType, to: DType },
+
+    #[error("the string `{text}` is no {to}")]
+    Number { text: String, to: DType },
 }

@@ -1,10 +1,12 @@
 //! Every operator on `builtin` against ONNX Runtime, over many shapes: a file per family.
 
 mod attention;
+mod arithmetic;
 mod case;
 mod control;
 mod einsum;
 mod elementwise;
+mod functions;
 mod images;
 mod normalizing;
 mod pooling;
@@ -20,6 +22,11 @@ mod sequences;
 mod shaping;
 mod signal;
 mod text;
+mod reductions;
+mod rows;
+mod selections;
+mod shaping;
+mod types;
 
 use std::collections::BTreeMap;
 
@@ -38,6 +45,11 @@ fn all_cases() -> Vec<Case> {
         signal::cases(),
         text::cases(),
         elementwise::cases(),
+        arithmetic::cases(),
+        functions::cases(),
+        reductions::cases(),
+        selections::cases(),
+        types::cases(),
         shaping::cases(),
         products::cases(),
         images::cases(),
@@ -89,6 +101,31 @@ fn string_operators_equal_onnx_runtime() {
 #[test]
 fn elementwise_operators_equal_onnx_runtime() {
     check(&elementwise::cases());
+}
+
+#[test]
+fn arithmetic_equals_onnx_runtime_in_every_type() {
+    check(&arithmetic::cases());
+}
+
+#[test]
+fn functions_equal_onnx_runtime_in_every_type() {
+    check(&functions::cases());
+}
+
+#[test]
+fn reductions_equal_onnx_runtime_in_every_type() {
+    check(&reductions::cases());
+}
+
+#[test]
+fn operators_along_axes_and_random_ones_equal_onnx_runtime() {
+    check(&selections::cases());
+}
+
+#[test]
+fn casts_equal_those_of_onnx_runtime() {
+    check(&types::cases());
 }
 
 #[test]

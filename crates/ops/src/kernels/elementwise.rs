@@ -2,6 +2,7 @@
 
 use super::math;
 use super::vectorized;
+use crate::broadcast::Operand;
 
 macro_rules! unary_loops {
     ($($name:ident: $x:ident => $value:expr;)*) => {
@@ -24,19 +25,18 @@ unary_loops! {
     sigmoid: x => math::sigmoid::<FMA>(x);
     tanh: x => math::tanh::<FMA>(x);
     sqrt: x => x.sqrt();
-}
-
-/// How a row of an element-wise operation reads an operand.
-#[derive(Clone, Copy)]
-pub(crate) enum Operand<'a> {
-    Row(&'a [f32]),
-    Scalar(f32),
+    ln: x => math::ln::<FMA>(x);
+    softplus: x => math::softplus::<FMA>(x);
+    mish: x => x * math::tanh::<FMA>(math::softplus::<FMA>(x));
+    ceil: x => x.ceil();
+    floor: x => x.floor();
+    round: x => x.round_ties_even();
 }
 
 macro_rules! binary_loops {
     ($($name:ident: $a:ident, $b:ident => $value:expr;)*) => {
         vectorized! {$(
-            pub(crate) fn $name<FMA>(out: &mut [f32], left: Operand<'_>, right: Operand<'_>) {
+            pub(crate) fn $name<FMA>(out: &mut [f32], left: Operand<'_, f32>, right: Operand<'_, f32>) {
                 match (left, right) {
                     (Operand::Row(left), Operand::Row(right)) => {
                         for ((out, &$a), &$b) in out.iter_mut().zip(left).zip(right) {
@@ -65,6 +65,39 @@ binary_loops! {
     sub: a, b => a - b;
     mul: a, b => a * b;
     div: a, b => a / b;
+    greater: a, b => if a > b || a.is_nan() { a } else { b };
+    lesser: a, b => if a < b || a.is_nan() { a } else { b };
+    prelu: x, slope => if x < 0.0 { x * slope } else { x };
+}
+
+macro_rules! in_place_loops {
+    ($($name:ident: $a:ident, $b:ident => $value:expr;)*) => {
+        vectorized! {$(
+            pub(crate) fn $name<FMA>(data: &mut [f32], other: Operand<'_, f32>) {
+                match other {
+                    Operand::Row(other) => {
+                        for (value, &$b) in data.iter_mut().zip(other) {
+                            let $a = *value;
+                            *value = $value;
+                        }
+                    }
+                    Operand::Scalar($b) => {
+                        for value in data {
+                            let $a = *value;
+                            *value = $value;
+                        }
+                    }
+                }
+            }
+        )*}
+    };
+}
+
+in_place_loops! {
+    add_in_place: a, b => a + b;
+    sub_in_place: a, b => a - b;
+    mul_in_place: a, b => a * b;
+    div_in_place: a, b => a / b;
 }
 
 vectorized! {
@@ -73,6 +106,22 @@ vectorized! {
         for value in data {
             *value = if *value < low { low } else { *value };
             *value = if *value > high { high } else { *value };
+        }
+    }
+
+    /// data = data · sigmoid(alpha · data).
+    pub(crate) fn swish<FMA>(data: &mut [f32], alpha: f32) {
+        for value in data {
+            *value *= math::sigmoid::<FMA>(alpha * *value);
+        }
+    }
+
+    /// up·x from 0 on, down·(exp(x·narrowing) − 1) below.
+    pub(crate) fn exponential_unit<FMA>(data: &mut [f32], up: f32, down: f32, narrowing: f32) {
+        for value in data {
+            let x = *value;
+            let below = down * math::exp_m1::<FMA>(x * narrowing);
+            *value = if x < 0.0 { below } else { up * x };
         }
     }
 
@@ -90,6 +139,29 @@ vectorized! {
             let bounded = if sum < low { low } else { sum };
             *value = if bounded > high { high } else { bounded };
         }
+    }
+
+    /// data = max(data, other); NaN before all.
+    pub(crate) fn greater_in_place<FMA>(data: &mut [f32], other: &[f32]) {
+        for (value, &other) in data.iter_mut().zip(other) {
+            *value = if *value > other || value.is_nan() { *value } else { other };
+        }
+    }
+
+    /// The greatest value; −∞ of none, NaN before all.
+    pub(crate) fn greatest<FMA>(data: &[f32]) -> f32 {
+        const LANES: usize = 32;
+        let mut high = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = data.as_chunks::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let (old, new) = (high[lane], chunk[lane]);
+                high[lane] = if old > new || old.is_nan() { old } else { new };
+            }
+        }
+        let greater = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+        let all = high.into_iter().chain(rest.iter().copied());
+        all.fold(f32::NEG_INFINITY, greater)
     }
 
     /// The least and the greatest value; (∞, −∞) for none. NaN is skipped.

@@ -112,6 +112,73 @@ pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
     if x.abs() < 0.625 { small } else { large }
 }
 
+/// eˣ − 1 for x ≤ 0; near 0, where the difference would cancel, by its series.
+#[inline(always)]
+pub(crate) fn exp_m1<const FMA: bool>(x: f32) -> f32 {
+    let series = polynomial::<FMA, 6>(
+        x,
+        [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5],
+    );
+    let small = fma::<FMA>(series * x, x, x);
+    if x.abs() < 0.5 { small } else { exp::<FMA>(x) - 1.0 }
+}
+
+/// ln x within 2 ulp: −∞ of 0, NaN below.
+///
+/// x = 2ⁿ·m with m from √½ to √2; ln m by the polynomial of Cephes' `logf`.
+#[inline(always)]
+pub(crate) fn ln<const FMA: bool>(x: f32) -> f32 {
+    // Numbers below the least normal one have no exponent of their own.
+    let is_subnormal = x < f32::MIN_POSITIVE;
+    let scaled = if is_subnormal { x * 8_388_608.0 } else { x };
+    let bits = scaled.to_bits() as i32;
+    // Counted from √½, so that m is near 1.
+    let shifted = bits.wrapping_sub(0x3f35_04f3);
+    let n = (shifted >> 23) as f32 - if is_subnormal { 23.0 } else { 0.0 };
+    let m = f32::from_bits(((shifted & 0x007f_ffff) + 0x3f35_04f3) as u32);
+    let r = m - 1.0;
+    let series = polynomial::<FMA, 9>(
+        r,
+        [
+            7.037_683_6e-2,
+            -1.151_461e-1,
+            1.167_699_9e-1,
+            -1.242_014_1e-1,
+            1.424_932_3e-1,
+            -1.666_805_8e-1,
+            2.000_071_5e-1,
+            -2.499_999_4e-1,
+            3.333_333_1e-1,
+        ],
+    );
+    let square = r * r;
+    let tail = fma::<FMA>(n, -2.121_944_4e-4, series * r * square);
+    let result = fma::<FMA>(n, 0.693_359_4, r + fma::<FMA>(-0.5, square, tail));
+    if x == 0.0 {
+        f32::NEG_INFINITY
+    } else if x < 0.0 {
+        f32::NAN
+    } else if x < f32::INFINITY {
+        result
+    } else {
+        // ∞, and NaN, which fails every comparison.
+        x
+    }
+}
+
+/// ln(1 + eˣ) = max(x, 0) + ln(1 + e⁻ˡˣˡ).
+#[inline(always)]
+pub(crate) fn softplus<const FMA: bool>(x: f32) -> f32 {
+    let e = exp::<FMA>(-x.abs());
+    // ln(1 + e) without losing a small e: 1 + e is rounded, and the ratio undoes it.
+    let sum = 1.0 + e;
+    let rounded = sum - 1.0;
+    let ratio = e / if rounded == 0.0 { 1.0 } else { rounded };
+    let logarithm = if rounded == 0.0 { e } else { ln::<FMA>(sum) * ratio };
+    // Of NaN, the comparison is false and the logarithm NaN.
+    if x > 0.0 { x + logarithm } else { logarithm }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +225,34 @@ mod tests {
         assert!(worst(erf::<false>, erf_exact, false, 4.5) < 5e-7);
         assert!(erf::<true>(f32::NAN).is_nan());
         assert_eq!(erf::<true>(f32::INFINITY), 1.0);
+    }
+
+    #[test]
+    fn ln_is_within_two_ulp() {
+        for f in [ln::<true>, ln::<false>] {
+            for exponent in -149..128 {
+                for step in 0..200 {
+                    let x = (2.0_f64.powi(exponent) * (1.0 + f64::from(step) / 200.0)) as f32;
+                    let exact = f64::from(x).ln();
+                    let error = (f64::from(f(x)) - exact).abs();
+                    assert!(error <= 1.3e-7 * exact.abs().max(0.25), "ln {x:e}: {error:e}");
+                }
+            }
+        }
+        assert_eq!(ln::<true>(0.0), f32::NEG_INFINITY);
+        assert_eq!(ln::<true>(f32::INFINITY), f32::INFINITY);
+        assert!(ln::<true>(-1.0).is_nan() && ln::<true>(f32::NAN).is_nan());
+        assert_eq!(ln::<true>(1.0), 0.0);
+    }
+
+    #[test]
+    fn softplus_and_exp_m1_keep_small_results() {
+        let softplus_exact = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+        assert!(worst(softplus::<true>, softplus_exact, true, 80.0) < 6e-7);
+        assert!(worst(softplus::<false>, softplus_exact, true, 80.0) < 6e-7);
+        let below = |x: f32| exp_m1::<true>(-x.abs());
+        assert!(worst(below, |x| (-x.abs()).exp_m1(), true, 20.0) < 6e-7);
+        assert!(softplus::<true>(f32::NAN).is_nan());
     }
 
     #[test]

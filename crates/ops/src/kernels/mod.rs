@@ -102,11 +102,22 @@ pub(crate) fn for_rows<T: Send>(
     row_size: usize,
     work: impl Fn(usize, &mut [T]) + Send + Sync,
 ) {
+    let size = out.len();
+    for_rows_of_work(out, row_size, size, work);
+}
+
+/// As [`for_rows`], where the work is to read or write `work_size` elements.
+pub(crate) fn for_rows_of_work<T: Send>(
+    out: &mut [T],
+    row_size: usize,
+    work_size: usize,
+    work: impl Fn(usize, &mut [T]) + Send + Sync,
+) {
     let threads = rayon::current_num_threads();
     if row_size == 0 || out.is_empty() {
         return;
     }
-    if threads == 1 || out.len() < PARALLEL_MIN {
+    if threads == 1 || work_size < PARALLEL_MIN {
         return work(0, out);
     }
     let row_count = out.len() / row_size;

@@ -66,6 +66,27 @@ vectorized! {
         }
     }
 
+    /// The logarithm of the softmax of each row of `data`, in place.
+    pub(crate) fn log_softmax_rows<FMA>(data: &mut [f32], row_size: usize) {
+        for row in data.chunks_exact_mut(row_size) {
+            let max = row_max(row);
+            let mut lanes = [0.0_f32; LANES];
+            let (chunks, rest) = row.as_chunks::<LANES>();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    lanes[lane] += math::exp::<FMA>(chunk[lane] - max);
+                }
+            }
+            for (lane, &value) in rest.iter().enumerate() {
+                lanes[lane] += math::exp::<FMA>(value - max);
+            }
+            let logarithm = sum_lanes(lanes).ln();
+            for value in row {
+                *value = *value - max - logarithm;
+            }
+        }
+    }
+
     /// Softmax of scale·row + mask over each row, in place. The mask is one row for all.
     pub(crate) fn masked_softmax_rows<FMA>(
         data: &mut [f32],

@@ -1,0 +1,97 @@
+//! Pow (opset 7; exponents of any type from 12): y = aᵇ in the type of a, broadcasting.
+
+use attar_graph::Node;
+use attar_tensor::{DType, Tensor};
+
+use crate::broadcast::{broadcast_facts, zip};
+use crate::number::{Number, by_integer, by_number};
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct Pow;
+
+impl Operator for Pow {
+    fn op_type(&self) -> &'static str {
+        "Pow"
+    }
+
+    fn since_opset(&self) -> i64 {
+        7
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
+        Ok(vec![broadcast_facts(&[a, b], a.dtype)?])
+    }
+
+    fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        Ok(Box::new(|run: &mut Run| {
+            // Halves are computed in f32. The executor does not widen them: it would take a base
+            // of f32 for a widened one where the exponent is a half.
+            let wide = |index: usize| -> Result<Tensor, OpError> {
+                let x = run.input(index)?;
+                let found = x.dtype();
+                match found {
+                    DType::F16 | DType::BF16 => x.converted(DType::F32),
+                    _ => Ok(x.clone()),
+                }
+                .map_err(|_| OpError::DType { index, found })
+            };
+            let (base, exponent, dtype) = (wide(0)?, wide(1)?, run.input(0)?.dtype());
+            let y = power(run, &base, &exponent)?;
+            if y.dtype() == dtype {
+                return Ok(vec![y]);
+            }
+            let y = y.converted(dtype);
+            Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
+        }))
+    }
+}
+
+fn power(run: &Run, base: &Tensor, exponent: &Tensor) -> Result<Tensor, OpError> {
+    let (dtype, error) = (base.dtype(), OpError::DType { index: 1, found: exponent.dtype() });
+    let pair = [base, exponent];
+    match (dtype, exponent.dtype()) {
+        (DType::F32, DType::F32 | DType::F64) if exponent.element_count() == 1 => {
+            let exponent = exponent.converted(DType::F32).map_err(|_| error)?;
+            f32_power(run, base, &exponent)
+        }
+        // Whole numbers to whole powers stay exact.
+        (a, b) if !a.is_float() && a == b => {
+            by_integer!(a, T => zip::<T, T, T>(run.pool, pair, a, T::power),
+                        found => Err(OpError::DType { index: 0, found }))
+        }
+        (a, b) if !a.is_float() && !b.is_float() => {
+            let wide = |x: &Tensor, index: usize| {
+                x.converted(DType::I64).map_err(|_| OpError::DType { index, found: x.dtype() })
+            };
+            let wide = [&wide(base, 0)?, &wide(exponent, 1)?];
+            let y = zip::<i64, i64, i64>(run.pool, wide, DType::I64, i64::power)?;
+            y.converted(a).map_err(|_| OpError::DType { index: 0, found: a })
+        }
+        (DType::F32, _) => {
+            let exponent = exponent.converted(DType::F32).map_err(|_| error)?;
+            zip::<f32, f32, f32>(run.pool, [base, &exponent], dtype, f32::powf)
+        }
+        _ => {
+            let exponent = exponent.converted(DType::F64).map_err(|_| error)?;
+            by_number!(dtype, T => zip::<T, f64, T>(run.pool, [base, &exponent], dtype, |a, b| {
+                T::from_f64(a.as_f64().powf(b))
+            }), found => Err(OpError::DType { index: 0, found }))
+        }
+    }
+}
+
+/// The powers that models take of whole tensors, without a logarithm.
+fn f32_power(run: &Run, base: &Tensor, exponent: &Tensor) -> Result<Tensor, OpError> {
+    let pair = [base, exponent];
+    let value: fn(f32, f32) -> f32 = match exponent.slice::<f32>() {
+        [2.0] => return zip::<f32, f32, f32>(run.pool, pair, DType::F32, |a, _| a * a),
+        [3.0] => return zip::<f32, f32, f32>(run.pool, pair, DType::F32, |a, _| a * a * a),
+        _ => f32::powf,
+    };
+    zip::<f32, f32, f32>(run.pool, pair, DType::F32, value)
+}
