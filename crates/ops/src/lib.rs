@@ -24,6 +24,7 @@ mod binary;
 mod cast;
 mod causal_conv;
 mod center_crop_pad;
+mod channels_last_pool;
 mod clip;
 mod col2im;
 mod comparison;
@@ -32,7 +33,10 @@ mod constant;
 mod constant_of_shape;
 mod control;
 mod conv;
+mod conv_integer;
+mod conv_transpose;
 mod cum_sum;
+mod deform_conv;
 mod dequantize_linear;
 mod dynamic_quantize_linear;
 mod einsum;
@@ -57,6 +61,7 @@ mod mean_variance_normalization;
 mod microsoft;
 mod min_max;
 mod pooling;
+mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
@@ -116,6 +121,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &cast::Cast,
     &center_crop_pad::CenterCropPad,
     &causal_conv::CausalConvWithState,
+    &channels_last_pool::ChannelsLastGlobalAveragePool,
     &clip::Clip,
     &col2im::Col2Im,
     &comparison::And,
@@ -132,9 +138,17 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &control::If,
     &control::Loop,
     &control::Scan,
+    &conv::CHANNELS_LAST_CONV,
     &conv::CONV,
     &conv::FUSED_CONV,
+    &conv::layout::TO_CHANNELS_FIRST,
+    &conv::layout::TO_CHANNELS_LAST,
+    &conv::MICROSOFT_FUSED_CONV,
+    &conv_integer::ConvInteger,
+    &conv_transpose::CHANNELS_LAST_CONV_TRANSPOSE,
+    &conv_transpose::CONV_TRANSPOSE,
     &cum_sum::CumSum,
+    &deform_conv::DeformConv,
     &dequantize_linear::DequantizeLinear,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
     &einsum::Einsum,
@@ -205,6 +219,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
     &quantized_matmul::QuantizedMatMul,
+    &q_linear_conv::QLinearConv,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,

@@ -2,6 +2,7 @@
 
 mod case;
 mod control;
+mod convolutions;
 mod elementwise;
 mod images;
 mod products;
@@ -21,6 +22,7 @@ use crate::case::{Case, check, model_of, run};
 fn all_cases() -> Vec<Case> {
     [
         control::cases(),
+        convolutions::cases(),
         elementwise::cases(),
         shaping::cases(),
         products::cases(),
@@ -37,6 +39,11 @@ fn all_cases() -> Vec<Case> {
 #[test]
 fn operators_with_bodies_equal_onnx_runtime() {
     check(&control::cases());
+}
+
+#[test]
+fn convolutions_equal_onnx_runtime() {
+    check(&convolutions::cases());
 }
 
 #[test]
