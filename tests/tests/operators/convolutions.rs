@@ -11,6 +11,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(fused());
     cases.extend(integers());
     cases.extend(deformed());
+    cases.extend(of_microsoft());
     cases
 }
 
@@ -36,8 +37,9 @@ fn dense() -> Vec<Case> {
         let text = format!("y = Conv(x, w, b{settings})");
         let feeds = vec![("x", f32s(x)), ("w", f32s(w)), ("b", f32s(&w[..1]))];
         cases.push(case(&text, feeds).within(4e-6));
-        let constant = case(&text, vec![("x", f32s(x))]).constant("w", f32s(w));
-        cases.push(constant.constant("b", f32s(&w[..1])).within(4e-6));
+        let mut constant = case(&text, vec![("x", f32s(x))]).within(4e-6);
+        constant.constants = vec![("w", f32s(w)), ("b", f32s(&w[..1]))];
+        cases.push(constant);
     }
     cases
 }
@@ -110,7 +112,7 @@ fn fused() -> Vec<Case> {
                 let is_read = case.text.contains(&format!("{name},"))
                     || case.text.contains(&format!(" {name})"));
                 if is_read {
-                    case = case.constant(name, tensor);
+                    case.constants.push((name, tensor));
                 }
             }
             cases.push(case);
@@ -156,10 +158,10 @@ fn integers() -> Vec<Case> {
                 ("ys", Tensor::scalar(0.21_f32)),
                 ("yz", Tensor::scalar(100_u8)),
             ];
-            let case = case(&text, feeds).constant("w", bytes_i8(w)).constant("ws", ws);
-            cases.push(
-                case.constant("wz", wz).constant("b", Tensor::new(&[outputs], &bias)).exact(),
-            );
+            let mut case = case(&text, feeds).exact();
+            let bias = Tensor::new(&[outputs], &bias);
+            case.constants = vec![("w", bytes_i8(w)), ("ws", ws), ("wz", wz), ("b", bias)];
+            cases.push(case);
         }
     }
     cases
@@ -179,5 +181,23 @@ fn deformed() -> Vec<Case> {
     cases.push(case(text, feeds.clone()).opset(19).within(4e-6));
     let text = format!("y = DeformConv(x, w, o{settings})");
     cases.push(case(text, feeds[..3].to_vec()).opset(19).within(4e-6));
+    cases
+}
+
+fn of_microsoft() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for settings in ["activation=Relu", "activation=Sigmoid", "activation=Tanh"] {
+        for inputs in ["x, w", "x, w, b", "x, w, b, r"] {
+            let all = [
+                ("x", f32s(&[2, 3, 6, 7])),
+                ("w", f32s(&[5, 3, 3, 3])),
+                ("b", f32s(&[5])),
+                ("r", f32s(&[2, 5, 6, 7])),
+            ];
+            let feeds = all[..inputs.split(',').count()].to_vec();
+            let text = format!("y = FusedConv({inputs}, pads=1,1,1,1, {settings})");
+            cases.push(case(text, feeds).domain("com.microsoft", 1).within(5e-6));
+        }
+    }
     cases
 }
