@@ -98,6 +98,7 @@ fn is_list(name: &str) -> bool {
         "axes"
             | "perm"
             | "pads"
+            | "output_padding"
             | "strides"
             | "dilations"
             | "kernel_shape"

@@ -43,6 +43,10 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
+    /// An axis of one element that no window moves along.
+    pub(crate) const UNIT: Self =
+        Self { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, pad: 0, pad_end: 0 };
+
     /// The input index under a tap of an output, or `None` in the padding.
     pub(crate) fn source(&self, output: usize, tap: usize) -> Option<usize> {
         let padded = output * self.stride + tap * self.dilation;

@@ -31,6 +31,7 @@ mod bitwise;
 mod cast;
 mod causal_conv;
 mod center_crop_pad;
+mod channels_last_pool;
 mod clip;
 mod col2im;
 mod comparison;
@@ -39,7 +40,10 @@ mod constant;
 mod constant_of_shape;
 mod control;
 mod conv;
+mod conv_integer;
+mod conv_transpose;
 mod cumulative;
+mod deform_conv;
 mod dequantize_linear;
 mod det;
 mod dynamic_quantize_linear;
@@ -66,10 +70,10 @@ mod matmul_integer;
 mod max_unpool;
 mod mean_variance_normalization;
 mod microsoft;
-mod min_max;
 mod ml;
 mod pooling;
 mod pow;
+mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
@@ -156,6 +160,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &cast::CastLike,
     &causal_conv::CausalConvWithState,
     &center_crop_pad::CenterCropPad,
+    &channels_last_pool::ChannelsLastGlobalAveragePool,
     &clip::Clip,
     &col2im::Col2Im,
     &comparison::And,
@@ -173,10 +178,18 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &control::If,
     &control::Loop,
     &control::Scan,
+    &conv::CHANNELS_LAST_CONV,
     &conv::CONV,
     &conv::FUSED_CONV,
+    &conv::MICROSOFT_FUSED_CONV,
+    &conv::layout::TO_CHANNELS_FIRST,
+    &conv::layout::TO_CHANNELS_LAST,
+    &conv_integer::ConvInteger,
+    &conv_transpose::CHANNELS_LAST_CONV_TRANSPOSE,
+    &conv_transpose::CONV_TRANSPOSE,
     &cumulative::CumProd,
     &cumulative::CumSum,
+    &deform_conv::DeformConv,
     &dequantize_linear::DequantizeLinear,
     &det::Det,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
@@ -231,10 +244,13 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &microsoft::QuickGelu,
     &microsoft::SimplifiedLayerNormalization,
     &microsoft::SkipSimplifiedLayerNormalization,
+    &ml::ArrayFeatureExtractor,
+    &ml::Binarizer,
     &pooling::AveragePool,
     &pooling::LpPool,
     &pooling::MaxPool,
     &pow::Pow,
+    &q_linear_conv::QLinearConv,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
     &quantized::DynamicQuantizeMatMul,
@@ -251,11 +267,6 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearMul,
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
-    &quantized_matmul::QuantizedMatMul,
-    &ml::ArrayFeatureExtractor,
-    &ml::Binarizer,
-    &quantize_dequantize::QuantizeDequantize,
-    &quantize_linear::QuantizeLinear,
     &quantized_matmul::QuantizedMatMul,
     &random::Bernoulli,
     &random::Multinomial,

@@ -1,31 +1,30 @@
 //! Every operator on `builtin` against ONNX Runtime, over many shapes: a file per family.
 
-mod attention;
 mod arithmetic;
+mod attention;
 mod case;
 mod control;
+mod convolutions;
 mod einsum;
 mod elementwise;
 mod functions;
 mod images;
-mod normalizing;
-mod pooling;
+mod indexing;
 mod integers;
 mod microsoft;
-mod indexing;
+mod normalizing;
+mod pooling;
 mod products;
 mod quantized;
 mod recurrent;
+mod reductions;
 mod resampling;
 mod rows;
+mod selections;
 mod sequences;
 mod shaping;
 mod signal;
 mod text;
-mod reductions;
-mod rows;
-mod selections;
-mod shaping;
 mod types;
 
 use std::collections::BTreeMap;
@@ -44,6 +43,7 @@ fn all_cases() -> Vec<Case> {
         sequences::cases(),
         signal::cases(),
         text::cases(),
+        convolutions::cases(),
         elementwise::cases(),
         arithmetic::cases(),
         functions::cases(),
@@ -96,6 +96,11 @@ fn signal_operators_equal_onnx_runtime() {
 #[test]
 fn string_operators_equal_onnx_runtime() {
     check(&text::cases());
+}
+
+#[test]
+fn convolutions_equal_onnx_runtime() {
+    check(&convolutions::cases());
 }
 
 #[test]

@@ -6,8 +6,10 @@
 
 pub mod attention;
 pub mod batch_normalization;
+pub mod channels_last;
 pub mod dead_nodes;
 pub mod gelu;
+pub mod hard_swish;
 pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
@@ -37,7 +39,10 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("attention", attention::plan),
     ("bias", linear::plan_bias),
     ("activation", linear::plan_activation),
+    ("hard-swish", hard_swish::plan),
+    ("dead-nodes", dead_nodes::plan),
     ("window", window::plan),
+    ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
     ("dead-nodes", dead_nodes::plan),
 ];

@@ -23,6 +23,7 @@ unary_loops! {
     gelu: x => math::gelu::<FMA>(x);
     gelu_tanh: x => math::gelu_tanh::<FMA>(x);
     sigmoid: x => math::sigmoid::<FMA>(x);
+    silu: x => x * math::sigmoid::<FMA>(x);
     tanh: x => math::tanh::<FMA>(x);
     sqrt: x => x.sqrt();
     ln: x => math::ln::<FMA>(x);
@@ -129,15 +130,6 @@ vectorized! {
     pub(crate) fn add_assign<FMA>(data: &mut [f32], other: &[f32]) {
         for (value, &other) in data.iter_mut().zip(other) {
             *value += other;
-        }
-    }
-
-    /// data = clamp(data + constant, low, high). NaN stays.
-    pub(crate) fn add_clamp<FMA>(data: &mut [f32], constant: f32, low: f32, high: f32) {
-        for value in data {
-            let sum = *value + constant;
-            let bounded = if sum < low { low } else { sum };
-            *value = if bounded > high { high } else { bounded };
         }
     }
 

@@ -1,8 +1,7 @@
 //! Matrix products, by `rten-gemm`: C = A·B (+ bias), matrices given with strides.
 
 use rten_gemm::{
-    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix,
-    QuantParams,
+    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams,
 };
 use rten_tensor::layout::{MutLayout, OverlapPolicy};
 use rten_tensor::{Matrix, NdLayout, NdTensorView};
@@ -55,15 +54,6 @@ impl PackedB {
     }
 }
 
-/// A constant left side, laid out for the kernel.
-pub(crate) struct PackedA(PackedAMatrix<f32>);
-
-impl PackedA {
-    pub(crate) fn new(a: Strided<f32>) -> Self {
-        Self(F32.with(|gemm| gemm.prepack_a(a.matrix())))
-    }
-}
-
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
     Strided(Strided<'a, f32>),
@@ -81,13 +71,6 @@ pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[
     };
     let options = GemmOptions { bias: bias.map(BiasVector::Row), ..GemmOptions::default() };
     F32.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options))
-        .expect("sizes of a matrix product were checked");
-}
-
-/// out = a·b with a packed left side.
-pub(crate) fn matmul_packed_left(out: &mut [f32], a: &PackedA, b: Strided<f32>) {
-    let b = GemmInputB::Unpacked(b.matrix());
-    F32.with(|gemm| gemm.gemm(out, GemmInputA::Packed(&a.0), b, GemmOptions::default()))
         .expect("sizes of a matrix product were checked");
 }
 

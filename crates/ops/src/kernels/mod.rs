@@ -4,7 +4,7 @@
 // A loop becomes vector code only with everything it calls inlined into it.
 #![allow(clippy::inline_always)]
 
-pub(crate) mod depthwise;
+pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod lanes;
@@ -13,8 +13,10 @@ pub(crate) mod normalize;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+mod registers;
 pub(crate) mod resample;
 pub(crate) mod softmax;
+pub(crate) mod transpose;
 
 use rayon::prelude::*;
 

@@ -76,6 +76,15 @@ vectorized! {
         }
     }
 
+    /// sums += each row.
+    pub(crate) fn add_rows<FMA>(sums: &mut [f32], rows: &[f32]) {
+        for row in rows.chunks_exact(sums.len()) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+    }
+
     /// Σ of a slice, in lanes of 16.
     pub(crate) fn sum_row<FMA>(row: &[f32]) -> f32 {
         sum(row)

@@ -1,0 +1,378 @@
+//! `ConvTranspose` (opset 1 and later) over any number of spatial axes, and attar's own with
+//! channels last.
+//!
+//! Every input pixel adds x[c] · w[c, o, t] to the outputs under its window:
+//! y[o, p·stride + t·dilation − pad] += …, plus bias[o], by group. The products are one 1×1
+//! convolution to [tap, output]; a second step adds them up, in the order of taps.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use crate::conv::engine::{Engine, Job};
+use crate::conv::layout::{to_channels_first, to_channels_last};
+use crate::conv::settings::{Settings, group};
+use crate::conv::{Shape, kernel_sizes, output_shape};
+use crate::geometry::{Axis, Geometry, Padding, list};
+use crate::kernels::for_rows;
+use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct ConvTranspose {
+    op_type: &'static str,
+    domain: &'static str,
+    is_channels_last: bool,
+}
+
+/// `ConvTranspose` of ONNX.
+pub(crate) const CONV_TRANSPOSE: ConvTranspose =
+    ConvTranspose { op_type: "ConvTranspose", domain: "", is_channels_last: false };
+
+/// The same where the channels of activations are the last axis; made by fusion.
+pub(crate) const CHANNELS_LAST_CONV_TRANSPOSE: ConvTranspose = ConvTranspose {
+    op_type: "ChannelsLastConvTranspose",
+    domain: ATTAR_DOMAIN,
+    is_channels_last: true,
+};
+
+impl Operator for ConvTranspose {
+    fn op_type(&self) -> &'static str {
+        self.op_type
+    }
+
+    fn domain(&self) -> &'static str {
+        self.domain
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        2..=3
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        infer(node, inputs, self.is_channels_last)
+    }
+
+    fn kernel(
+        &self,
+        node: &Node,
+        constants: &[Option<&Tensor>],
+    ) -> Result<Box<dyn Kernel>, OpError> {
+        let is_channels_last = self.is_channels_last;
+        let constant = constants.get(1).copied().flatten();
+        if let Some(w) = constant.filter(|w| w.dtype() == DType::F32) {
+            return Ok(Box::new(TransposeKernel::new(node, w, is_channels_last)?));
+        }
+        let node = node.clone();
+        Ok(Box::new(move |run: &mut Run| {
+            if run.input(0)?.dtype() == DType::F64 {
+                return wide(&node, run);
+            }
+            TransposeKernel::new(&node, run.typed::<f32>(1)?, is_channels_last)?.run(run)
+        }))
+    }
+
+    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
+        let shape =
+            |index: usize| inputs.get(index).copied().flatten().and_then(|f| f.shape.as_ref());
+        match (inputs.first().copied().flatten(), shape(1)) {
+            (Some(x), Some(w)) if !w.is_empty() => {
+                &x.element_count() * &crate::fact::product(&w[1..])
+            }
+            _ => Dim::Unknown,
+        }
+    }
+
+    fn keeps_constant(&self, input: usize) -> bool {
+        input == 1
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
+
+/// What the attributes say beyond those of a convolution.
+struct Sizes {
+    geometry: Geometry,
+    output_padding: Vec<usize>,
+    output_shape: Option<Vec<usize>>,
+}
+
+impl Sizes {
+    fn new(node: &Node, kernel: &[usize]) -> Result<Self, OpError> {
+        let count = kernel.len();
+        let output_shape = match node.ints("output_shape")?.filter(|shape| !shape.is_empty()) {
+            // Some exporters write batch and channels too.
+            Some(shape) if shape.len() == count || shape.len() == count + 2 => {
+                let sizes = shape[shape.len() - count..].iter().map(|&s| usize::try_from(s).ok());
+                let sizes = sizes.collect::<Option<Vec<_>>>();
+                Some(sizes.ok_or_else(|| OpError::value("output_shape", shape, "sizes"))?)
+            }
+            Some(shape) => {
+                return Err(OpError::value("output_shape", shape, format!("{count} sizes")));
+            }
+            None => None,
+        };
+        Ok(Self {
+            geometry: Geometry::new(node, kernel)?,
+            output_padding: list(node, "output_padding", 0, count)?,
+            output_shape,
+        })
+    }
+
+    /// The axis seen from the output: the forward convolution's input is what is made here.
+    fn axis(&self, index: usize, input: usize) -> Option<Axis> {
+        let geometry = &self.geometry;
+        let (kernel, stride) = (geometry.kernel[index], geometry.strides[index]);
+        let dilation = geometry.dilations[index];
+        let reach = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
+        let covered = input.checked_sub(1)?.checked_mul(stride)?.checked_add(reach)?;
+        let full = covered.checked_add(self.output_padding[index])?;
+        let (output, pad) = match (&self.output_shape, &geometry.padding) {
+            (Some(shape), padding) => {
+                let total = full.saturating_sub(shape[index]);
+                let is_upper = *padding == Padding::SameUpper;
+                (shape[index], if is_upper { total / 2 } else { total - total / 2 })
+            }
+            (None, Padding::Explicit(pads)) => {
+                let (start, end) = (pads[index], pads[geometry.kernel.len() + index]);
+                (full.checked_sub(start.checked_add(end)?)?, start)
+            }
+            (None, same) => {
+                let output = input.checked_mul(stride)?;
+                let total = full.saturating_sub(output);
+                let is_upper = *same == Padding::SameUpper;
+                (output, if is_upper { total / 2 } else { total - total / 2 })
+            }
+        };
+        Some(Axis { input: output, output: input, kernel, stride, dilation, pad, pad_end: 0 })
+    }
+
+    fn axes(&self, input: &[usize]) -> Result<Vec<Axis>, OpError> {
+        let fail = || OpError::shapes(input, &self.geometry.kernel);
+        if input.len() != self.geometry.kernel.len() {
+            return Err(fail());
+        }
+        let axes = input.iter().enumerate().map(|(index, &size)| self.axis(index, size));
+        axes.collect::<Option<_>>().ok_or_else(fail)
+    }
+
+    fn output_dim(&self, index: usize, input: &Dim) -> Dim {
+        if let Some(shape) = &self.output_shape {
+            return shape[index].into();
+        }
+        if let Some(size) = input.known() {
+            let axis = usize::try_from(size).ok().and_then(|size| self.axis(index, size));
+            return axis.map_or(Dim::Unknown, |axis| axis.input.into());
+        }
+        let stride = Dim::from(self.geometry.strides[index]);
+        let Padding::Explicit(_) = self.geometry.padding else { return input * &stride };
+        // One window covers what is added to each further step.
+        match self.axis(index, 1 + self.geometry.kernel[index]) {
+            Some(axis) => {
+                let steps = self.geometry.strides[index] * self.geometry.kernel[index];
+                let offset = axis.input as i64 - steps as i64 - self.geometry.strides[index] as i64;
+                &(input * &stride) + &Dim::Known(offset)
+            }
+            None => Dim::Unknown,
+        }
+    }
+}
+
+fn infer(
+    node: &Node,
+    inputs: &[Option<&Fact>],
+    is_channels_last: bool,
+) -> Result<Vec<Fact>, OpError> {
+    let (x, w) = (required(inputs, 0)?, required(inputs, 1)?);
+    let (Some(shape), Some(weight)) = (&x.shape, &w.shape) else {
+        return Ok(vec![Fact::unranked(x.dtype)]);
+    };
+    let rank = shape.len();
+    if rank != weight.len() || rank < 3 {
+        let text = |dims: &[Dim]| format!("of rank {}", dims.len());
+        return Err(OpError::Shapes { a: text(shape), b: text(weight) });
+    }
+    let first = if is_channels_last { 1 } else { 2 };
+    let spatial: Vec<Dim> = match kernel_sizes(weight) {
+        Some(kernel) => {
+            let sizes = Sizes::new(node, &kernel)?;
+            let axes = 0..rank - 2;
+            axes.map(|axis| sizes.output_dim(axis, &shape[axis + first])).collect()
+        }
+        None => vec![Dim::Unknown; rank - 2],
+    };
+    let mut dims = vec![shape[0].clone()];
+    dims.extend(spatial);
+    let outputs = &weight[1] * &Dim::from(group(node)?);
+    dims.insert(if is_channels_last { rank - 1 } else { 1 }, outputs);
+    Ok(vec![Fact::new(x.dtype, dims)])
+}
+
+struct TransposeKernel {
+    sizes: Sizes,
+    /// [inputs, outputs per group, kernel…]
+    shape: Vec<usize>,
+    group: usize,
+    /// Per group, the 1×1 convolution from its inputs to [tap, output].
+    engine: Engine,
+    is_channels_last: bool,
+}
+
+impl TransposeKernel {
+    fn new(node: &Node, w: &Tensor, is_channels_last: bool) -> Result<Self, OpError> {
+        let (shape, group) = (w.shape(), group(node)?);
+        if shape.len() < 3 || shape.contains(&0) || !shape[0].is_multiple_of(group) {
+            return Err(OpError::value("the weight", shape, format!("inputs in {group} groups")));
+        }
+        let (inputs, outputs) = (shape[0] / group, shape[1]);
+        let taps: usize = shape[2..].iter().product();
+        let values = w.values::<f32>();
+        // [group, tap, output, input]
+        let mut matrix = Vec::with_capacity(values.len());
+        for g in 0..group {
+            for row in 0..taps * outputs {
+                let (tap, o) = (row / outputs, row % outputs);
+                let at = |c: usize| ((g * inputs + c) * outputs + o) * taps + tap;
+                matrix.extend((0..inputs).map(|c| values[at(c)]));
+            }
+        }
+        let rows = group * taps * outputs;
+        let plain = Node::new("Conv", "", &[], &[]).with_attribute("group", group as i64);
+        let settings = Settings::new(&plain, &[1, 1])?;
+        let engine = Engine::new_dense(&matrix, &[rows, inputs, 1, 1], settings)?;
+        let sizes = Sizes::new(node, &shape[2..])?;
+        Ok(Self { sizes, shape: shape.to_vec(), group, engine, is_channels_last })
+    }
+
+    /// Adds up what the products give to each output pixel, in the order of taps.
+    fn gather(&self, y: &mut [f32], products: &[f32], bias: Option<&[f32]>, axes: &[Axis]) {
+        let (per_group, group) = (self.shape[1], self.group);
+        let outputs = per_group * group;
+        let taps: usize = self.shape[2..].iter().product();
+        let plane: usize = axes.iter().map(|axis| axis.input).product();
+        let pixels: usize = axes.iter().map(|axis| axis.output).product();
+        for_rows(y, outputs, |first, rows| {
+            for (index, row) in rows.chunks_exact_mut(outputs).enumerate() {
+                let (n, place) = ((first + index) / plane, (first + index) % plane);
+                match bias {
+                    Some(bias) => row.copy_from_slice(bias),
+                    None => row.fill(0.0),
+                }
+                for tap in 0..taps {
+                    let Some(pixel) = contributor(axes, place, tap) else { continue };
+                    let products = &products[(n * pixels + pixel) * taps * outputs..];
+                    for (g, row) in row.chunks_exact_mut(per_group).enumerate() {
+                        let products = &products[(g * taps + tap) * per_group..][..per_group];
+                        row.iter_mut().zip(products).for_each(|(y, &product)| *y += product);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The input pixel whose window has its tap on an output place, both in row-major order.
+fn contributor(axes: &[Axis], mut place: usize, mut tap: usize) -> Option<usize> {
+    let (mut at, mut pitch) = (0, 1);
+    for axis in axes.iter().rev() {
+        let shifted = place % axis.input + axis.pad;
+        let from = shifted.checked_sub(tap % axis.kernel * axis.dilation)?;
+        if !from.is_multiple_of(axis.stride) || from / axis.stride >= axis.output {
+            return None;
+        }
+        at += from / axis.stride * pitch;
+        place /= axis.input;
+        tap /= axis.kernel;
+        pitch *= axis.output;
+    }
+    Some(at)
+}
+
+impl Kernel for TransposeKernel {
+    fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+        let x = run.typed::<f32>(0)?;
+        let shape = Shape::new(x.shape(), self.is_channels_last);
+        if x.rank() != self.shape.len() || shape.channels != self.shape[0] {
+            return Err(OpError::shapes(x.shape(), &self.shape));
+        }
+        let axes = self.sizes.axes(shape.spatial)?;
+        let outputs = self.shape[1] * self.group;
+        let sizes = || axes.iter().map(|axis| axis.input);
+        let output = output_shape(shape.batch, outputs, sizes(), self.is_channels_last)?;
+        let output_last = output_shape(shape.batch, outputs, sizes(), true)?;
+        let bias = bias::<f32>(run, outputs)?;
+        let pool = run.pool;
+        let x = if self.is_channels_last { x.clone() } else { to_channels_last(pool, x) };
+        let pixels: usize = shape.spatial.iter().product();
+        let taps: usize = self.shape[2..].iter().product();
+        let wide = output_shape(shape.batch, outputs * taps, [pixels].into_iter(), true)?;
+        let mut products = pool.tensor(DType::F32, &wide);
+        let unit = Axis { input: pixels, output: pixels, ..Axis::UNIT };
+        let job = Job {
+            x: x.slice(),
+            batch: shape.batch,
+            axes: vec![Axis::UNIT, unit],
+            bias: None,
+            addend: None,
+            pool,
+        };
+        self.engine.run(products.slice_mut(), &job);
+        let mut y = pool.tensor(DType::F32, &output_last);
+        self.gather(y.slice_mut(), products.slice(), bias.map(Tensor::slice), &axes);
+        pool.recycle(products);
+        if self.is_channels_last {
+            return Ok(vec![y]);
+        }
+        pool.recycle(x);
+        let first = to_channels_first(pool, &y);
+        pool.recycle(y);
+        debug_assert_eq!(first.shape(), output);
+        Ok(vec![first])
+    }
+}
+
+/// A bias of one value per output, if there is one.
+fn bias<'a, T: attar_tensor::Element>(
+    run: &'a Run,
+    outputs: usize,
+) -> Result<Option<&'a Tensor>, OpError> {
+    match run.optional(2) {
+        Some(bias) if bias.shape() != [outputs] => Err(OpError::shapes(&[outputs], bias.shape())),
+        Some(_) => run.typed::<T>(2).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// f64, one output after the other.
+fn wide(node: &Node, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+    let (x, w) = (run.typed::<f64>(0)?, run.typed::<f64>(1)?);
+    let (shape, weight, group) = (x.shape(), w.shape(), group(node)?);
+    let fits = shape.len() == weight.len() && shape.len() >= 3 && shape[1] == weight[0];
+    if !fits || !weight[0].is_multiple_of(group) || weight.contains(&0) {
+        return Err(OpError::shapes(shape, weight));
+    }
+    let axes = Sizes::new(node, &weight[2..])?.axes(&shape[2..])?;
+    let (inputs, per_group) = (weight[0] / group, weight[1]);
+    let outputs = per_group.checked_mul(group).ok_or_else(|| OpError::shapes(shape, weight))?;
+    let output = output_shape(shape[0], outputs, axes.iter().map(|axis| axis.input), false)?;
+    let bias = bias::<f64>(run, outputs)?.map(|bias| bias.values::<f64>());
+    let (x, w) = (x.values::<f64>(), w.values::<f64>());
+    let taps: usize = weight[2..].iter().product();
+    let pixels: usize = shape[2..].iter().product();
+    let plane: usize = axes.iter().map(|axis| axis.input).product();
+    let mut y = vec![0.0_f64; output.iter().product()];
+    for (index, y) in y.chunks_exact_mut(plane.max(1)).enumerate() {
+        let (n, o) = (index / outputs, index % outputs);
+        let first = o / per_group * inputs;
+        for (place, y) in y.iter_mut().enumerate() {
+            *y = bias.as_ref().map_or(0.0, |bias| bias[o]);
+            for tap in 0..taps {
+                let Some(pixel) = contributor(&axes, place, tap) else { continue };
+                for c in first..first + inputs {
+                    *y += x[(n * weight[0] + c) * pixels + pixel]
+                        * w[(c * per_group + o % per_group) * taps + tap];
+                }
+            }
+        }
+    }
+    Ok(vec![Tensor::new(&output, &y)])
+}

@@ -1,0 +1,170 @@
+//! `DeformConv` (opset 19), two spatial axes (Dai et al., 2017, arXiv:1703.06211; Zhu et al., 2018,
+//! arXiv:1811.11168): a convolution whose taps are moved by `offset` and weighed by `mask`,
+//!
+//! y[o, p] = bias[o] + Σ w[o, c, t] · mask[t, p] · x[c, p·stride + t·dilation − pad + offset[t, p]],
+//!
+//! x between pixels interpolated linearly, and 0 outside.
+
+use attar_graph::{Dim, Node};
+use attar_tensor::{DType, Tensor};
+
+use crate::conv::settings::group;
+use crate::conv::{infer_fact, output_shape};
+use crate::geometry::{Axis, Geometry};
+use crate::kernels::for_rows;
+use crate::{Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct DeformConv;
+
+impl Operator for DeformConv {
+    fn op_type(&self) -> &'static str {
+        "DeformConv"
+    }
+
+    fn since_opset(&self) -> i64 {
+        19
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        3..=5
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let (x, w) = (required(inputs, 0)?, required(inputs, 1)?);
+        Ok(vec![infer_fact(node, x, w, x.dtype, false)?])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let node = node.clone();
+        Ok(Box::new(move |run: &mut Run| convolve(&node, run)))
+    }
+
+    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+        crate::conv::macs(inputs.get(1).copied().flatten(), outputs)
+    }
+
+    fn widens_half(&self) -> bool {
+        true
+    }
+}
+
+/// Sizes of one run, and what it reads, in f64.
+struct Deformed {
+    x: Vec<f64>,
+    w: Vec<f64>,
+    offset: Vec<f64>,
+    mask: Option<Vec<f64>>,
+    axes: [Axis; 2],
+    channels: usize,
+    outputs: usize,
+    group: usize,
+    offset_group: usize,
+}
+
+fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
+    let x = run.input(0)?;
+    let dtype = x.dtype();
+    if !matches!(dtype, DType::F32 | DType::F64) {
+        return Err(OpError::DType { index: 0, found: dtype });
+    }
+    let (w, shape) = (run.input(1)?, x.shape());
+    if w.rank() != 4 || shape.len() != 4 {
+        return Err(OpError::Unsupported { what: "DeformConv over other than two axes".into() });
+    }
+    let group = group(node)?;
+    let offset_group = node.int_or("offset_group", 1)?;
+    let offset_group = usize::try_from(offset_group).ok().filter(|&g| g > 0 && shape[1] % g == 0);
+    let offset_group =
+        offset_group.ok_or_else(|| OpError::value("offset_group", shape[1], "a divisor"))?;
+    let fits = w.shape()[1].checked_mul(group) == Some(shape[1]);
+    if !fits || !w.shape()[0].is_multiple_of(group) {
+        return Err(OpError::shapes(shape, w.shape()));
+    }
+    let axes = Geometry::new(node, &w.shape()[2..])?.axes(&shape[2..])?;
+    let sizes: Vec<usize> = axes.iter().map(|axis| axis.output).collect();
+    let output = output_shape(shape[0], w.shape()[0], sizes.iter().copied(), false)?;
+    let taps = w.shape()[2] * w.shape()[3];
+    let expect = |index: usize, channels: usize| -> Result<Vec<f64>, OpError> {
+        let tensor = run.input(index)?;
+        let expected = [shape[0], channels, sizes[0], sizes[1]];
+        if tensor.shape() != expected {
+            return Err(OpError::shapes(&expected, tensor.shape()));
+        }
+        tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
+    };
+    let numbers = |index: usize| -> Result<Vec<f64>, OpError> {
+        let tensor = run.input(index)?;
+        tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
+    };
+    let bias = run.optional(3).map(|_| numbers(3)).transpose()?;
+    if bias.as_ref().is_some_and(|bias| bias.len() != w.shape()[0]) {
+        return Err(OpError::shapes(w.shape(), run.input(3)?.shape()));
+    }
+    let mask = run.optional(4).map(|_| expect(4, offset_group * taps)).transpose()?;
+    let deformed = Deformed {
+        x: numbers(0)?,
+        w: numbers(1)?,
+        offset: expect(2, 2 * offset_group * taps)?,
+        mask,
+        axes: [axes[0], axes[1]],
+        channels: shape[1],
+        outputs: w.shape()[0],
+        group,
+        offset_group,
+    };
+    let mut y = vec![0.0_f64; output.iter().product()];
+    for_rows(&mut y, sizes[0] * sizes[1], |first, planes| {
+        for (index, plane) in planes.chunks_exact_mut(sizes[0] * sizes[1]).enumerate() {
+            let at = first + index;
+            plane.fill(bias.as_ref().map_or(0.0, |bias| bias[at % deformed.outputs]));
+            deformed.add_plane(plane, at / deformed.outputs, at % deformed.outputs);
+        }
+    });
+    let y = Tensor::new(&output, &y).converted(dtype);
+    Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
+}
+
+impl Deformed {
+    /// Adds every tap to the plane of one output of one image.
+    fn add_plane(&self, plane: &mut [f64], n: usize, o: usize) {
+        let [tall, wide] = self.axes;
+        let taps = tall.kernel * wide.kernel;
+        let pixels = tall.output * wide.output;
+        let inputs = self.channels / self.group;
+        let first = o / (self.outputs / self.group) * inputs;
+        for c in 0..inputs {
+            let channel = first + c;
+            let part = channel / (self.channels / self.offset_group);
+            let image = &self.x[(n * self.channels + channel) * tall.input * wide.input..];
+            for tap in 0..taps {
+                let weight = self.w[(o * inputs + c) * taps + tap];
+                let moved = (n * self.offset_group + part) * taps + tap;
+                for (pixel, y) in plane.iter_mut().enumerate() {
+                    let place = |axis: Axis, output: usize, tap: usize| {
+                        (output * axis.stride + tap * axis.dilation) as f64 - axis.pad as f64
+                    };
+                    let at_y = place(tall, pixel / wide.output, tap / wide.kernel)
+                        + self.offset[2 * moved * pixels + pixel];
+                    let at_x = place(wide, pixel % wide.output, tap % wide.kernel)
+                        + self.offset[(2 * moved + 1) * pixels + pixel];
+                    let mask = self.mask.as_ref().map_or(1.0, |mask| mask[moved * pixels + pixel]);
+                    *y += weight * mask * interpolated(image, [tall.input, wide.input], at_y, at_x);
+                }
+            }
+        }
+    }
+}
+
+/// The value between the four pixels around a place; those outside the image are 0.
+fn interpolated(image: &[f64], [height, width]: [usize; 2], y: f64, x: f64) -> f64 {
+    let pixel = |y: f64, x: f64| {
+        let is_inside = y >= 0.0 && x >= 0.0 && y < height as f64 && x < width as f64;
+        if is_inside { image[y as usize * width + x as usize] } else { 0.0 }
+    };
+    let (top, left) = (y.floor(), x.floor());
+    let (down, right) = (y - top, x - left);
+    (1.0 - down) * (1.0 - right) * pixel(top, left)
+        + (1.0 - down) * right * pixel(top, left + 1.0)
+        + down * (1.0 - right) * pixel(top + 1.0, left)
+        + down * right * pixel(top + 1.0, left + 1.0)
+}

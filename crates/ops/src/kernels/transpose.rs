@@ -1,0 +1,68 @@
+//! Matrices with their axes swapped.
+
+use super::for_rows;
+
+/// Side of the squares that are moved together: both sides' lines stay in the L1 cache.
+const SIDE: usize = 16;
+
+/// Each [rows, columns] matrix of `x` becomes [columns, rows].
+pub(crate) fn transpose_matrix(y: &mut [f32], x: &[f32], [rows, columns]: [usize; 2]) {
+    let strip = SIDE * rows;
+    let plane = rows * columns;
+    let strips = columns.div_ceil(SIDE);
+    // The last strip of a matrix may be shorter, so matrices are walked one by one.
+    for (y, x) in y.chunks_exact_mut(plane).zip(x.chunks_exact(plane)) {
+        let whole = columns / SIDE * strip;
+        let (full, rest) = y.split_at_mut(whole);
+        for_rows(full, strip, |first, y| {
+            for (index, y) in y.chunks_exact_mut(strip).enumerate() {
+                transpose_strip::<SIDE>(y, x, rows, columns, (first + index) * SIDE);
+            }
+        });
+        if whole < plane {
+            let start = (strips - 1) * SIDE;
+            for (index, y) in rest.chunks_exact_mut(rows).enumerate() {
+                transpose_strip::<1>(y, x, rows, columns, start + index);
+            }
+        }
+    }
+}
+
+/// Writes columns `start`..`start` + `N` of `x` as rows.
+fn transpose_strip<const N: usize>(
+    y: &mut [f32],
+    x: &[f32],
+    rows: usize,
+    columns: usize,
+    start: usize,
+) {
+    for first in (0..rows).step_by(SIDE) {
+        let count = (rows - first).min(SIDE);
+        for row in first..first + count {
+            let line: &[f32; N] =
+                x[row * columns + start..].first_chunk().expect("a strip lies inside its matrix");
+            for (index, &value) in line.iter().enumerate() {
+                y[index * rows + row] = value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns_for_every_size() {
+        for (rows, columns) in [(1, 5), (3, 40), (16, 16), (17, 33), (40, 3), (100, 64)] {
+            let x: Vec<f32> = (0..2 * rows * columns).map(|i| i as f32).collect();
+            let mut y = vec![0.0; x.len()];
+            transpose_matrix(&mut y, &x, [rows, columns]);
+            for (i, &value) in y.iter().enumerate() {
+                let (n, at) = (i / (rows * columns), i % (rows * columns));
+                let expected = n * rows * columns + at % rows * columns + at / rows;
+                assert_eq!(value, expected as f32);
+            }
+        }
+    }
+}
