@@ -13,6 +13,7 @@ mod indexing;
 mod integers;
 mod microsoft;
 mod normalizing;
+mod older;
 mod pooling;
 mod products;
 mod quantized;
@@ -33,7 +34,7 @@ use attar_graph::Model;
 use attar_ops::OPERATORS;
 use attar_runtime::Builtin;
 
-use crate::case::{Case, check, model_of, run};
+use crate::case::{Case, check, difference, model_of, ort, run};
 
 fn all_cases() -> Vec<Case> {
     [
@@ -191,6 +192,27 @@ fn integer_operators_equal_onnx_runtime() {
 #[test]
 fn optimized_operators_equal_onnx_runtime() {
     check(&microsoft::cases());
+}
+
+#[test]
+fn operators_of_older_opsets_equal_onnx_runtime() {
+    check(&older::cases());
+}
+
+#[test]
+fn a_converted_model_gives_what_the_original_gave_on_onnx_runtime() {
+    let ort = ort();
+    for case in older::cases() {
+        let model = model_of(&case);
+        let mut converted = model.clone();
+        attar_ops::opset::convert_opset(&mut converted, 21).unwrap();
+        assert_eq!(converted.opset(), 21);
+        let (before, after) = (run(&ort, &model, &case), run(&ort, &converted, &case));
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(before.shape(), after.shape(), "{}", case.text);
+            assert!(difference(after, before) <= case.tolerance, "{}", case.text);
+        }
+    }
 }
 
 #[test]
