@@ -92,7 +92,7 @@ impl Sampling {
         })
     }
 
-    fn run(&self, run: &Run) -> Result<Vec<Tensor>, OpError> {
+    fn run(self, run: &Run) -> Result<Vec<Tensor>, OpError> {
         let (x, grid) = (run.input(0)?, run.input(1)?);
         let axes = x.rank().saturating_sub(2);
         let fits = axes > 0
@@ -119,7 +119,7 @@ impl Sampling {
         })
     }
 
-    fn sample<T: Real>(&self, y: &mut Tensor, x: &Tensor, grid: &Tensor) {
+    fn sample<T: Real>(self, y: &mut Tensor, x: &Tensor, grid: &Tensor) {
         let sizes = &x.shape()[2..];
         let (channels, plane) = (x.shape()[1], sizes.iter().product::<usize>());
         let places: usize = grid.shape()[1..=sizes.len()].iter().product();
@@ -146,7 +146,7 @@ impl Sampling {
     }
 
     /// The elements of the image around a point, and their weights.
-    fn set_taps<T: Real>(&self, taps: &mut Taps<T>, point: &[T], sizes: &[usize]) {
+    fn set_taps<T: Real>(self, taps: &mut Taps<T>, point: &[T], sizes: &[usize]) {
         taps.indices.clear();
         taps.weights.clear();
         taps.indices.push(0);
@@ -156,9 +156,9 @@ impl Sampling {
             stride /= size;
             let (first, weights, count) = self.along_axis(coordinate.wide(), size);
             let before = taps.indices.len();
-            for tap in 0..count {
+            for (tap, &weight) in weights[..count].iter().enumerate() {
                 let Some(at) = self.place(first.saturating_add(tap as i64), size) else { continue };
-                let weight = T::of(weights[tap]);
+                let weight = T::of(weight);
                 for index in 0..before {
                     taps.indices.push(taps.indices[index] + at * stride);
                     taps.weights.push(taps.weights[index] * weight);
@@ -170,16 +170,21 @@ impl Sampling {
     }
 
     /// First index, weights and their count along an axis.
-    fn along_axis(&self, coordinate: f64, size: usize) -> (i64, [f64; 4], usize) {
+    fn along_axis(self, coordinate: f64, size: usize) -> (i64, [f64; 4], usize) {
         let length = size as f64;
-        let x = match self.aligns {
-            true => (coordinate + 1.0) / 2.0 * (length - 1.0),
-            false => ((coordinate + 1.0) * length - 1.0) / 2.0,
+        let from_start = coordinate + 1.0;
+        let x = if self.aligns {
+            from_start * 0.5 * (length - 1.0)
+        } else {
+            (from_start * length - 1.0) * 0.5
         };
         let x = if self.mode == Mode::Nearest { x.round_ties_even() } else { x };
         let [low, high] = self.borders(size);
         let x = match self.outside {
             Outside::Zeros => x,
+            // Only the taps are brought inside, as in ONNX Runtime and PyTorch; the reference
+            // would move the point first.
+            _ if self.mode == Mode::Cubic => x,
             _ if (low..=high).contains(&x) => x,
             Outside::Border => x.clamp(0.0, length - 1.0),
             Outside::Reflection => reflected(x, low, high),
@@ -195,13 +200,13 @@ impl Sampling {
         }
     }
 
-    fn borders(&self, size: usize) -> [f64; 2] {
+    fn borders(self, size: usize) -> [f64; 2] {
         let length = size as f64;
         if self.aligns { [0.0, length - 1.0] } else { [-0.5, length - 0.5] }
     }
 
     /// The index that stands for one which may lie outside.
-    fn place(&self, index: i64, size: usize) -> Option<usize> {
+    fn place(self, index: i64, size: usize) -> Option<usize> {
         let last = size as i64 - 1;
         if (0..=last).contains(&index) {
             return Some(index as usize);

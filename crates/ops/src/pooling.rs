@@ -51,7 +51,7 @@ macro_rules! poolings {
                 node: &Node,
                 _: &[Option<&Tensor>],
             ) -> Result<Box<dyn Kernel>, OpError> {
-                PoolKernel::new(node, $pooling)
+                Ok(Box::new(PoolKernel::new(node, $pooling)?))
             }
         }
     )*};
@@ -97,19 +97,19 @@ struct PoolKernel {
 }
 
 impl PoolKernel {
-    fn new(node: &Node, pooling: Pooling) -> Result<Box<dyn Kernel>, OpError> {
+    fn new(node: &Node, pooling: Pooling) -> Result<Self, OpError> {
         let p = node.int_or("p", 2)?;
         if p < 1 {
             return Err(OpError::value("p", p, "at least 1"));
         }
-        Ok(Box::new(Self {
+        Ok(Self {
             geometry: Geometry::of_pooling(node)?,
             pooling,
             counts_padding: node.int_or("count_include_pad", 0)? != 0,
             p,
             gives_indices: node.outputs.get(1).is_some_and(|output| !output.is_empty()),
             column_major: node.int_or("storage_order", 0)? != 0,
-        }))
+        })
     }
 }
 
@@ -223,9 +223,8 @@ fn average<T: Summed>(
     shape: &[usize],
     counts_padding: bool,
 ) -> Result<Vec<Tensor>, OpError> {
-    let count = |axis: &Axis, output| match counts_padding {
-        true => axis.padded_tap_count(output),
-        false => axis.taps(output).len(),
+    let count = |axis: &Axis, output| {
+        if counts_padding { axis.padded_tap_count(output) } else { axis.taps(output).len() }
     };
     let (last, leading) = windows.split();
     let columns: Vec<T> = (0..last.output).map(|o| T::of(count(last, o) as f64)).collect();

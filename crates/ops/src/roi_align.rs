@@ -197,9 +197,10 @@ impl Alignment {
                 }
             }
         }
-        match self.takes_max {
-            true => greatest.unwrap_or(T::ZERO),
-            false => sum / T::of((rows.len() * columns.len()).max(1) as f64),
+        if self.takes_max {
+            greatest.unwrap_or(T::ZERO)
+        } else {
+            sum / T::of((rows.len() * columns.len()).max(1) as f64)
         }
     }
 }
