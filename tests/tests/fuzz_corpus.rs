@@ -1,4 +1,5 @@
 //! What fuzzing found worth keeping, and what it broke once, is met again in the ordinary tests.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! A model that attar loads and saves is the same model: for the official Python package, message
 //! by message, and for ONNX Runtime, bit by bit.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 use std::fs;
 use std::io::Write;

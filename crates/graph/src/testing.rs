@@ -80,9 +80,10 @@ fn set_attribute(node: &mut Node, attribute: Option<(String, String)>) {
     let ints: Option<Vec<i64>> = parts.iter().map(|part| part.parse().ok()).collect();
     let floats = || parts.iter().map(|part| part.parse().expect("a number")).collect();
     let strings = || parts.iter().map(|part| part.as_bytes().to_vec().into()).collect();
+    let is_recurrent = matches!(node.op_type.as_str(), "LSTM" | "GRU" | "RNN");
     let value: AttributeValue = match (ints, text.parse::<f32>()) {
         _ if name == "activations" => AttributeValue::Strings(strings()),
-        _ if name.starts_with("activation_") => AttributeValue::Floats(floats()),
+        _ if name.starts_with("activation_") && is_recurrent => AttributeValue::Floats(floats()),
         (Some(ints), _) if ints.len() == 1 && !is_list(&name) => ints[0].into(),
         (Some(ints), _) => ints.into(),
         (None, Ok(float)) => float.into(),

@@ -46,9 +46,10 @@ impl<'a> Scope<'a> {
     }
 
     fn define_input(&mut self, input: &'a str) -> Result<(), GraphError> {
-        match self.define(input) {
-            true => Ok(()),
-            false => Err(GraphError::DuplicateInput { value: input.into() }),
+        if self.define(input) {
+            Ok(())
+        } else {
+            Err(GraphError::DuplicateInput { value: input.into() })
         }
     }
 

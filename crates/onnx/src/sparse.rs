@@ -152,7 +152,7 @@ fn scattered(values: &Tensor, positions: &[usize], shape: &[usize]) -> Option<Te
         return Tensor::from_strings(shape, strings).ok();
     }
     let bits = values.dtype().bits();
-    if bits % 8 != 0 {
+    if !bits.is_multiple_of(8) {
         return None;
     }
     let size = bits / 8;

@@ -18,18 +18,34 @@ const fn from(
     Conversion { op_type, version, convert }
 }
 
-/// Every change of meaning after opset 7 that touches inference, by operator.
+/// Every change of meaning after opset 6 that touches inference, by operator.
 pub(super) const CONVERSIONS: &[Conversion] = &[
+    from("Add", 7, broadcast_7),
+    from("And", 7, broadcast_7),
+    from("BatchNormalization", 7, drop_is_test),
     from("BatchNormalization", 9, batch_normalization_9),
     from("BatchNormalization", 14, batch_normalization_14),
     from("Clip", 11, clip_11),
     from("DFT", 20, dft_20),
+    from("Div", 7, broadcast_7),
+    from("Dropout", 7, drop_is_test),
     from("Dropout", 12, dropout_12),
+    from("Equal", 7, broadcast_7),
+    from("Gemm", 7, gemm_7),
+    from("Greater", 7, broadcast_7),
     from("GridSample", 20, grid_sample_20),
     from("GroupNormalization", 21, group_normalization_21),
     from("Hardmax", 13, softmax_13),
+    from("Less", 7, broadcast_7),
     from("LogSoftmax", 13, softmax_13),
+    from("Max", 8, same),
+    from("Mean", 8, same),
+    from("Min", 8, same),
+    from("Mul", 7, broadcast_7),
+    from("Or", 7, broadcast_7),
+    from("PRelu", 7, slope_7),
     from("Pad", 11, pad_11),
+    from("Pow", 7, broadcast_7),
     from("ReduceL1", 18, reduce_axes),
     from("ReduceL2", 18, reduce_axes),
     from("ReduceLogSum", 18, reduce_axes),
@@ -49,10 +65,13 @@ pub(super) const CONVERSIONS: &[Conversion] = &[
     from("Split", 13, split_13),
     from("Split", 18, split_18),
     from("Squeeze", 13, squeeze_13),
+    from("Sub", 7, broadcast_7),
+    from("Sum", 8, same),
     from("TopK", 10, top_k_10),
     from("Unsqueeze", 13, squeeze_13),
     from("Upsample", 9, upsample_9),
     from("Upsample", 10, upsample_10),
+    from("Xor", 7, broadcast_7),
 ];
 
 fn integers(values: &[i64]) -> Tensor {
@@ -81,6 +100,70 @@ fn scalar_like(to: &Converted, like: &str, value: f32) -> Tensor {
     let scalar = Tensor::scalar(value);
     let dtype = to.dtype(like).unwrap_or(DType::F32);
     scalar.converted(dtype).unwrap_or(scalar)
+}
+
+/// Inputs of one shape, which then were all that the operator took.
+fn same(to: &mut Converted, node: Node) -> Result {
+    to.push(node);
+    Ok(())
+}
+
+/// Whether it is a test has since been told by what outputs there are.
+fn drop_is_test(to: &mut Converted, mut node: Node) -> Result {
+    node.attributes.shift_remove("is_test");
+    to.push(node);
+    Ok(())
+}
+
+fn gemm_7(to: &mut Converted, mut node: Node) -> Result {
+    node.attributes.shift_remove("broadcast");
+    to.push(node);
+    Ok(())
+}
+
+/// The second operand is aligned where `axis` says: later, always at the end.
+fn broadcast_7(to: &mut Converted, mut node: Node) -> Result {
+    let axis = node.int("axis")?;
+    node.attributes.shift_remove("axis");
+    let broadcasts = node.int_or("broadcast", 0)? != 0;
+    node.attributes.shift_remove("broadcast");
+    if let Some(axis) = axis.filter(|_| broadcasts) {
+        let ranks = [0, 1].map(|index| node.input(index).and_then(|name| to.rank(name)));
+        let [Some(rank), Some(rank_b)] = ranks else {
+            return refuse("`axis` beside operands of unknown rank");
+        };
+        let axis = axis + i64::from(axis < 0) * rank as i64;
+        let behind = rank as i64 - axis - rank_b as i64;
+        if axis < 0 || behind < 0 {
+            return Err(OpError::value("axis", axis, format!("at most {}", rank - rank_b.min(rank))));
+        }
+        if behind > 0 {
+            let axes: Vec<i64> = (rank_b as i64..rank_b as i64 + behind).collect();
+            node.inputs[1] = unsqueezed(to, &node, 1, &axes);
+        }
+    }
+    to.push(node);
+    Ok(())
+}
+
+/// An input of the node with axes of size 1 put in, as opset 6 says it.
+fn unsqueezed(to: &mut Converted, node: &Node, input: usize, axes: &[i64]) -> String {
+    let list = AttributeValue::from(axes.to_vec());
+    to.step(node, "Unsqueeze", "aligned", &[&node.inputs[input]], &[("axes", list)])
+}
+
+/// A slope per channel stood for all that follows the channel; later it is aligned at the end.
+fn slope_7(to: &mut Converted, mut node: Node) -> Result {
+    let slope = node.input(1).ok_or(OpError::MissingInput { index: 1 })?.to_string();
+    let Some(rank) = to.rank(&node.inputs[0]) else {
+        return refuse("a slope beside an input of unknown rank");
+    };
+    if to.rank(&slope) == Some(1) && rank > 2 {
+        let axes: Vec<i64> = (1..rank as i64 - 1).collect();
+        node.inputs[1] = unsqueezed(to, &node, 1, &axes);
+    }
+    to.push(node);
+    Ok(())
 }
 
 fn batch_normalization_9(to: &mut Converted, mut node: Node) -> Result {

@@ -20,8 +20,8 @@ use crate::{Facts, OpError, Operator, operator};
 /// The newest operator set that attar converts to.
 pub const NEWEST_OPSET: i64 = 28;
 
-/// The oldest operator set that attar converts from: before it, broadcasting had other rules.
-pub const OLDEST_OPSET: i64 = 7;
+/// The oldest operator set that attar converts from.
+pub const OLDEST_OPSET: i64 = 6;
 
 /// What a node meant before a version, said in that version's terms. The node's outputs keep
 /// their names.
