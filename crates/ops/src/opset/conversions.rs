@@ -135,7 +135,11 @@ fn broadcast_7(to: &mut Converted, mut node: Node) -> Result {
         let axis = axis + i64::from(axis < 0) * rank as i64;
         let behind = rank as i64 - axis - rank_b as i64;
         if axis < 0 || behind < 0 {
-            return Err(OpError::value("axis", axis, format!("at most {}", rank - rank_b.min(rank))));
+            return Err(OpError::value(
+                "axis",
+                axis,
+                format!("at most {}", rank - rank_b.min(rank)),
+            ));
         }
         if behind > 0 {
             let axes: Vec<i64> = (rank_b as i64..rank_b as i64 + behind).collect();
