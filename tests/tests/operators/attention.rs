@@ -239,8 +239,58 @@ fn quantized_cases(cases: &mut Vec<Case>) {
     }
 }
 
+fn state_cases(cases: &mut Vec<Case>) {
+    let decay = |shape: &[usize]| {
+        let values: Vec<f32> = f32s(shape).slice::<f32>().iter().map(|x| -x.abs()).collect();
+        Tensor::new(shape, &values)
+    };
+    for (rule, inputs, decays) in [
+        ("linear", "q, k, v, p", 8),
+        ("linear", "q, k, v", 8),
+        ("gated", "q, k, v, p, g", 8),
+        ("gated", "q, k, v, p, g", 2),
+        ("delta", "q, k, v, p, , b", 8),
+        ("gated_delta", "q, k, v, , g, b", 2),
+        ("gated_delta", "q, k, v, p, g, b", 8),
+    ] {
+        for heads in [2, 4] {
+            let all = [
+                ("q", f32s(&[2, 3, heads * 4])),
+                ("k", f32s(&[2, 3, 8])),
+                ("v", f32s(&[2, 3, 12])),
+                ("p", f32s(&[2, 2, 4, 6])),
+                ("g", decay(&[2, 3, decays])),
+                ("b", positive(&[2, 3, 2])),
+            ];
+            let feeds = all.into_iter().filter(|(name, _)| inputs.contains(name)).collect();
+            let settings = format!("q_num_heads={heads}, kv_num_heads=2, update_rule={rule}");
+            let text = format!("y, s = LinearAttention({inputs}, {settings})");
+            cases.push(case(text, feeds).opset(27).within(TOLERANCE));
+        }
+    }
+    for (inputs, settings) in [
+        ("x, w", ""),
+        ("x, w, b", ", activation=silu"),
+        ("x, w, , p", ", activation=swish"),
+        ("x, w, b, p", ""),
+    ] {
+        for length in [1, 2, 9] {
+            let all = [
+                ("x", f32s(&[2, 3, length])),
+                ("w", f32s(&[3, 1, 4])),
+                ("b", f32s(&[3])),
+                ("p", f32s(&[2, 3, 3])),
+            ];
+            let feeds = all.into_iter().filter(|(name, _)| inputs.contains(name)).collect();
+            let text = format!("y, s = CausalConvWithState({inputs}{settings})");
+            cases.push(case(text, feeds).opset(27).within(TOLERANCE));
+        }
+    }
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
+    state_cases(&mut cases);
     standard_cases(&mut cases);
     rotary_cases(&mut cases);
     packed_cases(&mut cases);

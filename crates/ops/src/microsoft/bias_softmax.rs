@@ -64,3 +64,39 @@ impl Operator for BiasSoftmax {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+
+    /// Softmax of x + bias, each row of x with the row of the bias given for it. ONNX Runtime has no
+    /// kernel for CPUs to compare with.
+    fn check(x_shape: &[usize], bias_shape: &[usize], is_inner: i64, rows: &[usize]) {
+        let values = |count: usize| (0..count).map(|i| (i * 7 % 11) as f32 * 0.3);
+        let of = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Tensor::new(shape, &values(count).collect::<Vec<_>>())
+        };
+        let (x, bias) = (of(x_shape), of(bias_shape));
+        let node = Node::new("BiasSoftmax", "n", &["x", "b"], &["y"])
+            .with_attribute("axis", -1_i64)
+            .with_attribute("is_inner_broadcast", is_inner);
+        let kernel = BiasSoftmax.kernel(&node, &[None, None]).unwrap();
+        let size = x_shape[x_shape.len() - 1];
+        let mut expected = x.slice::<f32>().to_vec();
+        for (row, &of_bias) in expected.chunks_mut(size).zip(rows) {
+            elementwise::add_assign(row, &bias.slice::<f32>()[of_bias * size..][..size]);
+            softmax::softmax_rows(row, size);
+        }
+        let pool = Pool::default();
+        let y = kernel.run(&mut Run { inputs: vec![Some(x), Some(bias)], pool: &pool }).unwrap();
+        assert_eq!(y[0].slice::<f32>(), expected);
+    }
+
+    #[test]
+    fn the_bias_is_repeated_along_inner_or_outer_batch_axes() {
+        check(&[2, 2, 5], &[2, 1, 5], 1, &[0, 0, 1, 1]);
+        check(&[2, 2, 5], &[1, 2, 5], 0, &[0, 1, 0, 1]);
+    }
+}
