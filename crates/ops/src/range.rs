@@ -92,7 +92,7 @@ fn floats(pool: &Pool, bounds: [&Tensor; 3]) -> Result<Tensor, OpError> {
         _ => limit - start,
     };
     let count = (distance / delta).ceil().max(0.0);
-    if !(count < isize::MAX as f64) {
+    if count.is_nan() || count >= isize::MAX as f64 {
         return Err(OpError::value("the count of elements", count, "finite"));
     }
     let mut y = pool.declared(dtype, &[count as usize])?;

@@ -123,23 +123,12 @@ impl<K: Kernel> EveryType<K> {
 
 /// Elements smaller than a byte as bytes, each in the low bits of its own.
 pub(crate) fn unpacked(x: &Tensor) -> Tensor {
-    let bits = x.dtype().bits();
-    let (per_byte, mask) = (8 / bits, (1_u8 << bits) - 1);
-    let bytes = x.bytes();
-    let code = |i: usize| bytes[i / per_byte] >> (i % per_byte * bits) & mask;
-    Tensor::new(x.shape(), &(0..x.element_count()).map(code).collect::<Vec<u8>>())
+    Tensor::new(x.shape(), &x.codes().expect("elements smaller than a byte have codes"))
 }
 
 /// The reverse of [`unpacked`].
 pub(crate) fn packed(codes: &Tensor, dtype: DType) -> Tensor {
-    let (bits, shape) = (dtype.bits(), codes.shape());
-    let pack = |codes: &[u8]| {
-        let places = codes.iter().enumerate();
-        places.fold(0, |byte, (place, code)| byte | code << (place * bits))
-    };
-    let bytes: Vec<u8> = codes.slice::<u8>().chunks(8 / bits).map(pack).collect();
-    let tensor = Tensor::from_bytes(dtype, shape, bytes.into());
-    tensor.expect("one code for each element").aligned()
+    Tensor::from_codes(dtype, codes.shape(), codes.slice::<u8>())
 }
 
 #[cfg(test)]

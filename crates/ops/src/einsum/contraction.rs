@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::indexing::{Reducible, strides_of};
+use crate::indexing::strides_of;
 use crate::matmul::MatMul;
+use crate::number::{Number, by_number};
 use crate::transpose::permute;
 use crate::words::{by_width, check_movable, words, words_mut};
 use crate::{OpError, Operator, Pool, Run};
@@ -15,29 +16,6 @@ use crate::{OpError, Operator, Pool, Run};
 pub(super) struct Operand {
     pub(super) indices: Vec<u32>,
     tensor: Tensor,
-}
-
-/// Runs `$body` with `$ty` naming the Rust type of the elements.
-macro_rules! by_number {
-    ($dtype:expr, $ty:ident => $body:expr) => {
-        match $dtype {
-            DType::F32 => by_number!(@ f32, $ty => $body),
-            DType::F64 => by_number!(@ f64, $ty => $body),
-            DType::I64 => by_number!(@ i64, $ty => $body),
-            DType::I32 => by_number!(@ i32, $ty => $body),
-            DType::I16 => by_number!(@ i16, $ty => $body),
-            DType::I8 => by_number!(@ i8, $ty => $body),
-            DType::U64 => by_number!(@ u64, $ty => $body),
-            DType::U32 => by_number!(@ u32, $ty => $body),
-            DType::U16 => by_number!(@ u16, $ty => $body),
-            DType::U8 => by_number!(@ u8, $ty => $body),
-            found => return Err(OpError::DType { index: 0, found }),
-        }
-    };
-    (@ $number:ty, $ty:ident => $body:expr) => {{
-        type $ty = $number;
-        $body
-    }};
 }
 
 /// Terms of a sum from which on a product is worth the packing of its matrices. Does not look at
@@ -60,13 +38,12 @@ impl Operand {
             if size == 1 && sizes[&index] != 1 {
                 continue;
             }
-            match kept.iter().position(|&other| other == index) {
-                Some(axis) => steps[axis] += stride,
-                None => {
-                    kept.push(index);
-                    shape.push(size);
-                    steps.push(stride);
-                }
+            if let Some(axis) = kept.iter().position(|&other| other == index) {
+                steps[axis] += stride;
+            } else {
+                kept.push(index);
+                shape.push(size);
+                steps.push(stride);
             }
         }
         let tensor = if shape.iter().product::<usize>() == x.element_count() {
@@ -120,7 +97,7 @@ impl Operand {
             for (y, row) in y.iter_mut().zip(rows) {
                 *y = row.iter().fold(T::default(), |sum, &x| sum.plus(x));
             }
-        });
+        }, found => return Err(OpError::DType { index: 0, found }));
         Ok(Self { indices: kept, tensor: y })
     }
 
@@ -134,8 +111,8 @@ impl Operand {
         let (shared_a, shared_b) = (other.indices.clone(), self.indices.clone());
         let a = self.summed(|index| is_needed(index) || shared_a.contains(index), pool)?;
         let b = other.summed(|index| is_needed(index) || shared_b.contains(index), pool)?;
-        let shared = |index: &&u32| b.indices.contains(index);
-        let (both, left): (Vec<u32>, Vec<u32>) = a.indices.iter().partition(|i| shared(&i));
+        let shared = |index: &u32| b.indices.contains(index);
+        let (both, left): (Vec<u32>, Vec<u32>) = a.indices.iter().partition(|i| shared(i));
         let (batch, summed): (Vec<u32>, Vec<u32>) = both.iter().partition(|i| is_needed(i));
         let right: Vec<u32> = b.indices.iter().copied().filter(|i| !both.contains(i)).collect();
         let rows = a.permuted(&[batch.as_slice(), &left, &summed].concat(), pool)?;
@@ -178,11 +155,12 @@ fn product(
         let inputs = vec![Some(a.reshaped(&[batch, m, k])), Some(b.reshaped(&[batch, k, n]))];
         return Ok(kernel.run(&mut Run { inputs, pool })?.remove(0).reshaped(shape));
     }
-    by_number!(a.dtype(), T => multiply::<T>(y.slice_mut(), a.slice(), b.slice(), [m, k, n]));
+    by_number!(a.dtype(), T => multiply::<T>(y.slice_mut(), a.slice(), b.slice(), [m, k, n]),
+               found => return Err(OpError::DType { index: 0, found }));
     Ok(y)
 }
 
-fn multiply<T: Reducible>(y: &mut [T], a: &[T], b: &[T], [m, k, n]: [usize; 3]) {
+fn multiply<T: Number>(y: &mut [T], a: &[T], b: &[T], [m, k, n]: [usize; 3]) {
     y.fill(T::default());
     if y.is_empty() || k == 0 {
         return;

@@ -20,7 +20,6 @@ pub(crate) use gather_nd::GatherND;
 pub(crate) use non_max_suppression::NonMaxSuppression;
 pub(crate) use non_zero::NonZero;
 pub(crate) use one_hot::OneHot;
-pub(crate) use reduction::Reducible;
 pub(crate) use reverse_sequence::ReverseSequence;
 pub(crate) use scatter_elements::ScatterElements;
 pub(crate) use scatter_nd::ScatterND;

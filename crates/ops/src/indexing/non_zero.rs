@@ -35,9 +35,9 @@ impl Operator for NonZero {
             let sign_free =
                 u128::MAX >> (128 - x.dtype().bits() + usize::from(x.dtype().is_float()));
             let found: Vec<usize> = by_width!(x, Word => {
+                let sign_free = sign_free as Word;
                 let elements = words::<Word>(x).iter().enumerate();
-                let is_zero = |&x: &Word| u128::from(x) & sign_free == 0;
-                elements.filter(|(_, x)| !is_zero(x)).map(|(index, _)| index).collect()
+                elements.filter(|(_, x)| **x & sign_free != 0).map(|(index, _)| index).collect()
             });
             let mut y = run.pool.declared(DType::I64, &[x.rank(), found.len()])?;
             let rows = y.slice_mut::<i64>().chunks_exact_mut(found.len().max(1));

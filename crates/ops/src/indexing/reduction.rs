@@ -83,7 +83,7 @@ impl Reduction {
 }
 
 /// Numbers that can be added up; integers wrap.
-pub(crate) trait Reducible: Element + PartialOrd + Default {
+trait Reducible: Element + PartialOrd {
     fn plus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
 }

@@ -11,7 +11,7 @@ use crate::fact::resolve_axis;
 use crate::kernels::for_rows;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
-pub(crate) struct DFT;
+pub(crate) struct Dft;
 
 #[derive(Clone, Copy)]
 struct Direction {
@@ -36,7 +36,7 @@ fn signal_axis(axis: i64, rank: usize) -> Result<usize, OpError> {
     found.ok_or_else(|| OpError::value("axis", axis, format!("one of {rank}, but the last")))
 }
 
-impl Operator for DFT {
+impl Operator for Dft {
     fn op_type(&self) -> &'static str {
         "DFT"
     }

@@ -6,9 +6,9 @@ mod mel_weight_matrix;
 mod stft;
 mod window;
 
-pub(crate) use dft::DFT;
+pub(crate) use dft::Dft;
 pub(crate) use mel_weight_matrix::MelWeightMatrix;
-pub(crate) use stft::STFT;
+pub(crate) use stft::Stft;
 pub(crate) use window::{BlackmanWindow, HammingWindow, HannWindow};
 
 use attar_graph::{Dim, Node};

@@ -9,13 +9,13 @@ use super::{floats, length, length_dim};
 use crate::kernels::for_rows;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
-pub(crate) struct STFT;
+pub(crate) struct Stft;
 
 fn is_one_sided(node: &Node) -> Result<bool, OpError> {
     Ok(node.int_or("onesided", 1)? != 0)
 }
 
-impl Operator for STFT {
+impl Operator for Stft {
     fn op_type(&self) -> &'static str {
         "STFT"
     }

@@ -38,7 +38,7 @@ impl Operator for StringConcat {
             loops.for_each_row(|[at_a, at_b]| {
                 for i in 0..loops.inner_size() {
                     let pair = [&a[at_a + i * stride_a], &b[at_b + i * stride_b]];
-                    joined.push(pair.map(|string| string.as_ref()).concat().into());
+                    joined.push(pair.map(Bytes::as_ref).concat().into());
                 }
             });
             Ok(vec![string_tensor(&shape, joined)])

@@ -90,12 +90,11 @@ impl Vectorizer {
 
     /// The pool holds all 1-grams, then all 2-grams, …, beginning where `ngram_counts` says.
     fn read_pool(&mut self, node: &Node, places: &[usize]) -> Result<(), OpError> {
-        let pool: Vec<Token> = match string_list(node, "pool_strings")? {
-            Some(strings) => strings.iter().cloned().map(Token::Text).collect(),
-            None => {
-                let numbers = node.ints("pool_int64s")?.unwrap_or_default();
-                numbers.iter().copied().map(Token::Number).collect()
-            }
+        let pool: Vec<Token> = if let Some(strings) = string_list(node, "pool_strings")? {
+            strings.iter().cloned().map(Token::Text).collect()
+        } else {
+            let numbers = node.ints("pool_int64s")?.unwrap_or_default();
+            numbers.iter().copied().map(Token::Number).collect()
         };
         for token in &pool {
             let next = self.number_of.len();
