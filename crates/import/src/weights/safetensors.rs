@@ -87,6 +87,14 @@ mod tests {
             u64::MAX
         );
         assert!(error(&file(&overflow, &[0; 4])).contains("is not a safetensors"));
+        for ranges in [["[0,4]", "[2,6]"], ["[0,4]", "[6,10]"], ["[4,0]", "[0,4]"]] {
+            let [a, b] = ranges
+                .map(|range| format!(r#"{{"dtype":"F32","shape":[1],"data_offsets":{range}}}"#));
+            let header = format!(r#"{{"a":{a},"b":{b}}}"#);
+            assert!(error(&file(&header, &[0; 10])).contains("is not a safetensors"), "{ranges:?}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(error(&file(&deep, &[])).contains("is not a safetensors"));
         let long = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
         assert!(error(&Bytes::from(long)).contains("is not a safetensors"));
         assert!(error(&Bytes::new()).contains("is not a safetensors"));
