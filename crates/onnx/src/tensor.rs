@@ -157,6 +157,14 @@ fn bytes_from_int32(dtype: DType, values: &[i32]) -> Result<Bytes, i32> {
         },
         (_, 16) => narrow::<u16>(values),
         (_, 6) => pack_6_bits(values),
+        // Packed nibbles: exporters of some years write the byte with its sign.
+        (_, 2 | 4) => {
+            let byte = |&value: &i32| {
+                let signed = || i8::try_from(value).map(i8::cast_unsigned).map_err(|_| value);
+                u8::try_from(value).or_else(|_| signed())
+            };
+            values.iter().map(byte).collect::<Result<Vec<u8>, i32>>().map(Bytes::from)
+        }
         _ => narrow::<u8>(values),
     }
 }
