@@ -163,15 +163,12 @@ fn main() -> Result<(), Error> {
 
 /// The graph as a model whose inputs have the given shapes.
 fn model(text: &str, inputs: &str) -> Model {
-    let declared: String = inputs
-        .split(' ')
-        .filter_map(|input| input.split_once('='))
-        .map(|(name, rest)| {
-            let sizes = rest.split('=').next().unwrap_or_default().replace('x', ", ");
-            format!("{name}: f32[{sizes}]\n")
-        })
-        .collect();
-    let mut graph = graph_from_text(&(declared + text));
+    let mut lines = String::new();
+    for (name, rest) in inputs.split(' ').filter_map(|input| input.split_once('=')) {
+        let sizes = rest.split('=').next().unwrap_or_default().replace('x', ", ");
+        lines = lines + name + ": f32[" + &sizes + "]\n";
+    }
+    let mut graph = graph_from_text(&(lines + text));
     for output in &mut graph.outputs {
         output.value_type = None;
     }

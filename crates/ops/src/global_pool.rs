@@ -83,6 +83,10 @@ fn pool(run: &Run, pooling: Pooling, p: i64) -> Result<Vec<Tensor>, OpError> {
     let inner: usize = x.shape()[2..].iter().product();
     let mut y = run.output(x.dtype(), &shape)?;
     match x.dtype() {
+        DType::F32 if matches!(pooling, Pooling::Average) && inner > 0 && inner < SMALL_PLANE => {
+            let (sums, values) = (y.slice_mut::<f32>(), x.slice::<f32>());
+            normalize::scaled_row_sums(sums, values, inner, 1.0 / inner as f32);
+        }
         DType::F32 => {
             let row = |plane: &[f32]| row_f32(plane, pooling, p);
             each_plane(y.slice_mut::<f32>(), x.slice::<f32>(), inner, row);
@@ -95,6 +99,9 @@ fn pool(run: &Run, pooling: Pooling, p: i64) -> Result<Vec<Tensor>, OpError> {
     }
     Ok(vec![y])
 }
+
+/// Planes below this size are summed by one call, which would cost more than each of them.
+const SMALL_PLANE: usize = 1024;
 
 /// Elements below which a second thread costs more than it brings.
 const PARALLEL_MIN: usize = 1 << 16;

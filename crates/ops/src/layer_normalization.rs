@@ -50,10 +50,16 @@ impl Operator for LayerNormalization {
         let gives_statistics = node.outputs.iter().skip(1).any(|output| !output.is_empty());
         Ok(Box::new(move |run: &mut Run| {
             let is_plain = run.inputs.iter().flatten().all(|input| input.dtype() == DType::F32);
-            if is_plain && !gives_statistics && has_row_parameters(run, axis) {
+            let is_empty = run.input(0)?.element_count() == 0;
+            if is_plain && !(is_empty && gives_statistics) && has_row_parameters(run, axis) {
                 let row_size = check(run, 1, axis)?;
+                let mut outputs = Vec::new();
+                if gives_statistics {
+                    outputs = statistics(run.input(0)?, row_size, axis, epsilon, stash);
+                }
                 let y = in_place_or_copy(run)?;
-                return Ok(vec![normalized(run, y, row_size, 1, epsilon)?]);
+                outputs.insert(0, normalized(run, y, row_size, 1, epsilon)?);
+                return Ok(outputs);
             }
             let x = widened(run.input(0)?);
             by_real!(x, 0, T => any_layer::<T>(run, &x, axis, epsilon, stash))
@@ -68,6 +74,17 @@ fn stash_type(node: &Node) -> Result<DType, OpError> {
         16 => Ok(DType::BF16),
         other => Err(OpError::value("stash_type", other, "1 (f32) or 16 (bf16)")),
     }
+}
+
+/// Mean and inverse deviation of every row of an f32 tensor.
+fn statistics(x: &Tensor, row_size: usize, axis: i64, epsilon: f32, stash: DType) -> Vec<Tensor> {
+    let rows = x.slice::<f32>().chunks_exact(row_size.max(1)).map(f32::statistics);
+    let (means, inverses): (Vec<f32>, Vec<f32>) =
+        rows.map(|(mean, variance)| (mean, 1.0 / (variance + epsilon).sqrt())).unzip();
+    let axis = resolve_axis(axis, x.rank()).expect("the axis was checked");
+    let mut shape = x.shape().to_vec();
+    shape[axis..].fill(1);
+    [means, inverses].map(|values| rounded_to(stash, Tensor::new(&shape, &values))).to_vec()
 }
 
 /// Whether scale and bias have the shape of a row, rather than one that broadcasts.

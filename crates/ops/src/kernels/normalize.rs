@@ -90,6 +90,13 @@ vectorized! {
         sum(row)
     }
 
+    /// Σ of each row of `x`, times `factor`.
+    pub(crate) fn scaled_row_sums<FMA>(out: &mut [f32], x: &[f32], row_size: usize, factor: f32) {
+        for (out, row) in out.iter_mut().zip(x.chunks_exact(row_size)) {
+            *out = sum(row) * factor;
+        }
+    }
+
     /// Σ of squares of a slice.
     pub(crate) fn sum_squares_row<FMA>(row: &[f32]) -> f32 {
         squares::<FMA>(row, 0.0)
