@@ -114,9 +114,8 @@ impl Operator for PRelu {
             }
             let y = match dtype {
                 DType::F32 => zip_rows(run.pool, pair, dtype, elementwise::prelu),
-                _ => by_number!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, |x, slope| {
-                    if x < T::ZERO { x.times(slope) } else { x }
-                }), found => Err(OpError::DType { index: 0, found })),
+                _ => by_number!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, leaked),
+                                found => Err(OpError::DType { index: 0, found })),
             };
             Ok(vec![y?])
         }))
@@ -125,6 +124,10 @@ impl Operator for PRelu {
     fn widens_half(&self) -> bool {
         true
     }
+}
+
+fn leaked<T: Number>(x: T, slope: T) -> T {
+    if x < T::ZERO { x.times(slope) } else { x }
 }
 
 /// `Shrink` (opset 9): x moved toward 0 by the bias outside of ±λ, 0 within.

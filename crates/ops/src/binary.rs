@@ -84,12 +84,12 @@ arithmetic! {
     Add, 7, typed!(ADD, plus), Some(|a, b| a + b);
     Sub, 7, typed!(SUB, minus), Some(|a, b| a - b);
     Mul, 7, typed!(MUL, times), Some(|a, b| a * b);
-    Div, 7, divide, Some(Dim::floor_div);
+    Div, 7, |_| Ok(divide()), Some(Dim::floor_div);
     Mod, 10, modulo, None;
 }
 
-fn divide(_: &Node) -> Result<Box<dyn Kernel>, OpError> {
-    Ok(Box::new(|run: &mut Run| {
+fn divide() -> Box<dyn Kernel> {
+    Box::new(|run: &mut Run| {
         check_types(run)?;
         if run.input(0)?.dtype() == DType::F32 {
             return binary_f32(run, DIV);
@@ -99,7 +99,7 @@ fn divide(_: &Node) -> Result<Box<dyn Kernel>, OpError> {
         check_divisor(pair[1])?;
         Ok(vec![by_number!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, T::over),
                            found => Err(OpError::DType { index: 0, found }))?])
-    }))
+    })
 }
 
 fn modulo(node: &Node) -> Result<Box<dyn Kernel>, OpError> {

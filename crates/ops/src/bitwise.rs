@@ -87,11 +87,16 @@ impl Operator for BitShift {
             let pair = [run.input(0)?, run.input(1)?];
             let dtype = pair[0].dtype();
             let y = by_integer!(dtype, T => zip::<T, T, T>(run.pool, pair, dtype, |a, b| {
-                shifted(a, u32::try_from(b).ok(), moves_left, T::checked_shl, T::checked_shr)
+                shifted(a, count_of(b), moves_left, T::checked_shl, T::checked_shr)
             }), found => Err(OpError::DType { index: 0, found }));
             Ok(vec![y?])
         }))
     }
+}
+
+/// As a count of bits; `None` of a negative or far too great one.
+fn count_of<T: TryInto<u32>>(bits: T) -> Option<u32> {
+    bits.try_into().ok()
 }
 
 /// A shift by as many bits as there are, or more, or fewer than none, leaves the sign alone.

@@ -11,6 +11,16 @@ use crate::{Pool, Run, check};
 /// everything is to be folded.
 const GROWING: &[&str] = &["ConstantOfShape", "DequantizeLinear", "Expand", "Range", "Tile"];
 
+/// Operators that draw anew whenever they run, though a runtime may draw the same numbers.
+const RANDOM: &[&str] = &[
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+];
+
 /// Plans to replace nodes that read only constants by their results.
 ///
 /// With `keep_small`, nodes that would grow the file stay: a dequantized weight is four times
@@ -23,7 +33,8 @@ pub fn fold_constants(model: &Model, keep_small: bool) -> Plan {
     let constants: HashMap<&str, &Tensor> = graph.constants().collect();
     for (index, node) in graph.nodes.iter().enumerate() {
         let grows = keep_small && GROWING.contains(&node.op_type.as_str());
-        if node.is("Constant") || grows || node.subgraphs().next().is_some() {
+        let draws = RANDOM.contains(&node.op_type.as_str());
+        if node.is("Constant") || grows || draws || node.subgraphs().next().is_some() {
             continue;
         }
         let lookup =
@@ -53,6 +64,14 @@ pub fn fold_constants(model: &Model, keep_small: bool) -> Plan {
 mod tests {
     use super::*;
     use attar_graph::testing::graph_from_text;
+
+    #[test]
+    fn random_numbers_are_not_folded() {
+        let graph = graph_from_text("r = RandomNormal(shape=2)\ny = Add(x, r)");
+        let opsets = [(String::new(), 17)].into_iter().collect();
+        let plan = fold_constants(&Model { graph, opsets, ..Model::default() }, false);
+        assert!(plan.edits.is_empty());
+    }
 
     #[test]
     fn a_chain_of_constants_folds_at_once() {

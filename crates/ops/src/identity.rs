@@ -55,7 +55,12 @@ impl Operator for Dropout {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let output_count = node.outputs.len();
         Ok(Box::new(move |run: &mut Run| {
-            if run.optional(2).is_some_and(|training| training.bytes() == [1]) {
+            // In training it drops nothing where the ratio is 0; it is 0.5 where none is given.
+            let drops = match run.optional(1).and_then(Tensor::to_f64).as_deref() {
+                Some([ratio, ..]) => *ratio != 0.0,
+                _ => true,
+            };
+            if drops && run.optional(2).is_some_and(|training| training.bytes() == [1]) {
                 return Err(OpError::Unsupported { what: "Dropout in training mode".into() });
             }
             let x = run.input(0)?.clone();

@@ -66,8 +66,8 @@ impl Tensor {
                 let wide = Self::new(self.shape(), &self.to_i64().ok_or_else(error)?);
                 wide.cast(to, casting)
             }
-            _ => by_native!(from, From => self.from_native::<From>(to, casting).ok_or_else(error),
-                            _ => self.from_small(to, casting).ok_or_else(error)),
+            _ => by_native!(from, From => self.cast_native::<From>(to, casting).ok_or_else(error),
+                            _ => self.cast_small(to, casting).ok_or_else(error)),
         }
     }
 
@@ -76,7 +76,7 @@ impl Tensor {
         Self::new(self.shape(), &values)
     }
 
-    fn from_native<A: Native>(&self, to: DType, casting: Casting) -> Option<Self> {
+    fn cast_native<A: Native>(&self, to: DType, casting: Casting) -> Option<Self> {
         by_native!(to, To => return Some(self.mapped::<A, To>(A::native::<To>)), _ => {});
         if to == DType::Bool {
             let bools: Vec<bool> = self.values::<A>().iter().map(|&x| x != A::default()).collect();
@@ -105,7 +105,7 @@ impl Tensor {
     }
 
     /// From f16, bf16 and smaller floats: through f32, which holds them all.
-    fn from_small(&self, to: DType, casting: Casting) -> Option<Self> {
+    fn cast_small(&self, to: DType, casting: Casting) -> Option<Self> {
         Self::new(self.shape(), &self.to_f32()?).cast(to, casting).ok()
     }
 

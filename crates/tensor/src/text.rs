@@ -12,13 +12,14 @@ impl Tensor {
         let texts: Vec<String> = match self.dtype() {
             DType::F64 => self.values::<f64>().iter().map(|&x| float_text(x, x)).collect(),
             DType::U64 => self.values::<u64>().iter().map(ToString::to_string).collect(),
-            _ => match self.to_i64() {
-                Some(values) => values.iter().map(ToString::to_string).collect(),
-                None => {
+            _ => {
+                if let Some(values) = self.to_i64() {
+                    values.iter().map(ToString::to_string).collect()
+                } else {
                     let values = self.to_f32().ok_or_else(error)?;
                     values.iter().map(|&x| float_text(x, f64::from(x))).collect()
                 }
-            },
+            }
         };
         Self::from_strings(self.shape(), texts.into_iter().map(Bytes::from).collect())
     }
@@ -27,7 +28,7 @@ impl Tensor {
     pub(crate) fn parsed(&self, to: DType) -> Result<Self, TensorError> {
         let strings = self.strings();
         if to == DType::U64 {
-            let values: Result<Vec<u64>, _> = strings.iter().map(|s| parse_u64(s)).collect();
+            let values: Result<Vec<u64>, _> = strings.iter().map(parse_u64).collect();
             return Ok(Self::new(self.shape(), &values?));
         }
         if to.is_float()
