@@ -73,6 +73,20 @@ fn python_finds_every_model_of_the_data_folder_equal_to_its_copy() {
 }
 
 #[test]
+fn attars_messages_are_those_of_the_official_schema() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(python())
+        .arg(tests.join("reference/schema.py"))
+        .arg(tests.join("../crates/onnx/src/messages.rs"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let newest = (0..).take_while(|&code| code == 0 || attar_onnx::dtype_from_code(code).is_some());
+    assert_eq!(text.trim(), format!("28 messages, {} element types", newest.count() - 1));
+}
+
+#[test]
 fn onnx_runtime_computes_the_same_bits_from_a_model_and_its_copy() {
     let folder = Folder::new("round-trip-ort");
     let ort = Ort::find(Some(&ort_library())).unwrap();

@@ -235,7 +235,7 @@ mod tests {
         let start = std::time::Instant::now();
         validate(&graph).unwrap();
         sort_nodes(&mut graph).unwrap();
-        // Some 0.2 s optimized; what is quadratic takes minutes.
+        // Unoptimized and in company a few seconds; what is quadratic takes minutes.
         assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     }
 

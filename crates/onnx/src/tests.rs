@@ -437,7 +437,7 @@ fn a_function_reads_only_what_it_is_given() {
 }
 
 #[test]
-fn a_hundred_thousand_nodes_load_in_a_second() {
+fn a_hundred_thousand_nodes_take_no_long_time() {
     let count = 100_000;
     let name = |index: usize| format!("v{index}");
     let nodes = (0..count).map(|index| node("Relu", &[&name(index)], &name(index + 1)));
@@ -453,7 +453,9 @@ fn a_hundred_thousand_nodes_load_in_a_second() {
     let mut model = from_bytes(bytes, None).unwrap();
     attar_graph::sort_nodes(&mut model.graph).unwrap();
     let taken = start.elapsed();
-    assert!(cfg!(debug_assertions) || taken.as_secs_f64() < 1.0, "{taken:?}");
+    // Alone on the machine a tenth of a second; unoptimized or in company more. What is quadratic
+    // takes minutes.
+    assert!(taken.as_secs() < 10, "{taken:?}");
     assert_eq!(model.graph.nodes.len(), count);
 }
 
