@@ -43,6 +43,12 @@ impl Dim {
         self.known().is_some()
     }
 
+    /// Whether the size is left open: nothing is said of it, or the `?` that some exporters write
+    /// for every size they do not know, which makes none equal to another.
+    pub fn is_open(&self) -> bool {
+        *self == Self::Unknown || *self == Self::symbol("?")
+    }
+
     /// Whether both are known to be the same size.
     pub fn same_as(&self, other: &Self) -> bool {
         *self != Self::Unknown && self == other

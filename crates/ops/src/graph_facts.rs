@@ -135,7 +135,7 @@ fn fact_of(value: &Value) -> Option<Fact> {
         Some(shape) => {
             // An input's open dimension is a size of its own, so that it can be followed.
             let named = shape.iter().enumerate().map(|(axis, dim)| match dim {
-                Dim::Unknown => Dim::symbol(&format!("{}_{axis}", value.name)),
+                dim if dim.is_open() => Dim::symbol(&format!("{}_{axis}", value.name)),
                 dim => dim.clone(),
             });
             Fact::new(dtype, named.collect())

@@ -228,16 +228,21 @@ fn qualified(node: &Node) -> String {
 fn complete(model: &Model, given: &Bindings) -> Bindings {
     let mut sizes = Bindings::new();
     for input in model.graph.required_inputs() {
-        for (axis, dim) in input.shape().unwrap_or(&[]).iter().enumerate() {
+        let shape = input.shape().unwrap_or(&[]);
+        // [batch, channels, height, width], whatever the sizes are called.
+        let is_image = shape.len() == 4 && matches!(shape[1].known(), Some(1 | 3));
+        for (axis, dim) in shape.iter().enumerate() {
             let mut name_size = |name: &str| {
-                let usual = SIZE_DEFAULTS.iter().find(|(part, _)| name.contains(part));
-                let size = given.get(name).copied().or(usual.map(|(_, size)| *size)).unwrap_or(1);
-                sizes.insert(name.to_string(), size);
+                let by_name = SIZE_DEFAULTS.iter().find(|(part, _)| name.contains(part));
+                let by_axis = if is_image && axis >= 2 { 224 } else { 1 };
+                let usual = by_name.map_or(by_axis, |(_, size)| *size);
+                sizes.insert(name.to_string(), given.get(name).copied().unwrap_or(usual));
             };
-            if *dim == attar_graph::Dim::Unknown {
+            if dim.is_open() {
                 name_size(&format!("{}_{axis}", input.name));
+            } else {
+                dim.for_each_symbol(&mut name_size);
             }
-            dim.for_each_symbol(&mut name_size);
         }
     }
     sizes
