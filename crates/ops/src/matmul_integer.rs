@@ -1,4 +1,4 @@
-//! `MatMulInteger` (opset 10): (a − `a_zero)·(b − `b_zero`) in 32-bit integers, 8-bit operands.
+//! `MatMulInteger` (opset 10): `(a − a_zero)·(b − b_zero)` in 32-bit integers, 8-bit operands.
 //! Zero points: one each, or one per row of a and per column of b.
 
 use attar_graph::{Dim, Node};

@@ -272,6 +272,11 @@ pub(crate) fn cases() -> Vec<Case> {
     elementwise(&mut cases);
     pools(&mut cases);
     blocks(&mut cases);
+    for zero in [Tensor::scalar(1000_u16), Tensor::scalar(-7_i16), Tensor::scalar(9_u8)] {
+        let text = "q = QuantizeLinear(x, s, z)\ny = DequantizeLinear(q, s, z)";
+        let feeds = vec![("x", f32s(&[3, 40])), ("s", scalar(0.01)), ("z", zero)];
+        cases.push(microsoft(text, feeds).exact());
+    }
     for dtype in [DType::I8, DType::U8] {
         let feeds = vec![
             ("a", bytes_u8(&[5, 70])),

@@ -43,7 +43,7 @@ impl Operator for FlexAttention {
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
         let shape = |index: usize| inputs.get(index)?.as_ref()?.shape.as_deref();
-        let (Some(&[.., ref size]), Some([_, _, keys, _])) = (shape(0), shape(1)) else {
+        let (Some([.., size]), Some([_, _, keys, _])) = (shape(0), shape(1)) else {
             return Dim::Unknown;
         };
         let Some([batch, heads, queries, value_size]) = outputs[0].shape.as_deref() else {

@@ -220,8 +220,8 @@ fn biased(part: &Part, batch: usize, heads: usize, bias: &[f32], run: &Run) -> T
     out
 }
 
-fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
-    let heads = settings.heads;
+/// The count of texts, and queries, keys and values once they fit together.
+fn checked_parts<'a>(run: &'a Run, heads: usize) -> Result<(usize, [Part<'a>; 3]), OpError> {
     let batch = run.input(0)?.shape().first().copied().unwrap_or(0);
     let parts = parts_of(run, heads)?;
     let [q, k, v] = parts;
@@ -235,6 +235,13 @@ fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
         let sizes = |part: &Part| vec![batch, heads, part.count, part.size];
         return Err(OpError::shapes(&sizes(&k), &sizes(if q.size == k.size { &v } else { &q })));
     }
+    Ok((batch, parts))
+}
+
+fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
+    let heads = settings.heads;
+    let (batch, parts) = checked_parts(run, heads)?;
+    let [q, k, v] = parts;
     let total: usize = parts.iter().map(|part| heads * part.size).sum();
     let with_bias = match vector(run, input::BIAS, total)? {
         None => [None, None, None],

@@ -270,12 +270,12 @@ fn project_integers(run: &Run, packed: Option<&Integers>) -> Result<(Tensor, usi
 }
 
 /// The past keys (0) or values (1) of [2, batch, heads, past, size].
-fn past_half<'a>(
-    past: Option<&'a Tensor>,
+fn past_half(
+    past: Option<&Tensor>,
     half: usize,
     counts: [usize; 3],
     index: usize,
-) -> Result<Option<(&'a [f32], usize)>, OpError> {
+) -> Result<Option<(&[f32], usize)>, OpError> {
     let Some(past) = past else { return Ok(None) };
     let (&[2, ..], 5) = (past.shape(), past.rank()) else {
         return Err(OpError::value("the shape of the past", past.shape(), "[2, …] of rank 5"));

@@ -63,7 +63,7 @@ impl Settings {
     }
 
     /// Batch, heads, rows and size of a head of an operand.
-    fn split(&self, shape: &[usize], heads: Option<usize>) -> Result<[usize; 4], OpError> {
+    fn split(shape: &[usize], heads: Option<usize>) -> Result<[usize; 4], OpError> {
         match *shape {
             [batch, heads, rows, size] => Ok([batch, heads, rows, size]),
             [batch, rows, hidden] => {
@@ -202,9 +202,9 @@ fn infer(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
 /// Sizes of the operands, once they fit together; `keys` counts the new ones.
 fn sizes_of(run: &Run, settings: &Settings) -> Result<Sizes, OpError> {
     let (q, k, v) = (run.input(0)?, run.input(1)?, run.input(2)?);
-    let [batch, heads, queries, head_size] = settings.split(q.shape(), settings.heads)?;
-    let [batch_k, kv_heads, keys, size_k] = settings.split(k.shape(), settings.kv_heads)?;
-    let [batch_v, heads_v, keys_v, value_size] = settings.split(v.shape(), settings.kv_heads)?;
+    let [batch, heads, queries, head_size] = Settings::split(q.shape(), settings.heads)?;
+    let [batch_k, kv_heads, keys, size_k] = Settings::split(k.shape(), settings.kv_heads)?;
+    let [batch_v, heads_v, keys_v, value_size] = Settings::split(v.shape(), settings.kv_heads)?;
     if [batch_k, size_k] != [batch, head_size] || q.rank() != k.rank() {
         return Err(OpError::shapes(q.shape(), k.shape()));
     }
@@ -241,7 +241,7 @@ fn mask_of<'a, T: Real>(mask: &'a Tensor, sizes: &Sizes) -> Result<Mask<'a, T>, 
         let numbers = mask.to_f64().ok_or_else(error)?;
         numbers.into_iter().map(T::from_f64).collect()
     };
-    if given == sizes.keys || given > sizes.keys {
+    if given >= sizes.keys {
         return Mask::new(values, mask.shape(), sizes);
     }
     let mut shape = mask.shape().to_vec();

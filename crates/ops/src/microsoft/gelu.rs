@@ -47,20 +47,20 @@ macro_rules! gelus {
 }
 
 gelus! {
-    MicrosoftGelu, "Gelu", 1..=1, _node => biased_loop(elementwise::gelu);
-    BiasGelu, "BiasGelu", 2..=2, _node => biased_loop(elementwise::gelu);
-    FastGelu, "FastGelu", 1..=2, _node => biased_loop(elementwise::gelu_tanh);
-    QuickGelu, "QuickGelu", 1..=1, node => quick(node.float_or("alpha", 1.702)?);
+    MicrosoftGelu, "Gelu", 1..=1, _node => Ok(biased_loop(elementwise::gelu));
+    BiasGelu, "BiasGelu", 2..=2, _node => Ok(biased_loop(elementwise::gelu));
+    FastGelu, "FastGelu", 1..=2, _node => Ok(biased_loop(elementwise::gelu_tanh));
+    QuickGelu, "QuickGelu", 1..=1, node => Ok(quick(node.float_or("alpha", 1.702)?));
 }
 
-fn biased_loop(loop_over: fn(&mut [f32])) -> Result<Box<dyn Kernel>, OpError> {
-    Ok(Box::new(move |run: &mut Run| Ok(vec![biased(run, loop_over)?])))
+fn biased_loop(loop_over: fn(&mut [f32])) -> Box<dyn Kernel> {
+    Box::new(move |run: &mut Run| Ok(vec![biased(run, loop_over)?]))
 }
 
-fn quick(alpha: f32) -> Result<Box<dyn Kernel>, OpError> {
+fn quick(alpha: f32) -> Box<dyn Kernel> {
     /// Values whose gates are kept at once.
     const BLOCK: usize = 1024;
-    Ok(Box::new(move |run: &mut Run| {
+    Box::new(move |run: &mut Run| {
         run.typed::<f32>(0)?;
         let mut y = in_place_or_copy(run)?;
         for_rows(y.slice_mut::<f32>(), 1, |_, values| {
@@ -73,5 +73,5 @@ fn quick(alpha: f32) -> Result<Box<dyn Kernel>, OpError> {
             }
         });
         Ok(vec![y])
-    }))
+    })
 }

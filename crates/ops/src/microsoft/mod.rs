@@ -6,6 +6,7 @@ mod embedding;
 mod gelu;
 mod normalization;
 mod products;
+mod quantize;
 
 pub(crate) use bias_softmax::BiasSoftmax;
 pub(crate) use embedding::EmbedLayerNormalization;
@@ -14,6 +15,7 @@ pub(crate) use normalization::{
     MicrosoftSkipLayerNormalization, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization,
 };
 pub(crate) use products::{FusedGemm, MicrosoftFusedMatMul};
+pub(crate) use quantize::{MicrosoftDequantizeLinear, MicrosoftQuantizeLinear};
 
 use attar_tensor::Tensor;
 

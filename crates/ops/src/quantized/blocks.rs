@@ -2,7 +2,7 @@
 //! point) for each block of a column: w = (q − zero) · scale.
 //!
 //! A constant B becomes f32 when the model is made ready, packed for the kernel: the file stays
-//! small and the product is as fast as MatMul's, in f32. `accuracy_level` asks for less and is
+//! small and the product is as fast as that of `MatMul`, in f32. `accuracy_level` asks for less and is
 //! met by more.
 
 use attar_graph::{Dim, Node};

@@ -135,7 +135,7 @@ fn multiply(
     let (a, b) = (run.input(0)?, run.input(1)?);
     let sizes = Sizes::new(a.shape(), b.shape())?;
     let (m, k, n) = (sizes.m, sizes.k, sizes.n);
-    if a_scales.is_empty() || (a_scales.len() != 1 && zeros.len() % a_scales.len() != 0) {
+    if a_scales.is_empty() || (a_scales.len() != 1 && !zeros.len().is_multiple_of(a_scales.len())) {
         return Err(OpError::shapes(&[zeros.len()], &[a_scales.len()]));
     }
     let b_scales = column_scales(run.input(places.scale)?, places.scale, n, 1.0)?;
