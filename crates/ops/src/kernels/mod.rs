@@ -71,13 +71,17 @@ macro_rules! vectorized {
         pub(crate) fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     )*) => {$(
         $(#[$meta])*
+        #[allow(clippy::too_many_arguments)] // a kernel takes what its loop reads, one by one
         pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[allow(clippy::too_many_arguments)]
             #[inline(always)]
             fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
+                #[allow(clippy::too_many_arguments)]
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                #[allow(clippy::too_many_arguments)]
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
                 match $crate::kernels::isa() {

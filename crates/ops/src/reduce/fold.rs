@@ -203,6 +203,6 @@ mod tests {
         let (max, sum) = [1000.0, f64::NEG_INFINITY, 1000.0, 999.0]
             .into_iter()
             .fold(Fold::<f64>::initial(&Exponentials), step);
-        assert!((max + sum.ln() - 1000.861_994_8).abs() < 1e-6);
+        assert!((max + sum.ln() - 1_000.861_994_8).abs() < 1e-6);
     }
 }
