@@ -187,7 +187,7 @@ fn state_dicts_and_safetensors_that_lie_are_refused_by_name() {
                  \x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.";
     let error = import(&folder.write("call.pth", call));
     assert!(error.contains("calls `os.system`"), "{error}");
-    let growth = [&call[..25], &[b')'; 1 << 21][..]].concat();
+    let growth = [&call[..25], &vec![b')'; 1 << 21][..]].concat();
     let error = import(&folder.write("growth.pth", &growth));
     assert!(error.contains("objects"), "{error}");
     for (name, header, message) in [

@@ -531,6 +531,11 @@ impl OpError {
     /// The user's next step.
     pub fn hint(&self) -> String {
         match self {
+            Self::Unknown { domain, .. } if domain == "com.microsoft.nchwc" => {
+                "a layout for one kind of CPU: save the model at ONNX Runtime's optimization level \
+                 `extended`, or use the original; ONNX Runtime may run it: `--runtime ort`"
+                    .into()
+            }
             Self::Unknown { .. } | Self::Unsupported { .. } => {
                 "see `attar operators`; ONNX Runtime may run it: `--runtime ort`".into()
             }

@@ -107,7 +107,7 @@ fn choosing(cases: &mut Vec<Case>) {
     cases.push(case("y, i = TopK(x, k)", vec![("x", ties), ("k", i64s(&[4]))]));
     for (dtype, sorted) in [(DType::F32, 0), (DType::F64, 1), (DType::I64, 1), (DType::I8, 0)] {
         let values = [3.0_f32, 1.0, 2.0, 3.0, -1.0, 1.0, 2.0, 2.0];
-        let x = Tensor::new(&[2, 4], &values).converted(dtype).unwrap();
+        let x = Tensor::new(&[2, 4], &values).converted(dtype).expect("numbers convert");
         let text = format!("y, f, v, n = Unique(x, sorted={sorted})");
         cases.push(case(text, vec![("x", x)]));
     }
@@ -164,7 +164,7 @@ fn shaping(cases: &mut Vec<Case>) {
         }
     }
     for dtype in [DType::F32, DType::F64, DType::I64, DType::I32, DType::I8, DType::U8] {
-        let value = Tensor::scalar(3.0_f32).converted(dtype).unwrap();
+        let value = Tensor::scalar(3.0_f32).converted(dtype).expect("numbers convert");
         let feeds = vec![
             ("x", typed(dtype, &[2, 3, 4])),
             ("p", i64s(&[1, 0, 2, 1])),

@@ -56,7 +56,7 @@ fn normalizations(cases: &mut Vec<Case>) {
     for shape in [&[2, 3, 16][..], &[1, 1, 384]] {
         let size = shape[2];
         for skip in [shape.to_vec(), vec![1, shape[1], size]] {
-            let feeds = vec![
+            let feeds = [
                 ("x", f32s(shape)),
                 ("s", positive(&skip)),
                 ("g", f32s(&[size])),

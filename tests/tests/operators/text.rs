@@ -71,7 +71,10 @@ fn n_gram_cases(cases: &mut Vec<Case>) {
     let tokens = Tensor::new(&[2, 6], &[1_i32, 1, 3, 3, 3, 7, 8, 6, 7, 5, 6, 8]);
     for mode in ["TF", "IDF", "TFIDF"] {
         for (least, most, skips) in [(1_i64, 1_i64, 0_i64), (2, 2, 0), (1, 2, 5), (2, 2, 5)] {
-            for x in [tokens.clone(), tokens.converted(DType::I64).unwrap().reshaped(&[12])] {
+            for x in [
+                tokens.clone(),
+                tokens.converted(DType::I64).expect("numbers convert").reshaped(&[12]),
+            ] {
                 let vectorizer = case("y = TfIdfVectorizer(x)", vec![("x", x)])
                     .attribute(0, "mode", mode)
                     .attribute(0, "min_gram_length", least)
@@ -117,7 +120,7 @@ pub(crate) fn cases() -> Vec<Case> {
             ("j", Tensor::new(&[2, 1], &[1_i64, -1])),
             ("c", bools(&[3])),
         ];
-        let arguments = text.split_once('(').unwrap().1;
+        let arguments = text.split_once('(').expect("a call").1;
         let feeds = feeds
             .into_iter()
             .filter(|(name, _)| arguments.split([',', ')']).any(|part| part.trim() == *name));
