@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn dense_rows_are_alike_on_every_instruction_set() {
         for (case, pixels) in (1..=31).enumerate() {
-            for (width, depth, step) in [(1, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
+            for (width, depth, step) in [(1_usize, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
             {
                 let vectors: usize = width.div_ceil(16);
                 let taps = [0, 3, 11];
