@@ -482,7 +482,7 @@ mod tests {
         for (case, pixels) in (1..=31).enumerate() {
             for (width, depth, step) in [(1, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
             {
-                let vectors: usize = (width as usize).div_ceil(16);
+                let vectors = usize::div_ceil(width, 16);
                 let taps = [0, 3, 11];
                 let x = numbers(2 + pixels * step + 11 + depth, case);
                 let w = numbers(taps.len() * depth * vectors * 16, 5);
