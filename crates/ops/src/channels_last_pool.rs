@@ -3,6 +3,7 @@
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
+use rayon::prelude::*;
 
 use crate::kernels::normalize::add_rows;
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
@@ -42,6 +43,10 @@ impl Operator for ChannelsLastGlobalAveragePool {
             let pixels: usize = spatial.iter().product();
             let mut y = run.pool.tensor(DType::F32, &shape);
             let images = x.slice::<f32>().chunks_exact((pixels * channels).max(1));
+            if pixels * channels == 0 {
+                y.slice_mut::<f32>().fill(f32::NAN);
+                return Ok(vec![y]);
+            }
             for (y, image) in y.slice_mut::<f32>().chunks_exact_mut((*channels).max(1)).zip(images)
             {
                 mean_rows(y, image);
@@ -51,18 +56,22 @@ impl Operator for ChannelsLastGlobalAveragePool {
     }
 }
 
-/// Rows that are added up before their sum joins the whole: long sums lose less so.
+/// Rows that are added up before their sum joins the whole: long sums lose less so, and threads
+/// change nothing.
 const PART: usize = 64;
 
 fn mean_rows(y: &mut [f32], rows: &[f32]) {
     let channels = y.len();
-    let mut part = vec![0.0; channels];
-    y.fill(0.0);
-    for rows in rows.chunks(PART * channels) {
-        part.fill(0.0);
-        add_rows(&mut part, rows);
-        add_rows(y, &part);
+    let size = PART * channels;
+    let mut parts = vec![0.0; rows.len().div_ceil(size) * channels];
+    let work = |(part, rows): (&mut [f32], &[f32])| add_rows(part, rows);
+    if rows.len() < 1 << 17 || rayon::current_num_threads() == 1 {
+        parts.chunks_exact_mut(channels).zip(rows.chunks(size)).for_each(work);
+    } else {
+        parts.par_chunks_exact_mut(channels).zip(rows.par_chunks(size)).for_each(work);
     }
+    y.fill(0.0);
+    add_rows(y, &parts);
     let factor = (rows.len() / channels) as f32;
     y.iter_mut().for_each(|y| *y /= factor);
 }

@@ -247,22 +247,41 @@ impl TransposeKernel {
     fn gather(&self, y: &mut [f32], products: &[f32], bias: Option<&[f32]>, axes: &[Axis]) {
         let (per_group, group) = (self.shape[1], self.group);
         let outputs = per_group * group;
-        let taps: usize = self.shape[2..].iter().product();
-        let plane: usize = axes.iter().map(|axis| axis.input).product();
-        let pixels: usize = axes.iter().map(|axis| axis.output).product();
-        for_rows(y, outputs, |first, rows| {
-            for (index, row) in rows.chunks_exact_mut(outputs).enumerate() {
-                let (n, place) = ((first + index) / plane, (first + index) % plane);
-                match bias {
-                    Some(bias) => row.copy_from_slice(bias),
-                    None => row.fill(0.0),
+        let (wide, outer) = axes.split_last().expect("there is a spatial axis");
+        let lines: usize = outer.iter().map(|axis| axis.input).product();
+        let outer_taps: usize = outer.iter().map(|axis| axis.kernel).product();
+        let outer_pixels: usize = outer.iter().map(|axis| axis.output).product();
+        let taps = outer_taps * wide.kernel;
+        // Along a line, what each place gets: from which tap and pixel.
+        let given: Vec<Vec<(usize, usize)>> = (0..wide.input)
+            .map(|place| {
+                let from = |tap| Some((tap, contributor(std::slice::from_ref(wide), place, tap)?));
+                (0..wide.kernel).filter_map(from).collect()
+            })
+            .collect();
+        for_rows(y, wide.input * outputs, |first, rows| {
+            for (index, line) in rows.chunks_exact_mut(wide.input * outputs).enumerate() {
+                let (n, place) = ((first + index) / lines, (first + index) % lines);
+                for row in line.chunks_exact_mut(outputs) {
+                    match bias {
+                        Some(bias) => row.copy_from_slice(bias),
+                        None => row.fill(0.0),
+                    }
                 }
-                for tap in 0..taps {
-                    let Some(pixel) = contributor(axes, place, tap) else { continue };
-                    let products = &products[(n * pixels + pixel) * taps * outputs..];
-                    for (g, row) in row.chunks_exact_mut(per_group).enumerate() {
-                        let products = &products[(g * taps + tap) * per_group..][..per_group];
-                        row.iter_mut().zip(products).for_each(|(y, &product)| *y += product);
+                for outer_tap in 0..outer_taps {
+                    let Some(from) = contributor(outer, place, outer_tap) else { continue };
+                    let start = (n * outer_pixels + from) * wide.output * taps * outputs;
+                    for (row, given) in line.chunks_exact_mut(outputs).zip(&given) {
+                        for &(tap, pixel) in given {
+                            let tap = outer_tap * wide.kernel + tap;
+                            let products = &products[start + pixel * taps * outputs..];
+                            for (g, row) in row.chunks_exact_mut(per_group).enumerate() {
+                                let products = &products[(g * taps + tap) * per_group..];
+                                row.iter_mut()
+                                    .zip(products)
+                                    .for_each(|(y, &product)| *y += product);
+                            }
+                        }
                     }
                 }
             }

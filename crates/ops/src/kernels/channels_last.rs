@@ -4,6 +4,8 @@
 //! place is the same for the whole row:
 //! y[p, o] = finish(Σ over taps t and channels c of x[first + p·step + t + c] · w[t, c, o]).
 
+#[cfg(target_arch = "x86_64")]
+use super::registers::{Avx2, Avx512};
 use super::registers::{Lanes, Portable};
 use super::{Isa, isa};
 
@@ -100,16 +102,14 @@ pub(crate) fn dense_row(out: &mut [f32], row: &DenseRow) {
         Isa::Avx512 => unsafe { dense_avx512(out, row, vectors) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { dense_avx2(out, row, vectors) },
+        Isa::Avx2 => unsafe { dense::<Avx2, 1, 6>(out, row) },
         // SAFETY: as above.
-        Isa::Portable => unsafe { dense_portable(out, row, vectors) },
+        Isa::Portable => unsafe { dense::<Portable, 1, 4>(out, row) },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn dense_avx512(out: *mut f32, row: &DenseRow, vectors: usize) {
-    use super::registers::Avx512;
     // SAFETY: the caller checked every place and the instructions.
     unsafe {
         match vectors {
@@ -121,24 +121,50 @@ unsafe fn dense_avx512(out: *mut f32, row: &DenseRow, vectors: usize) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn dense_avx2(out: *mut f32, row: &DenseRow, _: usize) {
-    // SAFETY: the caller checked every place and the instructions.
-    unsafe { dense::<super::registers::Avx2, 1, 6>(out, row) }
+/// One tile, compiled for the instructions of its lanes: a function of its own, so that the frames
+/// of all tile sizes do not add up where nothing is optimized.
+trait Tiles: Lanes {
+    /// # Safety
+    /// As [`dense`], and the CPU has the instructions.
+    unsafe fn tile<const V: usize, const P: usize>(out: *mut f32, row: &DenseRow, at: usize);
 }
 
-unsafe fn dense_portable(out: *mut f32, row: &DenseRow, _: usize) {
-    // SAFETY: the caller checked every place.
-    unsafe { dense::<Portable, 1, 4>(out, row) }
+macro_rules! tiles {
+    ($lanes:ty $(, $features:literal)?) => {
+        impl Tiles for $lanes {
+            #[inline]
+            unsafe fn tile<const V: usize, const P: usize>(
+                out: *mut f32,
+                row: &DenseRow,
+                at: usize,
+            ) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn compiled<const V: usize, const P: usize>(
+                    out: *mut f32,
+                    row: &DenseRow,
+                    at: usize,
+                ) {
+                    // SAFETY: the caller's promise.
+                    unsafe { tile::<$lanes, V, P>(out, row, at) }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { compiled::<V, P>(out, row, at) }
+            }
+        }
+    };
 }
+
+tiles!(Portable);
+#[cfg(target_arch = "x86_64")]
+tiles!(Avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma");
+#[cfg(target_arch = "x86_64")]
+tiles!(Avx2, "avx2,fma");
 
 /// Splits the row into tiles of nearly equal counts of pixels, at most `MOST`.
 ///
 /// # Safety
 /// Every place that the row names lies inside its slices; the width is at most 16·V.
-#[inline(always)]
-unsafe fn dense<L: Lanes, const V: usize, const MOST: usize>(out: *mut f32, row: &DenseRow) {
+unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(out: *mut f32, row: &DenseRow) {
     let mut tiles = row.pixels.div_ceil(MOST);
     let mut at = 0;
     while tiles > 0 {
@@ -146,20 +172,20 @@ unsafe fn dense<L: Lanes, const V: usize, const MOST: usize>(out: *mut f32, row:
         // SAFETY: pixels at..at + count belong to the row.
         unsafe {
             match count {
-                1 => tile::<L, V, 1>(out, row, at),
-                2 => tile::<L, V, 2>(out, row, at),
-                3 => tile::<L, V, 3>(out, row, at),
-                4 => tile::<L, V, 4>(out, row, at),
-                5 if MOST >= 5 => tile::<L, V, 5>(out, row, at),
-                6 if MOST >= 6 => tile::<L, V, 6>(out, row, at),
-                7 if MOST >= 7 => tile::<L, V, 7>(out, row, at),
-                8 if MOST >= 8 => tile::<L, V, 8>(out, row, at),
-                9 if MOST >= 9 => tile::<L, V, 9>(out, row, at),
-                10 if MOST >= 10 => tile::<L, V, 10>(out, row, at),
-                11 if MOST >= 11 => tile::<L, V, 11>(out, row, at),
-                12 if MOST >= 12 => tile::<L, V, 12>(out, row, at),
-                13 if MOST >= 13 => tile::<L, V, 13>(out, row, at),
-                14 if MOST >= 14 => tile::<L, V, 14>(out, row, at),
+                1 => L::tile::<V, 1>(out, row, at),
+                2 => L::tile::<V, 2>(out, row, at),
+                3 => L::tile::<V, 3>(out, row, at),
+                4 => L::tile::<V, 4>(out, row, at),
+                5 if MOST >= 5 => L::tile::<V, 5>(out, row, at),
+                6 if MOST >= 6 => L::tile::<V, 6>(out, row, at),
+                7 if MOST >= 7 => L::tile::<V, 7>(out, row, at),
+                8 if MOST >= 8 => L::tile::<V, 8>(out, row, at),
+                9 if MOST >= 9 => L::tile::<V, 9>(out, row, at),
+                10 if MOST >= 10 => L::tile::<V, 10>(out, row, at),
+                11 if MOST >= 11 => L::tile::<V, 11>(out, row, at),
+                12 if MOST >= 12 => L::tile::<V, 12>(out, row, at),
+                13 if MOST >= 13 => L::tile::<V, 13>(out, row, at),
+                14 if MOST >= 14 => L::tile::<V, 14>(out, row, at),
                 _ => unreachable!("a tile has at most {MOST} pixels"),
             }
         }
@@ -322,14 +348,14 @@ pub(crate) fn depthwise_row(out: &mut [f32], row: &DepthwiseRow) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn depthwise_avx512(out: *mut f32, row: &DepthwiseRow) {
     // SAFETY: the caller checked every place and the instructions.
-    unsafe { depthwise::<super::registers::Avx512>(out, row) }
+    unsafe { depthwise::<Avx512>(out, row) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn depthwise_avx2(out: *mut f32, row: &DepthwiseRow) {
     // SAFETY: the caller checked every place and the instructions.
-    unsafe { depthwise::<super::registers::Avx2>(out, row) }
+    unsafe { depthwise::<Avx2>(out, row) }
 }
 
 /// # Safety
@@ -446,7 +472,7 @@ mod tests {
         if V == 1 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             found.fill(7.0);
             // SAFETY: as above, and the instructions were found.
-            unsafe { dense_avx2(found.as_mut_ptr(), row, 1) };
+            unsafe { dense::<Avx2, 1, 6>(found.as_mut_ptr(), row) };
             assert!(is_close(&found, &expected), "{} pixels on AVX2", row.pixels);
         }
     }
@@ -454,9 +480,9 @@ mod tests {
     #[test]
     fn dense_rows_are_alike_on_every_instruction_set() {
         for (case, pixels) in (1..=31).enumerate() {
-            for (width, depth, step) in [(1_usize, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
+            for (width, depth, step) in [(1, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
             {
-                let vectors: usize = width.div_ceil(16);
+                let vectors = usize::div_ceil(width, 16);
                 let taps = [0, 3, 11];
                 let x = numbers(2 + pixels * step + 11 + depth, case);
                 let w = numbers(taps.len() * depth * vectors * 16, 5);
