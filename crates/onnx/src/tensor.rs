@@ -75,6 +75,9 @@ pub(crate) fn read_tensor(
         return Err(OnnxError::unsupported(place, "a tensor in segments"));
     }
     let raw = proto.raw_data.take();
+    // Bytes of small elements are written with a sign by some, and come back with it.
+    let is_signed = dtype.bits() < 6 && proto.int32_data.iter().any(|&value| value < 0);
+    let signed = if is_signed { proto.int32_data.clone() } else { Vec::new() };
     let form = if raw.is_none() { TensorForm::Typed } else { TensorForm::Raw };
     let tensor = match raw {
         Some(_) if dtype == DType::String => {
@@ -100,6 +103,7 @@ pub(crate) fn read_tensor(
     if has_data(&proto) {
         return Err(OnnxError::unsupported(place, "data in more than one field"));
     }
+    proto.int32_data = signed;
     Ok(StoredTensor { tensor, form, extra: keep_rest(&proto) })
 }
 
@@ -204,6 +208,7 @@ pub(crate) fn write_tensor(stored: &StoredTensor) -> Result<TensorProto, OnnxErr
     proto.data_type = Some(code_of(tensor.dtype()));
     proto.dims = tensor.shape().iter().map(|&size| dim(size)).collect::<Result<_, _>>()?;
     let bytes = tensor.bytes();
+    let signed = std::mem::take(&mut proto.int32_data);
     let is_typed = stored.form == TensorForm::Typed;
     match (typed_field(tensor.dtype()), is_typed) {
         (TypedField::Strings, _) => proto.string_data = tensor.strings().to_vec(),
@@ -217,7 +222,11 @@ pub(crate) fn write_tensor(stored: &StoredTensor) -> Result<TensorProto, OnnxErr
         (TypedField::Uint64, true) => {
             proto.uint64_data = tensor.values::<u32>().iter().map(|&x| x.into()).collect();
         }
-        (TypedField::Int32, true) => proto.int32_data = int32_from_bytes(tensor),
+        (TypedField::Int32, true) => {
+            let is_same = bytes_from_int32(tensor.dtype(), &signed).is_ok_and(|old| old == bytes);
+            let is_kept = is_same && !signed.is_empty();
+            proto.int32_data = if is_kept { signed } else { int32_from_bytes(tensor) };
+        }
     }
     Ok(proto)
 }
@@ -323,6 +332,11 @@ mod tests {
         for (code, count) in [(21, 3), (22, 4), (23, 3), (25, 7), (26, 8)] {
             round_trip(&TensorProto { int32_data: vec![0x21, 0xf3], ..proto(code, &[count]) });
         }
+        for code in [21, 22, 25] {
+            let signed = TensorProto { int32_data: vec![-1, 0x21], ..proto(code, &[4]) };
+            let signed = if code == 25 { TensorProto { dims: vec![8], ..signed } } else { signed };
+            assert_eq!(round_trip(&signed).bytes(), [0xff, 0x21]);
+        }
         // One element an entry, packed in memory: 1 | 63 << 6 | 32 << 12 | 5 << 18, then 7.
         for code in [27, 28] {
             let values = vec![1, 63, 32, 5, 7];
@@ -337,7 +351,7 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_not_cut_off() {
-        for (code, value) in [(2, 256), (3, -129), (9, 2), (10, -1), (21, -1)] {
+        for (code, value) in [(2, 256), (3, -129), (9, 2), (10, -1), (21, -129)] {
             let original = TensorProto { int32_data: vec![value], ..proto(code, &[1]) };
             let error = read_tensor(original, W).unwrap_err();
             assert!(
