@@ -166,13 +166,15 @@ mod tests {
 
     #[test]
     fn a_stretched_image_loses_nothing_at_its_sides() {
-        // Left half dark, right half bright: the middle that a cut keeps has the edge too, but a
-        // wide image stretched keeps a half each.
+        // Two dark columns of eight: a cut leaves them out, a stretched image keeps them. Its first
+        // column reads the first three with weights 3 : 3 : 1, and the third of them is bright.
         let row: Vec<u8> = (0..8).map(|x| if x < 2 { 0 } else { 255 }).collect();
         let stretch = ImageInput { stretch: true, ..input(4, 4) };
         let values = gray_image(&row.repeat(4), 8, &stretch);
         let (dark, bright) = (-2.0, 2.0);
-        assert!(values[0] < dark + 0.5 && values[3] == bright, "{values:?}");
+        let expected = dark + (bright - dark) / 7.0;
+        // A level of a byte is 1/64 here.
+        assert!((values[0] - expected).abs() < 1.0 / 64.0 && values[3] == bright, "{values:?}");
         let cut = gray_image(&row.repeat(4), 8, &input(4, 4));
         assert_eq!(cut, vec![bright; 16]);
     }

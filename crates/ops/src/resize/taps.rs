@@ -44,12 +44,16 @@ impl Taps {
     /// Whether every output is its own input.
     pub(super) fn are_identity(&self, input: usize) -> bool {
         self.outside.len() == input
+            && !self.outside.contains(&true)
             && (0..input).all(|output| {
-                let at = output * self.count;
-                (at..at + self.count).all(|tap| {
-                    let expected = f32::from(u8::from(self.indices[tap] == output));
-                    self.weights[tap] == expected
-                })
+                let at = output * self.count..(output + 1) * self.count;
+                let (indices, weights) = (&self.indices[at.clone()], &self.weights[at]);
+                // At the edge, taps of weight 0 are clamped onto the element itself.
+                let own =
+                    |(&index, &weight): (&usize, &f32)| if index == output { weight } else { 0.0 };
+                let other = |(&index, &weight): (&usize, &f32)| index != output && weight != 0.0;
+                indices.iter().zip(weights).map(own).sum::<f32>() == 1.0
+                    && !indices.iter().zip(weights).any(other)
             })
     }
 }
