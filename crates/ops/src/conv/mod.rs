@@ -190,6 +190,10 @@ impl Kernel for ConvKernel {
         let mut axes = self.engine.settings.geometry.axes(shape.spatial)?;
         let sizes = axes.iter().map(|axis| axis.output);
         let output = output_shape(shape.batch, weight[0], sizes, self.is_channels_last)?;
+        // Tiles run along the last axis: one that goes nowhere gives way to the one before.
+        while axes.len() > 1 && axes.last() == Some(&Axis::UNIT) {
+            axes.pop();
+        }
         if axes.len() == 1 {
             axes.insert(0, Axis::UNIT);
         }
