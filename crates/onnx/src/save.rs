@@ -133,6 +133,11 @@ struct PendingFile {
 
 impl PendingFile {
     fn create(target: &Path) -> io::Result<Self> {
+        // A rename would put a file in the place of a device, a pipe or a folder.
+        if fs::metadata(target).is_ok_and(|found| !found.is_file()) {
+            let message = "is no file, and is not replaced by one";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         // Two threads may save to one place at a time.
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = target.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_string_lossy();
@@ -192,6 +197,18 @@ mod tests {
         assert_eq!(load(&path).unwrap(), loaded);
         assert_eq!(folder.names(), ["model.onnx"]);
         assert_eq!(fs::read(&path).unwrap(), to_bytes(&model()).unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let folder = Folder::new("socket");
+        let path = folder.path.join("model.onnx");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = save(&model(), &path, &SaveOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("is not replaced"), "{error}");
+        assert_eq!(folder.names(), ["model.onnx"]);
+        assert!(!fs::metadata(&path).unwrap().is_file());
     }
 
     #[test]
