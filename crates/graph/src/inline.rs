@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{Attribute, AttributeValue, Function, Graph, GraphError, Model, Node};
+use crate::{Attribute, AttributeValue, Function, Graph, GraphError, Model, Node, all_names};
 
 /// Calls inside functions nested deeper than this are refused, and so is recursion.
 const DEPTH_MAX: usize = 64;
@@ -29,20 +29,6 @@ pub fn inline_functions(model: &mut Model) -> Result<(), GraphError> {
     model.graph = graph;
     model.functions.clear();
     Ok(())
-}
-
-fn all_names(graph: &Graph) -> HashSet<String> {
-    let mut names = HashSet::new();
-    let mut open = vec![graph];
-    while let Some(graph) = open.pop() {
-        names.extend(graph.inputs.iter().map(|input| input.name.clone()));
-        names.extend(graph.initializers.keys().cloned());
-        for node in &graph.nodes {
-            names.extend(node.outputs.iter().cloned());
-            open.extend(node.subgraphs());
-        }
-    }
-    names
 }
 
 struct Inliner<'a> {

@@ -12,7 +12,7 @@ mod validate;
 pub use dim::{Dim, parse_dim};
 pub use edit::{Edit, Plan, apply};
 pub use inline::inline_functions;
-pub use links::{Links, Use, captured_names};
+pub use links::{Links, Use, all_names, captured_names};
 pub use node::{
     Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, TensorForm, Value,
     ValueType,

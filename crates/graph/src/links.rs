@@ -110,3 +110,18 @@ pub fn captured_names(graph: &Graph) -> Vec<&str> {
     });
     captured
 }
+
+/// Every name that `graph` and the graphs inside its nodes define.
+pub fn all_names(graph: &Graph) -> HashSet<String> {
+    let mut names = HashSet::new();
+    let mut open = vec![graph];
+    while let Some(graph) = open.pop() {
+        names.extend(graph.inputs.iter().map(|input| input.name.clone()));
+        names.extend(graph.initializers.keys().cloned());
+        for node in &graph.nodes {
+            names.extend(node.outputs.iter().cloned());
+            open.extend(node.subgraphs());
+        }
+    }
+    names
+}

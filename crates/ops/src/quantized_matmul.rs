@@ -8,7 +8,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::fused_matmul::{Activation, activation, for_row_blocks};
-use crate::kernels::gemm::{self, PackedB8, Right8, Strided};
+use crate::kernels::gemm::{self, PackedB8, Strided};
 use crate::kernels::quantize;
 use crate::matmul::{Sizes, infer_product, product_macs};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run};
@@ -104,7 +104,7 @@ impl Kernel for QuantizedKernel {
             let mut scratch = run.pool.buffer(block.len() * 4);
             let sums: &mut [i32] = bytemuck::cast_slice_mut(scratch.as_bytes_mut());
             let a = Strided::rows(&q[first * k..(first + count) * k], count, k);
-            gemm::matmul_u8_i8(sums, a, &[], &Right8::Packed(&self.packed), &[]);
+            gemm::matmul_u8_i8(sums, a, &[], &self.packed);
             for (row, sums) in block.chunks_exact_mut(n).zip(sums.chunks_exact(n)) {
                 quantize::rescale_row(row, sums, &self.offsets, &self.scales, &self.bias);
             }

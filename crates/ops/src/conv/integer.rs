@@ -8,7 +8,7 @@ use super::settings::group;
 use super::{output_shape, wide::source};
 use crate::geometry::{Axis, Geometry};
 use crate::kernels::for_rows;
-use crate::kernels::gemm::{PackedB8, Right8, Strided, matmul_u8_i8};
+use crate::kernels::gemm::{PackedB8, Strided, matmul_u8_i8};
 use crate::{OpError, Pool};
 
 /// Weights of a convolution of integers, packed.
@@ -157,7 +157,7 @@ impl Part<'_> {
         let mut sums = pool.tensor(DType::I32, &[self.pixels, outputs]);
         let left = Strided::rows(patches.slice::<u8>(), self.pixels, self.depth);
         let zeros = vec![self.x_zero; self.pixels];
-        matmul_u8_i8(sums.slice_mut(), left, &zeros, &Right8::Packed(w), &[]);
+        matmul_u8_i8(sums.slice_mut(), left, &zeros, w);
         pool.recycle(patches);
         (sums, row_sums)
     }

@@ -116,58 +116,20 @@ fn halves(b: Strided<i8>) -> [Owned; 2] {
     [Owned { data: first, size: b.size }, Owned { data: second, size: b.size }]
 }
 
-pub(crate) enum Right8<'a> {
-    #[allow(dead_code)] // for products of two computed sides that are not worth packing
-    Strided(Strided<'a, i8>),
-    Packed(&'a PackedB8),
-}
-
-/// out = (a − `a_zero)·(b` − `b_zero`) in 32-bit integers. Zero points: none, or one per row of `a`
-/// and one per column of `b`. A packed right side has none: they would be part of its packing.
-pub(crate) fn matmul_u8_i8(
-    out: &mut [i32],
-    a: Strided<u8>,
-    a_zero: &[u8],
-    b: &Right8,
-    b_zero: &[i8],
-) {
-    match b {
-        Right8::Packed(packed) => {
-            assert!(b_zero.is_empty(), "a packed right side is symmetric");
-            for (index, part) in packed.0.iter().enumerate() {
-                accumulate(out, a, a_zero, GemmInputB::Packed(part), b_zero, index > 0);
-            }
-        }
-        Right8::Strided(b) if may_saturate() => {
-            for (index, half) in halves(*b).iter().enumerate() {
-                let half = GemmInputB::Unpacked(half.view().matrix());
-                accumulate(out, a, a_zero, half, b_zero, index > 0);
-            }
-        }
-        Right8::Strided(b) => {
-            accumulate(out, a, a_zero, GemmInputB::Unpacked(b.matrix()), b_zero, false);
-        }
+/// out = (a − `a_zero`) · b in 32-bit integers, with no zero point of a or one per row. A zero point
+/// of b would be part of its packing.
+pub(crate) fn matmul_u8_i8(out: &mut [i32], a: Strided<u8>, a_zero: &[u8], b: &PackedB8) {
+    for (index, part) in b.0.iter().enumerate() {
+        let options = GemmOptions {
+            // The second of two halves is added to the first.
+            beta: i32::from(index > 0),
+            a_quant: (!a_zero.is_empty()).then_some(QuantParams { zero_point: a_zero }),
+            ..GemmOptions::default()
+        };
+        let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Packed(part));
+        U8.with(|gemm| gemm.gemm(out, a, b, options))
+            .expect("sizes of a matrix product were checked");
     }
-}
-
-/// One product; a second one is added to the first and leaves out b's zero point, which the first
-/// took off.
-fn accumulate(
-    out: &mut [i32],
-    a: Strided<u8>,
-    a_zero: &[u8],
-    b: GemmInputB<i8>,
-    b_zero: &[i8],
-    adds: bool,
-) {
-    let options = GemmOptions {
-        beta: i32::from(adds),
-        a_quant: (!a_zero.is_empty()).then_some(QuantParams { zero_point: a_zero }),
-        b_quant: (!b_zero.is_empty() && !adds).then_some(QuantParams { zero_point: b_zero }),
-        ..GemmOptions::default()
-    };
-    U8.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options))
-        .expect("sizes of a matrix product were checked");
 }
 
 #[cfg(test)]
@@ -180,25 +142,17 @@ mod tests {
         let a: Vec<u8> =
             (0..m * k).map(|i| if i % 3 == 0 { 255 } else { (i * 7 % 256) as u8 }).collect();
         let b: Vec<i8> = (0..k * n).map(|i| if i % 2 == 0 { -128 } else { 127 }).collect();
-        let expected = |b_zero: i32| -> Vec<i32> {
-            (0..m * n)
-                .map(|i| {
-                    let term = |j| {
-                        let (a, b) = (a[i / n * k + j], b[j * n + i % n]);
-                        (i32::from(a) - 7) * (i32::from(b) - b_zero)
-                    };
-                    (0..k).map(term).sum()
-                })
-                .collect()
-        };
+        let expected: Vec<i32> = (0..m * n)
+            .map(|i| {
+                let term = |j| (i32::from(a[i / n * k + j]) - 7) * i32::from(b[j * n + i % n]);
+                (0..k).map(term).sum()
+            })
+            .collect();
         let left = Strided::rows(&a, m, k);
-        let right = Strided::rows(&b, k, n);
-        let packed = PackedB8::new(right);
+        let packed = PackedB8::new(Strided::rows(&b, k, n));
         let mut out = vec![0; m * n];
-        matmul_u8_i8(&mut out, left, &vec![7; m], &Right8::Strided(right), &vec![-3; n]);
-        assert_eq!(out, expected(-3));
-        matmul_u8_i8(&mut out, left, &vec![7; m], &Right8::Packed(&packed), &[]);
-        assert_eq!(out, expected(0));
+        matmul_u8_i8(&mut out, left, &vec![7; m], &packed);
+        assert_eq!(out, expected);
     }
 
     #[test]

@@ -9,7 +9,8 @@ mod conversions;
 use std::collections::HashSet;
 
 use attar_graph::{
-    Attribute, AttributeValue, Graph, GraphError, Model, Node, inline_functions, validate,
+    Attribute, AttributeValue, Graph, GraphError, Model, Node, all_names, inline_functions,
+    validate,
 };
 use attar_tensor::Tensor;
 use indexmap::IndexMap;
@@ -78,7 +79,7 @@ pub fn convert_opset(model: &mut Model, target: i64) -> Result<(), OpsetError> {
     }
     inline_functions(model)?;
     let facts = lenient_facts(model);
-    let names = names_of(&model.graph);
+    let names = all_names(&model.graph);
     let mut pass = Pass { facts: &facts, names, from: found, to: target, only_needed: false };
     model.graph = pass.graph(&model.graph)?;
     model.opsets.insert(String::new(), target);
@@ -115,7 +116,7 @@ pub(crate) fn upgrade_for_running(model: &mut Model) -> Result<(), OpsetError> {
         return Ok(());
     }
     let facts = lenient_facts(model);
-    let names = names_of(&model.graph);
+    let names = all_names(&model.graph);
     let mut pass = Pass { facts: &facts, names, from: opset, to: NEWEST_OPSET, only_needed: true };
     model.graph = pass.graph(&model.graph)?;
     // What was converted asks for it, and what was not means the same in both.
@@ -155,20 +156,6 @@ fn conversions_of(
         conversion.op_type == node.op_type && (from + 1..=to).contains(&conversion.version)
     };
     conversions::CONVERSIONS.iter().filter(is_due)
-}
-
-fn names_of(graph: &Graph) -> HashSet<String> {
-    let mut names = HashSet::new();
-    let mut open = vec![graph];
-    while let Some(graph) = open.pop() {
-        names.extend(graph.inputs.iter().map(|input| input.name.clone()));
-        names.extend(graph.initializers.keys().cloned());
-        for node in &graph.nodes {
-            names.extend(node.outputs.iter().cloned());
-            open.extend(node.subgraphs());
-        }
-    }
-    names
 }
 
 /// One conversion of a model.

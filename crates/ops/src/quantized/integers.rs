@@ -6,7 +6,7 @@ use attar_tensor::{DType, Tensor};
 
 use super::check_8_bit;
 use crate::fused_matmul::for_row_blocks;
-use crate::kernels::gemm::{self, PackedB8, Right8, Strided};
+use crate::kernels::gemm::{self, PackedB8, Strided};
 use crate::{OpError, Pool};
 
 /// A right side, laid out for the kernel, with its zero points.
@@ -76,7 +76,7 @@ impl Integers {
         if out.is_empty() {
             return;
         }
-        gemm::matmul_u8_i8(out, a, a_zero, &Right8::Packed(packed), &[]);
+        gemm::matmul_u8_i8(out, a, a_zero, packed);
         if self.zero_points.is_empty() {
             return;
         }

@@ -13,7 +13,7 @@ use super::cell::{Prepared, StepInputs, Weights};
 use super::scan::{State, scan};
 use super::{Layer, Settings, WeightSizes, infer_sized, macs, shaped};
 use crate::kernels::elementwise;
-use crate::kernels::gemm::{self, PackedB8, Right8, Strided};
+use crate::kernels::gemm::{self, PackedB8, Strided};
 use crate::kernels::lanes::Real;
 use crate::kernels::quantize;
 use crate::kernels::recurrent::{LstmStep, Panels, Rows, Step};
@@ -218,7 +218,7 @@ impl Matrix {
         }
         let totals: &mut [i32] = bytemuck::cast_slice_mut(sums.as_bytes_mut());
         let left = Strided::rows(&*q, rows.len(), depth);
-        gemm::matmul_u8_i8(totals, left, &[], &Right8::Packed(&self.packed), &[]);
+        gemm::matmul_u8_i8(totals, left, &[], &self.packed);
         let has_zeros = self.zeros.iter().any(|&zero| zero != 0);
         for ((q, totals), &row) in q.chunks_exact(depth).zip(totals.chunks_exact(width)).zip(rows) {
             let sum = if has_zeros { q.iter().map(|&q| i32::from(q)).sum() } else { 0 };
