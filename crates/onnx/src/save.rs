@@ -133,13 +133,13 @@ struct PendingFile {
 
 impl PendingFile {
     fn create(target: &Path) -> io::Result<Self> {
+        // Two threads may save to one place at a time.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         // A rename would put a file in the place of a device, a pipe or a folder.
         if fs::metadata(target).is_ok_and(|found| !found.is_file()) {
             let message = "is no file, and is not replaced by one";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        // Two threads may save to one place at a time.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = target.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_string_lossy();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary =
