@@ -1,0 +1,59 @@
+//! `attar::convert`: real models of older operator sets, said in newer terms.
+
+use std::path::{Path, PathBuf};
+
+use attar::{ConvertRequest, convert};
+use attar_runtime::{Ort, RunOptions, Runtime};
+use attar_tensor::Tensor;
+use attar_tests::{data, numbers, ort_library};
+
+fn request<'a>(model: &'a Path, output: &'a Path, opset: Option<i64>) -> ConvertRequest<'a> {
+    ConvertRequest { model, output, opset, inline: false, external_data_min_bytes: None }
+}
+
+fn output(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("attar-convert-{}-{name}.onnx", std::process::id()))
+}
+
+fn outputs_of(path: &Path, feed: &Tensor) -> Vec<f32> {
+    let model = attar_onnx::load(path).unwrap();
+    let ort = Ort::find(Some(&ort_library())).unwrap();
+    let mut session = ort.load(&model, &RunOptions::default()).unwrap();
+    session.run(&[("x", feed)]).unwrap()[0].to_f32().unwrap()
+}
+
+#[test]
+fn converted_models_give_what_the_originals_gave() {
+    for (name, before, shape) in [
+        ("rapidocr/ch_ppocr_mobile_v2.0_cls_infer.onnx", 11, [1, 3, 48, 192]),
+        ("rapidocr/ch_PP-OCRv4_rec_infer.onnx", 12, [2, 3, 48, 96]),
+    ] {
+        let (model, path) = (data(name), output(&before.to_string()));
+        let outcome = convert(&request(&model, &path, Some(21))).unwrap();
+        assert_eq!((outcome.opset_before, outcome.opset), (before, 21), "{name}");
+        let feed = Tensor::new(&shape, &numbers(shape.iter().product(), 5));
+        let (expected, found) = (outputs_of(&model, &feed), outputs_of(&path, &feed));
+        assert_eq!(expected.len(), found.len(), "{name}");
+        // Probabilities; ONNX Runtime sums in another order where a node has another form.
+        let worst = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-5, "{name}: {worst}");
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn without_options_the_file_says_the_same() {
+    let (model, path) = (data("rapidocr/ch_ppocr_mobile_v2.0_cls_infer.onnx"), output("same"));
+    convert(&request(&model, &path, None)).unwrap();
+    assert_eq!(attar_onnx::load(&model).unwrap(), attar_onnx::load(&path).unwrap());
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn an_older_operator_set_is_refused_with_the_range() {
+    let (model, path) = (data("rapidocr/ch_ppocr_mobile_v2.0_cls_infer.onnx"), output("older"));
+    let error = convert(&request(&model, &path, Some(9))).unwrap_err();
+    assert!(error.chain().contains("only upward, not to 9"), "{}", error.chain());
+    assert_eq!(error.hint().unwrap(), "give `--opset` a number from 11 to 28");
+    assert!(!path.exists());
+}
