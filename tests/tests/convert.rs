@@ -16,10 +16,11 @@ fn output(name: &str) -> PathBuf {
 }
 
 fn outputs_of(path: &Path, feed: &Tensor) -> Vec<f32> {
-    let model = attar_onnx::load(path).unwrap();
-    let ort = Ort::find(Some(&ort_library())).unwrap();
-    let mut session = ort.load(&model, &RunOptions::default()).unwrap();
-    session.run(&[("x", feed)]).unwrap()[0].to_f32().unwrap()
+    let model = attar_onnx::load(path).expect("the model is read");
+    let ort = Ort::find(Some(&ort_library())).expect("./test.sh fetches ONNX Runtime");
+    let mut session = ort.load(&model, &RunOptions::default()).expect("ONNX Runtime takes it");
+    let outputs = session.run(&[("x", feed)]).expect("the feed fits");
+    outputs[0].to_f32().expect("an output holds numbers")
 }
 
 #[test]
