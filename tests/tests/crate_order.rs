@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// The crates in order; `tests` and `bench` may use all.
 const ORDER: &[&str] = &[
-    "tensor", "graph", "onnx", "import", "ops", "runtime", "evaluate", "compress", "attar", "cli",
+    "tensor", "graph", "onnx", "import", "ops", "runtime", "train", "evaluate", "compress",
+    "attar", "cli",
 ];
 
 fn root() -> PathBuf {

@@ -4,10 +4,13 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::broadcast::{Operand, broadcast_facts, broadcast_shapes, zip, zip_rows};
+use crate::broadcast::{Loops, Operand, broadcast_facts, broadcast_shapes, zip, zip_rows};
+use crate::gradient::{gradient, sum_to};
 use crate::kernels::{elementwise, for_rows};
 use crate::number::{Number, by_integer, by_number};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Fact, Flow, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
 
 type DimRule = fn(&Dim, &Dim) -> Dim;
 
@@ -21,7 +24,7 @@ struct F32Loops {
 }
 
 macro_rules! arithmetic {
-    ($($op:ident, $since:expr, $kernel:expr, $dims:expr;)*) => {$(
+    ($($op:ident, $since:expr, $kernel:expr, $dims:expr, $gradient:expr;)*) => {$(
         pub(crate) struct $op;
 
         impl Operator for $op {
@@ -48,6 +51,15 @@ macro_rules! arithmetic {
             ) -> Result<Box<dyn Kernel>, OpError> {
                 let kernel: fn(&Node) -> Result<Box<dyn Kernel>, OpError> = $kernel;
                 kernel(node)
+            }
+
+            fn gradient(
+                &self,
+                _: &Node,
+                training: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                let gradient: fn(&Training) -> Result<Box<dyn Gradient>, OpError> = $gradient;
+                gradient(training)
             }
 
             fn widens_half(&self) -> bool {
@@ -81,11 +93,75 @@ const MUL: F32Loops = F32Loops { into: elementwise::mul, assign: elementwise::mu
 const DIV: F32Loops = F32Loops { into: elementwise::div, assign: elementwise::div_in_place };
 
 arithmetic! {
-    Add, 7, typed!(ADD, plus), Some(|a, b| a + b);
-    Sub, 7, typed!(SUB, minus), Some(|a, b| a - b);
-    Mul, 7, typed!(MUL, times), Some(|a, b| a * b);
-    Div, 7, |_| Ok(divide()), Some(Dim::floor_div);
-    Mod, 10, modulo, None;
+    Add, 7, typed!(ADD, plus), Some(|a, b| a + b), |_| sum_gradient(1.0);
+    Sub, 7, typed!(SUB, minus), Some(|a, b| a - b), |_| sum_gradient(-1.0);
+    Mul, 7, typed!(MUL, times), Some(|a, b| a * b), product_gradient;
+    Div, 7, |_| Ok(divide()), Some(Dim::floor_div), quotient_gradient;
+    Mod, 10, modulo, None, |_| Err(OpError::NoGradient);
+}
+
+/// y = a + sign·b: da = dy, db = sign·dy.
+fn sum_gradient(sign: f32) -> Result<Box<dyn Gradient>, OpError> {
+    gradient(Reads::NOTHING, move |run| {
+        let dy = run.take_gradient();
+        let da = run.wants(0).then(|| sum_to(dy.clone(), run.shape(0), run.pool));
+        let db = run.wants(1).then(|| {
+            let mut db = sum_to(dy, run.shape(1), run.pool);
+            if sign < 0.0 {
+                elementwise::mul_in_place(db.slice_mut::<f32>(), Operand::Scalar(sign));
+            }
+            db
+        });
+        Ok(vec![da.map(Flow::from), db.map(Flow::from)])
+    })
+}
+
+/// y = a·b: da = dy·b, db = dy·a.
+fn product_gradient(training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+    let reads = Reads::NOTHING.input_if(1, training.wants(0)).input_if(0, training.wants(1));
+    gradient(reads, |run| {
+        let dy = run.take_gradient();
+        let part = |other: usize| -> Result<Flow, OpError> {
+            let whole = combined(run.pool, MUL, &dy, run.input(other)?);
+            Ok(sum_to(whole, run.shape(1 - other), run.pool).into())
+        };
+        let da = run.wants(0).then(|| part(1)).transpose()?;
+        let db = run.wants(1).then(|| part(0)).transpose()?;
+        run.pool.recycle(dy);
+        Ok(vec![da, db])
+    })
+}
+
+/// y = a/b: da = dy/b, db = −da·y.
+fn quotient_gradient(training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+    let reads = Reads::NOTHING.input(1);
+    let reads = if training.wants(1) { reads.output(0) } else { reads };
+    gradient(reads, |run| {
+        let dy = run.take_gradient();
+        let whole = combined(run.pool, DIV, &dy, run.input(1)?);
+        run.pool.recycle(dy);
+        let db = run.wants(1).then(|| {
+            let mut db = combined(run.pool, MUL, &whole, run.output(0));
+            elementwise::mul_in_place(db.slice_mut::<f32>(), Operand::Scalar(-1.0));
+            sum_to(db, run.shape(1), run.pool).into()
+        });
+        let da = run.wants(0).then(|| sum_to(whole, run.shape(0), run.pool).into());
+        Ok(vec![da, db])
+    })
+}
+
+/// a ∘ b in f32, where `b` broadcasts to the shape of `a`.
+fn combined(pool: &Pool, loops: F32Loops, a: &Tensor, b: &Tensor) -> Tensor {
+    let mut out = pool.tensor(DType::F32, a.shape());
+    let (left, right) = (a.slice::<f32>(), b.slice::<f32>());
+    let rows = Loops::new([a.shape(), b.shape()], a.shape());
+    let [stride_a, stride_b] = rows.inner_strides();
+    rows.for_each_row_of(out.slice_mut::<f32>(), |out, [at_a, at_b]| {
+        let size = out.len();
+        let a = Operand::new(left, at_a, stride_a, size);
+        (loops.into)(out, a, Operand::new(right, at_b, stride_b, size));
+    });
+    out
 }
 
 fn divide() -> Box<dyn Kernel> {

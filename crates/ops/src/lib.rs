@@ -7,6 +7,7 @@ mod fact;
 mod fold;
 pub mod fuse;
 mod geometry;
+mod gradient;
 mod graph_facts;
 mod kernels;
 mod number;
@@ -109,6 +110,7 @@ pub use body::Body;
 pub use datum::Datum;
 pub use fact::Fact;
 pub use fold::fold_constants;
+pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::isa_name;
 pub use program::{Program, ProgramError, Visit};
@@ -420,6 +422,19 @@ pub trait Operator: Sync {
         false
     }
 
+    /// Prepares a node to train.
+    ///
+    /// # Errors
+    /// [`OpError::NoGradient`] where the operator has none, or attributes it does not take.
+    fn gradient(&self, _node: &Node, _training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        Err(OpError::NoGradient)
+    }
+
+    /// Whether training runs the node in another way than inference even where no gradient flows.
+    fn differs_in_training(&self) -> bool {
+        false
+    }
+
     /// The operator's kernels over sequences, optionals or bodies, in place of [`kernel`].
     ///
     /// [`kernel`]: Self::kernel
@@ -503,6 +518,9 @@ pub enum OpError {
     #[error("{what} is not supported")]
     Unsupported { what: String },
 
+    #[error("has no gradient, and lies between a trained weight and the loss")]
+    NoGradient,
+
     /// A node of a body: a branch of If, the body of Loop or Scan.
     #[error("runs {op_type} (node `{node}`), which {source}")]
     Inner { node: String, op_type: String, source: Box<OpError> },
@@ -538,6 +556,9 @@ impl OpError {
             }
             Self::Unknown { .. } | Self::Unsupported { .. } => {
                 "see `attar operators`; ONNX Runtime may run it: `--runtime ort`".into()
+            }
+            Self::NoGradient => {
+                "freeze the weights before it: `--freeze PATTERN`; see `attar operators`".into()
             }
             Self::Opset { since, .. } => format!("export the model for opset {since} or later"),
             Self::Inner { source, .. } => source.hint(),

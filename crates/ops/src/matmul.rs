@@ -5,10 +5,13 @@ use attar_tensor::{DType, Element, Tensor};
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
 use crate::fact::product;
+use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
 use crate::number::{Number, by_number};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct MatMul;
 
@@ -132,6 +135,11 @@ impl Operator for MatMul {
         }))
     }
 
+    fn gradient(&self, _: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reads = Reads::NOTHING.input_if(1, training.wants(0)).input_if(0, training.wants(1));
+        gradient(reads, product_gradient)
+    }
+
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
         product_macs(inputs, outputs)
     }
@@ -205,6 +213,56 @@ fn multiply(y: &mut [f32], a: &[f32], b: &[f32], sizes: &Sizes) {
         let b = Strided::rows(&b[at_b * k * n..][..k * n], k, n);
         gemm::matmul(y, a, Right::Strided(b), None);
     }
+}
+
+/// Y = A·B: dA = dY·Bᵀ, dB = Aᵀ·dY, summed over the batch axes that were broadcast.
+fn product_gradient(run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+    let sizes = Sizes::new(run.shape(0), run.shape(1))?;
+    let (m, k, n) = (sizes.m, sizes.k, sizes.n);
+    let dy = run.take_gradient();
+    let dy_data = dy.slice::<f32>();
+    let mut flows = vec![None, None];
+    if run.wants(0) {
+        let b = run.input(1)?.slice::<f32>();
+        let mut da = run.tensor(&[&sizes.batch[..], &[m, k]].concat());
+        let out = da.slice_mut::<f32>();
+        if let Some(rows) = sizes.single_right() {
+            let b = Strided::rows(b, k, n).transposed();
+            gemm::matmul(out, Strided::rows(dy_data, rows, n), Right::Strided(b), None);
+        } else {
+            let outs = out.chunks_exact_mut((m * k).max(1));
+            for (index, ([_, at_b], out)) in batches(&sizes).into_iter().zip(outs).enumerate() {
+                let dy = Strided::rows(&dy_data[index * m * n..][..m * n], m, n);
+                let b = Strided::rows(&b[at_b * k * n..][..k * n], k, n).transposed();
+                gemm::matmul(out, dy, Right::Strided(b), None);
+            }
+        }
+        let full = [&sizes.batch_a[..], &[m, k]].concat();
+        flows[0] = Some(sum_to(da, &full, run.pool).reshaped(run.shape(0)).into());
+    }
+    if run.wants(1) {
+        let a = run.input(0)?.slice::<f32>();
+        let db = if let Some(rows) = sizes.single_right() {
+            let mut db = run.tensor(run.shape(1));
+            let dy = Right::Strided(Strided::rows(dy_data, rows, n));
+            let a = Strided::rows(a, rows, k).transposed();
+            gemm::matmul(db.slice_mut::<f32>(), a, dy, None);
+            db
+        } else {
+            let mut db = run.tensor(&[&sizes.batch[..], &[k, n]].concat());
+            let outs = db.slice_mut::<f32>().chunks_exact_mut((k * n).max(1));
+            for (index, ([at_a, _], out)) in batches(&sizes).into_iter().zip(outs).enumerate() {
+                let a = Strided::rows(&a[at_a * m * k..][..m * k], m, k).transposed();
+                let dy = Strided::rows(&dy_data[index * m * n..][..m * n], m, n);
+                gemm::matmul(out, a, Right::Strided(dy), None);
+            }
+            let full = [&sizes.batch_b[..], &[k, n]].concat();
+            sum_to(db, &full, run.pool).reshaped(run.shape(1))
+        };
+        flows[1] = Some(db.into());
+    }
+    run.pool.recycle(dy);
+    Ok(flows)
 }
 
 /// Which matrix of each side every batch entry of the result multiplies.

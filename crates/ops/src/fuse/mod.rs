@@ -15,9 +15,12 @@ pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
 pub mod skip_layer_normalization;
+mod training;
 pub mod window;
 
 use attar_graph::{GraphError, Links, Model, Node, Plan, apply};
+
+pub use training::for_training;
 
 use crate::fold_constants;
 

@@ -1,0 +1,224 @@
+//! Gradients of every operator against finite differences of its forward run in f64, over the
+//! cases that hold it against ONNX Runtime.
+
+use std::collections::BTreeSet;
+
+use attar_graph::{Model, Value};
+use attar_ops::{OpError, Pool};
+use attar_runtime::{Builtin, RunOptions, Runtime};
+use attar_tensor::{DType, Tensor};
+use attar_tests::numbers;
+use attar_train::{StepContext, Tape, TapeOptions, TrainError};
+
+use crate::case::{Case, model_of};
+
+/// Elements of each input that are moved, spread evenly.
+const MOVED_MAX: usize = 24;
+
+/// Largest difference allowed, relative to the input's largest derivative: sums of f32 against f64.
+const TOLERANCE: f64 = 5e-5;
+
+/// Inputs that are settings: no gradient flows to them.
+const SETTINGS: &[(&str, usize)] = &[("Resize", 1), ("Resize", 2), ("Upsample", 1)];
+
+/// What became of a case.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// Every gradient agreed.
+    Agrees,
+    /// No f32 input, or no float output.
+    NothingFlows,
+    /// The operator has no gradient.
+    NoGradient(String),
+    /// The kernel does not run in f64, so there is nothing to compare with.
+    NoReference,
+}
+
+/// Compares the gradients of a case with finite differences.
+///
+/// # Panics
+/// When they differ.
+pub(crate) fn check_gradients(case: &Case, unfused: bool) -> Checked {
+    let mut model = model_of(case);
+    let trained = trained_names(case, &model);
+    if trained.is_empty() {
+        return Checked::NothingFlows;
+    }
+    for (name, tensor) in case.feeds.iter().filter(|(name, _)| trained.contains(&(*name).into())) {
+        model.graph.inputs.retain(|input| input.name != *name);
+        model.graph.set_initializer(*name, tensor.clone());
+    }
+    let options = TapeOptions { unfused, ..TapeOptions::default() };
+    let tape = match Tape::new(&model, &trained, &options) {
+        Ok(tape) => tape,
+        Err(TrainError::Node { op_type, source, .. }) if *source == OpError::NoGradient => {
+            return Checked::NoGradient(op_type);
+        }
+        Err(TrainError::NothingToTrain { .. }) => return Checked::NothingFlows,
+        Err(TrainError::Node { op_type, source, .. })
+            if matches!(*source, OpError::Unsupported { .. }) =>
+        {
+            return Checked::NoGradient(op_type);
+        }
+        Err(error) => panic!("{}: {error}", case.text),
+    };
+    let Some(reference) = Reference::new(case, &model, &tape) else {
+        return Checked::NoReference;
+    };
+    compare(case, &model, &tape, &reference);
+    Checked::Agrees
+}
+
+/// The f32 feeds that are no settings.
+fn trained_names(case: &Case, model: &Model) -> Vec<String> {
+    let is_setting = |name: &str| {
+        model.graph.nodes.iter().any(|node| {
+            let place = node.inputs.iter().position(|input| input == name);
+            place.is_some_and(|place| SETTINGS.contains(&(node.op_type.as_str(), place)))
+        })
+    };
+    let feeds = case.feeds.iter().filter(|(name, tensor)| {
+        tensor.dtype() == DType::F32 && tensor.element_count() > 0 && !is_setting(name)
+    });
+    feeds.map(|(name, _)| (*name).to_string()).collect()
+}
+
+/// The forward run in f64, and the weights of its outputs in the loss.
+#[derive(Clone)]
+struct Reference {
+    model: Model,
+    feeds: Vec<(String, Tensor)>,
+    weights: Vec<Tensor>,
+}
+
+impl Reference {
+    fn new(case: &Case, trained: &Model, tape: &Tape) -> Option<Self> {
+        let widen = |tensor: &Tensor| match tensor.dtype() {
+            DType::F32 => tensor.converted(DType::F64).expect("floats convert"),
+            _ => tensor.clone(),
+        };
+        let mut model = trained.clone();
+        let feeds = case.feeds.iter().map(|(name, t)| ((*name).to_string(), widen(t))).collect();
+        for (name, tensor) in &case.feeds {
+            model.graph.initializers.shift_remove(*name);
+            model.graph.inputs.retain(|input| input.name != *name);
+            let dims = tensor.shape().iter().map(|&size| size.into()).collect();
+            model.graph.inputs.push(Value::tensor(*name, widen(tensor).dtype(), dims));
+        }
+        for stored in model.graph.initializers.values_mut() {
+            stored.tensor = widen(&stored.tensor);
+        }
+        let weights = Vec::new();
+        let mut reference = Self { model, feeds, weights };
+        let outputs = reference.outputs()?;
+        assert_eq!(outputs.len(), tape.outputs().len());
+        for (index, output) in outputs.iter().enumerate() {
+            let count = output.element_count();
+            let weights = numbers(count, 7 + index as u64);
+            let weight = Tensor::new(output.shape(), &weights);
+            reference.weights.push(weight);
+        }
+        Some(reference)
+    }
+
+    fn outputs(&self) -> Option<Vec<Tensor>> {
+        let feeds: Vec<(&str, &Tensor)> = self.feeds.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let mut session = Builtin.load(&self.model, &RunOptions::default()).ok()?;
+        let outputs = session.run(&feeds).ok()?;
+        outputs.iter().all(|y| y.dtype() != DType::F32).then_some(outputs)
+    }
+
+    fn loss(&self) -> f64 {
+        let outputs = self.outputs().expect("it ran before");
+        let terms = outputs.iter().zip(&self.weights).filter(|(y, _)| y.dtype() == DType::F64);
+        let term = |(y, w): (&Tensor, &Tensor)| {
+            let (y, w) = (y.values::<f64>(), w.slice::<f32>());
+            y.iter().zip(w).map(|(y, w)| y * f64::from(*w)).sum::<f64>()
+        };
+        terms.map(term).sum()
+    }
+
+    /// The derivative of the loss to element `at` of the feed at `index`.
+    fn derivative(&mut self, index: usize, at: usize) -> f64 {
+        let original = self.feeds[index].1.clone();
+        let x = original.values::<f64>()[at];
+        let step = 1e-6 * x.abs().max(1.0);
+        let mut moved_loss = |x: f64| {
+            let mut values = original.values::<f64>().into_owned();
+            values[at] = x;
+            self.feeds[index].1 = Tensor::new(original.shape(), &values);
+            self.loss()
+        };
+        let slope = (moved_loss(x + step) - moved_loss(x - step)) / (2.0 * step);
+        self.feeds[index].1 = original;
+        slope
+    }
+}
+
+fn compare(case: &Case, model: &Model, tape: &Tape, reference: &Reference) {
+    let pool = Pool::default();
+    let variables: Vec<Tensor> = tape
+        .variables()
+        .iter()
+        .map(|name| model.graph.initializers[name].tensor.aligned())
+        .collect();
+    let feed = |value: &Value| {
+        let found = case.feeds.iter().find(|(name, _)| *name == value.name);
+        found.expect("every input is fed").1.clone()
+    };
+    let feeds = tape.inputs().iter().map(feed).collect();
+    let place = &case.text;
+    let recording = tape
+        .forward(&variables, feeds, StepContext::default(), &pool)
+        .unwrap_or_else(|error| panic!("{place}: {error}"));
+    let weights = recording.outputs.iter().zip(&reference.weights);
+    let gradients = weights.map(|(y, w)| (y.dtype() == DType::F32).then(|| w.clone())).collect();
+    let mut sums = vec![None; tape.trained().len()];
+    tape.backward(&variables, recording, gradients, &mut sums, &pool)
+        .unwrap_or_else(|error| panic!("{place}: {error}"));
+    let mut reference = reference.clone();
+    for (name, sum) in tape.trained().iter().zip(sums) {
+        let index =
+            case.feeds.iter().position(|(feed, _)| feed == name).expect("a feed is trained");
+        let count = case.feeds[index].1.element_count();
+        let found = sum.map(|flow| flow.into_dense(&pool));
+        let spread = attar_evaluate::data::spread(count, MOVED_MAX);
+        let slopes: Vec<f64> = spread.iter().map(|&at| reference.derivative(index, at)).collect();
+        let scale = slopes.iter().fold(1e-3, |most: f64, slope| most.max(slope.abs()));
+        for (&at, slope) in spread.iter().zip(slopes) {
+            let found = found.as_ref().map_or(0.0, |g| f64::from(g.slice::<f32>()[at]));
+            let difference = (found - slope).abs() / scale;
+            assert!(
+                difference <= TOLERANCE,
+                "{place}: d/d{name}[{at}] is {found}, by differences {slope}"
+            );
+        }
+    }
+}
+
+/// Operators through which no gradient flows, with the reason.
+pub(crate) const WITHOUT_GRADIENT: &[(&str, &str)] = &[];
+
+/// Operators without gradient among `cases`, once every other gradient has agreed. With
+/// `ATTAR_GRADIENTS=OP_TYPE` in the environment, looks at the cases of one operator, and shows them.
+pub(crate) fn without_gradient(cases: &[Case]) -> BTreeSet<String> {
+    let only = std::env::var("ATTAR_GRADIENTS").ok();
+    let mut without = BTreeSet::new();
+    for case in cases {
+        let model = model_of(case);
+        let is_asked = |op: &String| model.graph.nodes.iter().any(|node| node.op_type == *op);
+        if !only.as_ref().is_none_or(is_asked) {
+            continue;
+        }
+        for unfused in [true, false] {
+            let checked = check_gradients(case, unfused);
+            if only.is_some() {
+                println!("{checked:?}: {}", case.text);
+            }
+            if let Checked::NoGradient(op_type) = checked {
+                without.insert(op_type);
+            }
+        }
+    }
+    without
+}
