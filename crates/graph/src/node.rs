@@ -257,6 +257,16 @@ impl Node {
         }
     }
 
+    /// Replaces the tensor of a `Constant` node that has one; leaves other nodes alone.
+    pub fn set_constant(&mut self, tensor: Tensor) {
+        if self.constant().is_none() {
+            return;
+        }
+        if let Some(attribute) = self.attributes.get_mut("value") {
+            attribute.value = AttributeValue::Tensor(tensor.into());
+        }
+    }
+
     pub fn attribute(&self, name: &str) -> Option<&AttributeValue> {
         self.attributes.get(name).map(|attribute| &attribute.value)
     }

@@ -1,5 +1,7 @@
 //! Why a graph does not train.
 
+use std::path::PathBuf;
+
 use attar_graph::GraphError;
 use attar_ops::{OpError, ProgramError};
 
@@ -17,6 +19,40 @@ pub enum TrainError {
     #[error("no weight has part in {outputs}")]
     NothingToTrain { outputs: String },
 
+    #[error("no {what} is called `{name}`; there are {known}")]
+    Unknown { what: &'static str, name: String, known: String },
+
+    #[error("settings of `{of}`: {message}; they are {known}")]
+    Settings { of: String, message: String, known: String },
+
+    #[error("the pattern `{pattern}` matches none of the model's weights")]
+    Unmatched { pattern: String },
+
+    #[error("the loss {loss} is given {found}, expected {expected}")]
+    Targets { loss: &'static str, found: String, expected: String },
+
+    #[error("a batch feeds {found}; the model's input `{input}` is not among them")]
+    Feed { input: String, found: String },
+
+    #[error("the data set holds no example")]
+    NoData,
+
+    /// Data or a metric from above this crate.
+    #[error("{message}")]
+    Data { message: String, hint: String },
+
+    #[error("step {step}: the loss is {loss}; {culprit}")]
+    NotFinite { step: u64, loss: f64, culprit: String },
+
+    #[error("step {step}: the loss has risen to {loss:.4}, from {first:.4} at first")]
+    Diverged { step: u64, loss: f64, first: f64 },
+
+    #[error("{path}: {message}")]
+    File { path: PathBuf, message: String },
+
+    #[error("{path}: {message}")]
+    Checkpoint { path: PathBuf, message: String },
+
     #[error(transparent)]
     Graph(#[from] GraphError),
 }
@@ -31,14 +67,35 @@ impl From<ProgramError> for TrainError {
 }
 
 impl TrainError {
+    /// Data that cannot be read, or a metric that cannot be measured.
+    pub fn data(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Data { message: message.into(), hint: hint.into() }
+    }
+
     /// The user's next step.
     pub fn hint(&self) -> String {
         match self {
             Self::Node { source, .. } => source.hint(),
-            Self::NoInitializer { .. } | Self::NoOutput { .. } | Self::Graph(_) => {
-                "check the model: `attar inspect MODEL`".into()
-            }
+            Self::NoInitializer { .. }
+            | Self::NoOutput { .. }
+            | Self::Feed { .. }
+            | Self::Graph(_) => "check the model: `attar inspect MODEL`".into(),
             Self::NothingToTrain { .. } => "freeze fewer weights".into(),
+            Self::Unknown { .. } | Self::Settings { .. } => "see `attar train --help`".into(),
+            Self::Unmatched { .. } => {
+                "names stand in `attar inspect MODEL`; `*` is any text".into()
+            }
+            Self::Targets { .. } => {
+                "choose a loss that fits the data and the model's output".into()
+            }
+            Self::NoData => "give another data set".into(),
+            Self::Data { hint, .. } => hint.clone(),
+            Self::NotFinite { .. } | Self::Diverged { .. } => {
+                "go on from the last checkpoint with a lower learning rate, or clip gradients"
+                    .into()
+            }
+            Self::File { .. } => "check the folder and its space".into(),
+            Self::Checkpoint { .. } => "begin the run anew in another folder".into(),
         }
     }
 }

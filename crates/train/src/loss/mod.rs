@@ -1,0 +1,113 @@
+//! Losses: what training makes small, and the table of them.
+
+mod cross_entropy;
+mod mean_squared;
+
+use attar_ops::Pool;
+use attar_tensor::{DType, Tensor};
+use serde::de::DeserializeOwned;
+
+use crate::{Choice, SettingEntry, Targets, TrainError};
+
+/// A function of outputs and targets. Its fields are its settings.
+pub trait Loss: Send + Sync {
+    /// The loss of a batch, and what flows back.
+    ///
+    /// # Errors
+    /// [`TrainError::Targets`] for outputs or targets that the loss does not take.
+    fn measure(&self, run: &LossRun) -> Result<Measured, TrainError>;
+}
+
+/// One batch, for a loss.
+pub struct LossRun<'a> {
+    /// Outputs of the model, in the order of [`TrainerOptions::outputs`].
+    ///
+    /// [`TrainerOptions::outputs`]: crate::TrainerOptions::outputs
+    pub outputs: &'a [Tensor],
+    pub targets: &'a Targets,
+    /// What the gradients are multiplied by: a batch's share of its step.
+    pub scale: f32,
+    pub pool: &'a Pool,
+}
+
+/// What a loss found.
+#[derive(Debug)]
+pub struct Measured {
+    /// Mean over the batch.
+    pub loss: f64,
+    /// By output: scale · ∂loss/∂output. `None` where an output has no part.
+    pub gradients: Vec<Option<Tensor>>,
+}
+
+impl LossRun<'_> {
+    /// The first output, which must be f32.
+    pub(crate) fn output(&self, loss: &'static str) -> Result<&Tensor, TrainError> {
+        match self.outputs.first() {
+            Some(output) if output.dtype() == DType::F32 => Ok(output),
+            Some(output) => Err(mismatch(loss, output.dtype(), "an output of f32")),
+            None => Err(mismatch(loss, "no output", "one")),
+        }
+    }
+
+    pub(crate) fn tensor(&self, shape: &[usize]) -> Tensor {
+        self.pool.tensor(DType::F32, shape)
+    }
+}
+
+/// What a loss does not take.
+pub(crate) fn mismatch(
+    loss: &'static str,
+    found: impl std::fmt::Display,
+    expected: impl std::fmt::Display,
+) -> TrainError {
+    TrainError::Targets { loss, found: found.to_string(), expected: expected.to_string() }
+}
+
+/// A loss in the table.
+pub struct LossEntry {
+    pub name: &'static str,
+    pub summary: &'static str,
+    pub settings: &'static [SettingEntry],
+    build: fn(&Choice, &[SettingEntry]) -> Result<Box<dyn Loss>, TrainError>,
+}
+
+impl LossEntry {
+    const fn of<L: Loss + DeserializeOwned + 'static>(
+        name: &'static str,
+        summary: &'static str,
+        settings: &'static [SettingEntry],
+    ) -> Self {
+        Self {
+            name,
+            summary,
+            settings,
+            build: |choice, entries| Ok(Box::new(choice.read::<L>(entries)?)),
+        }
+    }
+}
+
+/// Every loss.
+pub const LOSSES: &[LossEntry] = &[
+    LossEntry::of::<cross_entropy::CrossEntropy>(
+        cross_entropy::NAME,
+        "−log of the probability of the right class, of hard or soft labels",
+        cross_entropy::SETTINGS,
+    ),
+    LossEntry::of::<mean_squared::MeanSquared>(
+        mean_squared::NAME,
+        "mean squared distance to values or to a teacher's outputs",
+        &[],
+    ),
+];
+
+/// The loss chosen.
+///
+/// # Errors
+/// A name that the table does not have, or settings that its loss does not take.
+pub fn build_loss(choice: &Choice) -> Result<Box<dyn Loss>, TrainError> {
+    let Some(entry) = LOSSES.iter().find(|entry| entry.name == choice.name) else {
+        let known = LOSSES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
+        return Err(TrainError::Unknown { what: "loss", name: choice.name.clone(), known });
+    };
+    (entry.build)(choice, entry.settings)
+}
