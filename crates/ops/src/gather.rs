@@ -1,11 +1,14 @@
 //! Gather (opset 1 and later): rows of a tensor picked by index along an axis, of any type.
 
 use attar_graph::{Dim, Node};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use crate::fact::resolve_axis;
+use crate::gradient::{add_rows, gradient};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
 
 pub(crate) struct Gather;
 
@@ -55,16 +58,7 @@ impl Operator for Gather {
                 check_movable(0, x)?;
                 let axis = axis_of(&node, x.rank())?;
                 let size = x.shape()[axis];
-                let picked = indices
-                    .to_i64()
-                    .ok_or(OpError::DType { index: 1, found: indices.dtype() })?
-                    .into_iter()
-                    .map(|index| {
-                        resolve_axis(index, size).ok_or_else(|| {
-                            OpError::value("an index", index, format!("within −{size}..{size}"))
-                        })
-                    })
-                    .collect::<Result<Vec<_>, _>>()?;
+                let picked = picked_rows(indices, size)?;
                 let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
                 let inner: usize = x.shape()[axis + 1..].iter().product();
                 let mut y = run.pool.declared(x.dtype(), &shape)?;
@@ -73,6 +67,54 @@ impl Operator for Gather {
             },
         ))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING.input(1), move |run: &mut Backward| {
+            let shape = run.shape(0).to_vec();
+            let axis = axis_of(&node, shape.len())?;
+            let picked = picked_rows(run.input(1)?, shape[axis])?;
+            let dy = run.take_gradient();
+            Ok(vec![Some(rows_gradient(dy, &shape, axis, picked, run.pool))])
+        })
+    }
+}
+
+/// The rows that indices name, those below zero counted from the end.
+fn picked_rows(indices: &Tensor, size: usize) -> Result<Vec<usize>, OpError> {
+    let found = indices.dtype();
+    let indices = indices.to_i64().ok_or(OpError::DType { index: 1, found })?.into_iter();
+    let row = |index: i64| {
+        let error = || OpError::value("an index", index, format!("within −{size}..{size}"));
+        resolve_axis(index, size).ok_or_else(error)
+    };
+    indices.map(row).collect()
+}
+
+/// dX: row i of dY added to the row of X that it was read from. A table of which few rows were read
+/// gets these alone.
+pub(crate) fn rows_gradient(
+    dy: Tensor,
+    shape: &[usize],
+    axis: usize,
+    picked: Vec<usize>,
+    pool: &Pool,
+) -> Flow {
+    if axis == 0 && shape.len() >= 2 && picked.len() < shape[0] {
+        let rows = dy.reshaped(&[picked.len(), shape[1..].iter().product()]);
+        return Flow::Rows { shape: shape.to_vec(), indices: picked, rows };
+    }
+    let mut dx = pool.tensor(DType::F32, shape);
+    let values = dx.slice_mut::<f32>();
+    values.fill(0.0);
+    let inner: usize = shape[axis + 1..].iter().product();
+    let (block, rows) = (shape[axis] * inner, picked.len() * inner);
+    if block > 0 && rows > 0 {
+        let blocks = values.chunks_exact_mut(block).zip(dy.slice::<f32>().chunks_exact(rows));
+        blocks.for_each(|(dx, dy)| add_rows(dx, &picked, dy));
+    }
+    pool.recycle(dy);
+    dx.into()
 }
 
 /// Copies rows of `inner` elements: for each block of `size` rows, those picked.

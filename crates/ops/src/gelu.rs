@@ -4,9 +4,10 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
-use crate::kernels::elementwise;
+use crate::gradient::gradient;
+use crate::kernels::{elementwise, for_rows, gradient as kernels};
 use crate::unary::{Function, apply, erf_f64, function};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Backward, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Gelu;
 
@@ -38,7 +39,27 @@ impl Operator for Gelu {
         Ok(Box::new(move |run: &mut Run| apply(run, &gelu)))
     }
 
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        match node.text("approximate")?.unwrap_or("none") {
+            "none" => by_input(kernels::gelu),
+            "tanh" => by_input(kernels::gelu_tanh),
+            other => Err(OpError::value("approximate", other, "none or tanh")),
+        }
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
+}
+
+/// dx = dy·f′(x), by a loop that turns dy into dx.
+pub(crate) fn by_input(
+    change: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
+) -> Result<Box<dyn Gradient>, OpError> {
+    gradient(Reads::NOTHING.input(0), move |run: &mut Backward| {
+        let mut dy = run.take_gradient();
+        let x = run.input(0)?.slice::<f32>();
+        for_rows(dy.slice_mut::<f32>(), 1, |first, dy| change(dy, &x[first..][..dy.len()]));
+        Ok(vec![Some(dy.into())])
+    })
 }

@@ -4,11 +4,14 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{Loops, broadcast_shapes};
+use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
 use crate::matmul::{multiply_row, right};
 use crate::number::{Number, by_number};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct Gemm;
 
@@ -113,6 +116,15 @@ impl Operator for Gemm {
         }))
     }
 
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let settings = Settings::new(node)?;
+        let reads = Reads::NOTHING.input_if(1, training.wants(0)).input_if(0, training.wants(1));
+        gradient(reads, move |run: &mut Backward| {
+            let dy = run.take_gradient();
+            flow_back(run, dy, &settings)
+        })
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
@@ -126,6 +138,52 @@ impl Operator for Gemm {
     fn keeps_constant(&self, input: usize) -> bool {
         input == 1
     }
+}
+
+/// With dZ = α·dY: dA′ = dZ·B′ᵀ, dB′ = A′ᵀ·dZ, dC = β·dY, summed where C was broadcast.
+fn flow_back(
+    run: &Backward,
+    mut dy: Tensor,
+    settings: &Settings,
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let [m, n] = [dy.shape()[0], dy.shape()[1]];
+    let mut flows = vec![None, None, None];
+    let multiply_by = |x: &mut Tensor, factor: f32| {
+        if factor != 1.0 {
+            x.slice_mut::<f32>().iter_mut().for_each(|x| *x *= factor);
+        }
+    };
+    if run.wants(2) {
+        let mut copy = run.tensor(&[m, n]);
+        copy.slice_mut::<f32>().copy_from_slice(dy.slice::<f32>());
+        let mut dc = sum_to(copy, run.shape(2), run.pool);
+        multiply_by(&mut dc, settings.beta);
+        flows[2] = Some(dc.into());
+    }
+    multiply_by(&mut dy, settings.alpha);
+    let dz = Strided::rows(dy.slice::<f32>(), m, n);
+    if run.wants(0) {
+        let b = run.input(1)?;
+        let b = view(b, b.slice::<f32>(), settings.transpose_b).transposed();
+        let mut da = run.tensor(run.shape(0));
+        product_into(da.slice_mut::<f32>(), dz, b, settings.transpose_a);
+        flows[0] = Some(da.into());
+    }
+    if run.wants(1) {
+        let a = run.input(0)?;
+        let a = view(a, a.slice::<f32>(), settings.transpose_a).transposed();
+        let mut db = run.tensor(run.shape(1));
+        product_into(db.slice_mut::<f32>(), a, dz, settings.transpose_b);
+        flows[1] = Some(db.into());
+    }
+    run.pool.recycle(dy);
+    Ok(flows)
+}
+
+/// out = a·b, or its transpose bᵀ·aᵀ.
+fn product_into(out: &mut [f32], a: Strided<f32>, b: Strided<f32>, transposes: bool) {
+    let (a, b) = if transposes { (b.transposed(), a.transposed()) } else { (a, b) };
+    gemm::matmul(out, a, Right::Strided(b), None);
 }
 
 fn is_f32(x: &Tensor) -> bool {

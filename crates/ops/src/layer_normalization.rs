@@ -8,10 +8,15 @@ use attar_tensor::{DType, Tensor};
 use crate::broadcast::{broadcast_shapes, broadcast_strides};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
+use crate::gradient::{add_assign, gradient};
 use crate::kernels::{elementwise, for_rows, normalize};
+use crate::normalization_gradient::{Form, Kind, place};
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    ATTAR_DOMAIN, Backward, Fact, Flow, Forward, Gradient, Kernel, OpError, Operator, Reads, Run,
+    Training, required,
+};
 
 pub(crate) struct LayerNormalization;
 
@@ -65,6 +70,46 @@ impl Operator for LayerNormalization {
             by_real!(x, 0, T => any_layer::<T>(run, &x, axis, epsilon, stash))
         }))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (axis, epsilon) = (node.int_or("axis", -1)?, node.float_or("epsilon", 1e-5)?);
+        let form = Form { kind: Kind::Deviation, epsilon, scale: 1, bias: Some(2) };
+        gradient(Reads::NOTHING.input(0).input(1), move |run: &mut Backward| {
+            let mut flows = vec![None; 3];
+            let dy = run.gradients[0].take().unwrap_or_else(|| run.zeros(run.shape(0)));
+            let x = run.input(0)?;
+            let axis = resolve_axis(axis, x.rank()).expect("the forward run checked the axis");
+            let row = &x.shape()[axis..];
+            let mut dx = form.flow_back(dy, x, row, &mut flows, run)?;
+            if run.gradient(1).is_some() || run.gradient(2).is_some() {
+                add_statistics(&mut dx, run, row.iter().product(), epsilon)?;
+            }
+            place(&mut flows, Some(0), dx, run);
+            Ok(flows)
+        })
+    }
+}
+
+/// Adds what flows from the mean m, dm/n, and from the inverse deviation r, −dr·r²·x̂/n.
+fn add_statistics(
+    dx: &mut Tensor,
+    run: &Backward,
+    size: usize,
+    epsilon: f32,
+) -> Result<(), OpError> {
+    let of = |index: usize| run.gradient(index).and_then(Tensor::to_f32);
+    let (means, inverses, x) = (of(1), of(2), run.input(0)?.slice::<f32>());
+    let at = |values: &Option<Vec<f32>>, row: usize| values.as_ref().map_or(0.0, |v| v[row]);
+    let size = size.max(1);
+    let rows = dx.slice_mut::<f32>().chunks_exact_mut(size).zip(x.chunks_exact(size));
+    for (row, (dx, x)) in rows.enumerate() {
+        let (mean, variance) = f32::statistics(x);
+        let inverse = 1.0 / (variance + epsilon).sqrt();
+        let (first, second) = (at(&means, row), at(&inverses, row) * inverse.powi(3));
+        let factor = 1.0 / size as f32;
+        dx.iter_mut().zip(x).for_each(|(dx, x)| *dx += (first - second * (x - mean)) * factor);
+    }
+    Ok(())
 }
 
 /// The type of the statistics.
@@ -188,16 +233,7 @@ impl Operator for SkipLayerNormalization {
         let keeps_sum = node.outputs.len() > 1;
         Ok(Box::new(move |run: &mut Run| {
             let row_size = check(run, 2, axis)?;
-            let (a, b) = (run.input(0)?, run.typed::<f32>(1)?);
-            if a.shape() != b.shape() {
-                return Err(OpError::shapes(a.shape(), b.shape()));
-            }
-            let mut y = in_place_or_copy(run)?;
-            let b = run.input(1)?.slice::<f32>();
-            for_rows(y.slice_mut::<f32>(), row_size, |first, rows| {
-                let start = first * row_size;
-                elementwise::add_assign(rows, &b[start..start + rows.len()]);
-            });
+            let y = residual_sum(run, row_size)?;
             let sum = keeps_sum.then(|| {
                 let mut sum = run.pool.tensor(DType::F32, y.shape());
                 sum.slice_mut::<f32>().copy_from_slice(y.slice::<f32>());
@@ -207,6 +243,79 @@ impl Operator for SkipLayerNormalization {
             Ok(std::iter::once(y).chain(sum).collect())
         }))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (axis, epsilon) = (node.int_or("axis", -1)?, node.float_or("epsilon", 1e-5)?);
+        Ok(Box::new(SkipGradient { axis, epsilon, keeps_sum: node.outputs.len() > 1 }))
+    }
+}
+
+/// d(a + b) is what the normalization gives and what flows into the sum itself; da = db = d(a + b).
+struct SkipGradient {
+    axis: i64,
+    epsilon: f32,
+    keeps_sum: bool,
+}
+
+impl Gradient for SkipGradient {
+    fn reads(&self) -> Reads {
+        Reads::NOTHING.input(2)
+    }
+
+    fn forward(&self, forward: &mut Forward, _: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
+        let run = &mut forward.run;
+        let row_size = check(run, 2, self.axis)?;
+        let sum = residual_sum(run, row_size)?;
+        let mut y = run.pool.tensor(DType::F32, sum.shape());
+        let scale = run.input(2)?.slice::<f32>();
+        let bias = run.optional(3).map(Tensor::slice::<f32>);
+        let sums = sum.slice::<f32>();
+        for_rows(y.slice_mut::<f32>(), row_size, |first, rows| {
+            for (index, row) in rows.chunks_exact_mut(row_size).enumerate() {
+                row.copy_from_slice(&sums[(first + index) * row_size..][..row_size]);
+                normalize::layer_normalize_rows(row, scale, bias, self.epsilon);
+            }
+        });
+        forward.saved.push(sum.clone());
+        Ok(std::iter::once(y).chain(self.keeps_sum.then_some(sum)).collect())
+    }
+
+    fn backward(&self, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        let mut flows = vec![None; 4];
+        let sum = run.saved.pop().expect("the forward run saved the sum");
+        let dy = run.gradients[0].take();
+        let mut dsum = match dy {
+            Some(dy) => {
+                let axis = resolve_axis(self.axis, sum.rank()).expect("the axis was checked");
+                let row = &sum.shape()[axis..];
+                let form =
+                    Form { kind: Kind::Deviation, epsilon: self.epsilon, scale: 2, bias: Some(3) };
+                form.flow_back(dy, &sum, row, &mut flows, run)?
+            }
+            None => run.zeros(sum.shape()),
+        };
+        if let Some(other) = run.gradient(1) {
+            add_assign(dsum.slice_mut::<f32>(), other.slice::<f32>());
+        }
+        run.pool.recycle(sum);
+        flows[0] = run.wants(0).then(|| dsum.clone().into());
+        flows[1] = run.wants(1).then(|| dsum.into());
+        Ok(flows)
+    }
+}
+
+/// a + b, in place of `a` where it dies here.
+fn residual_sum(run: &mut Run, row_size: usize) -> Result<Tensor, OpError> {
+    let (a, b) = (run.input(0)?, run.typed::<f32>(1)?);
+    if a.shape() != b.shape() {
+        return Err(OpError::shapes(a.shape(), b.shape()));
+    }
+    let mut sum = in_place_or_copy(run)?;
+    let b = run.input(1)?.slice::<f32>();
+    for_rows(sum.slice_mut::<f32>(), row_size, |first, rows| {
+        elementwise::add_assign(rows, &b[first * row_size..][..rows.len()]);
+    });
+    Ok(sum)
 }
 
 /// The size of a normalized row, once scale (at `first`) and bias fit it.

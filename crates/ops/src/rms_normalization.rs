@@ -6,11 +6,13 @@ use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
 use crate::kernels::{for_rows, normalize};
 use crate::layer_normalization::scale_and_shift;
+use crate::normalization_gradient::{Form, Kind, place};
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Backward, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct RmsNormalization;
 
@@ -53,6 +55,26 @@ impl Operator for RmsNormalization {
             by_real!(x, 0, T => any_type::<T>(run, &x, row.iter().product(), epsilon))
         }))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        root_mean_square_gradient(node.int_or("axis", -1)?, node.float_or("epsilon", 1e-5)?)
+    }
+}
+
+/// Of inputs x and scale.
+pub(crate) fn root_mean_square_gradient(
+    axis: i64,
+    epsilon: f32,
+) -> Result<Box<dyn Gradient>, OpError> {
+    let form = Form { kind: Kind::RootMeanSquare, epsilon, scale: 1, bias: None };
+    gradient(Reads::NOTHING.input(0).input(1), move |run: &mut Backward| {
+        let mut flows = vec![None; 2];
+        let (dy, x) = (run.take_gradient(), run.input(0)?);
+        let axis = resolve_axis(axis, x.rank()).expect("the forward run checked the axis");
+        let dx = form.flow_back(dy, x, &x.shape()[axis..], &mut flows, run)?;
+        place(&mut flows, Some(0), dx, run);
+        Ok(flows)
+    })
 }
 
 fn any_type<T: RowMath>(

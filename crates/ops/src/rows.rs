@@ -44,6 +44,39 @@ impl AxisView {
             }
         });
     }
+
+    /// As [`change_rows`](Self::change_rows), with the same rows of `other` to read.
+    pub(crate) fn change_rows_beside<T: Element + Default>(
+        self,
+        data: &mut [T],
+        other: &[T],
+        work: impl Fn(&mut [T], &[T]) + Send + Sync,
+    ) {
+        let Self { size, inner } = self;
+        if inner == 1 {
+            return for_rows(data, size, |first, rows| {
+                work(rows, &other[first * size..][..rows.len()]);
+            });
+        }
+        let block_size = size * inner;
+        for_rows(data, block_size, |first, blocks| {
+            let (mut row, mut beside) = (vec![T::default(); size], vec![T::default(); size]);
+            let others = other[first * block_size..].chunks_exact(block_size);
+            for (block, other) in blocks.chunks_exact_mut(block_size).zip(others) {
+                for i in 0..inner {
+                    let copy = |row: &mut [T], block: &[T]| {
+                        row.iter_mut()
+                            .zip(block[i..].iter().step_by(inner))
+                            .for_each(|(x, &y)| *x = y);
+                    };
+                    copy(&mut row, block);
+                    copy(&mut beside, other);
+                    work(&mut row, &beside);
+                    block[i..].iter_mut().step_by(inner).zip(&row).for_each(|(y, &x)| *y = x);
+                }
+            }
+        });
+    }
 }
 
 #[cfg(test)]

@@ -7,15 +7,18 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
-use crate::kernels::softmax;
+use crate::gradient::{gradient, zero_gradient};
+use crate::kernels::{gradient as kernels, softmax};
 use crate::rows::AxisView;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Backward, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 /// What a row becomes, in place, in both types of float; rows of the given size lie together.
 #[derive(Clone, Copy)]
 struct RowLoops {
     f32_rows: fn(&mut [f32], usize),
     f64_row: fn(&mut [f64]),
+    /// What flows out becomes what flows in, given the results; `None` where nothing does.
+    gradient: Option<fn(&mut [f32], &[f32], usize)>,
 }
 
 macro_rules! along_an_axis {
@@ -49,6 +52,14 @@ macro_rules! along_an_axis {
                 Ok(Box::new(move |run: &mut Run| apply(run, axis, $loops)))
             }
 
+            fn gradient(
+                &self,
+                node: &Node,
+                _: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                along_axis_gradient(node.int_or("axis", -1)?, $loops)
+            }
+
             fn widens_half(&self) -> bool {
                 true
             }
@@ -60,9 +71,30 @@ along_an_axis! {
     Hardmax, RowLoops {
         f32_rows: |rows, size| rows.chunks_exact_mut(size).for_each(hard_row),
         f64_row: hard_row,
+        gradient: None,
     };
-    LogSoftmax, RowLoops { f32_rows: softmax::log_softmax_rows, f64_row: log_softmax_row };
-    Softmax, RowLoops { f32_rows: softmax::softmax_rows, f64_row: softmax_row };
+    LogSoftmax, RowLoops {
+        f32_rows: softmax::log_softmax_rows,
+        f64_row: log_softmax_row,
+        gradient: Some(kernels::log_softmax_rows),
+    };
+    Softmax, RowLoops {
+        f32_rows: softmax::softmax_rows,
+        f64_row: softmax_row,
+        gradient: Some(|dy, y, size| kernels::softmax_rows(dy, y, size, 1.0)),
+    };
+}
+
+/// Softmax: dx = y·(dy − Σ y·dy). Its logarithm: dx = dy − exp(y)·Σ dy.
+fn along_axis_gradient(axis: i64, loops: RowLoops) -> Result<Box<dyn Gradient>, OpError> {
+    let Some(row_gradient) = loops.gradient else { return zero_gradient() };
+    gradient(Reads::NOTHING.output(0), move |run: &mut Backward| {
+        let mut dy = run.take_gradient();
+        let view = AxisView::new(run.shape(0), axis)?;
+        let y = run.output(0).slice::<f32>();
+        view.change_rows_beside(dy.slice_mut::<f32>(), y, |dy, y| row_gradient(dy, y, view.size));
+        Ok(vec![Some(dy.into())])
+    })
 }
 
 fn apply(run: &mut Run, axis: i64, loops: RowLoops) -> Result<Vec<Tensor>, OpError> {

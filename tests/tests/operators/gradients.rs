@@ -184,7 +184,7 @@ fn compare(case: &Case, model: &Model, tape: &Tape, reference: &Reference) {
         let found = sum.map(|flow| flow.into_dense(&pool));
         let spread = attar_evaluate::data::spread(count, MOVED_MAX);
         let slopes: Vec<f64> = spread.iter().map(|&at| reference.derivative(index, at)).collect();
-        let scale = slopes.iter().fold(1e-3, |most: f64, slope| most.max(slope.abs()));
+        let scale = slopes.iter().fold(1e-2, |most: f64, slope| most.max(slope.abs()));
         for (&at, slope) in spread.iter().zip(slopes) {
             let found = found.as_ref().map_or(0.0, |g| f64::from(g.slice::<f32>()[at]));
             let difference = (found - slope).abs() / scale;

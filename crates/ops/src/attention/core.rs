@@ -246,17 +246,29 @@ impl<T: Real> Attention<'_, T> {
             result.fill(T::default());
             return;
         }
-        let key = self.key.head(text, kv_head, [keys, sizes.head_size]).transposed();
-        let query = self.query.head(text, head, [queries, sizes.head_size]);
+        self.probabilities(text, head, scores, shown);
+        let value = self.value.head(text, kv_head, [keys, sizes.value_size]);
+        T::product(result, Strided::rows(scores, queries, keys), value);
+    }
+
+    /// Fills `scores` with the probabilities of a head.
+    pub(super) fn probabilities(
+        &self,
+        text: usize,
+        head: usize,
+        scores: &mut [T],
+        shown: Option<(Stage, &mut [T])>,
+    ) {
+        let (sizes, how) = (&self.sizes, &self.scores);
+        let kv_head = head / (sizes.heads / sizes.kv_heads);
+        let key = self.key.head(text, kv_head, [sizes.keys, sizes.head_size]).transposed();
+        let query = self.query.head(text, head, [sizes.queries, sizes.head_size]);
         T::product(scores, query, key);
-        let how = &self.scores;
         if how.cap == 0.0 && how.visible.is_none() && shown.is_none() {
             self.normalize_at_once(text, head, scores);
         } else {
             self.normalize_in_stages(text, head, scores, shown);
         }
-        let value = self.value.head(text, kv_head, [keys, sizes.value_size]);
-        T::product(result, Strided::rows(scores, queries, keys), value);
     }
 
     fn normalize_at_once(&self, text: usize, head: usize, scores: &mut [T]) {

@@ -8,8 +8,15 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use super::core::{Attention, Heads, Layout, Scores, Sizes, check_head_sizes, f32_mask};
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+use super::backward::Order;
+use super::core::{Attention, Heads, Layout, Mask, Scores, Sizes, check_head_sizes};
+use super::real::Real;
+use crate::gradient::{gradient, sum_to};
+use crate::normalization_gradient::place;
+use crate::{
+    ATTAR_DOMAIN, Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 pub(crate) struct FusedAttention;
 
@@ -27,13 +34,23 @@ impl Operator for FusedAttention {
     }
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        Ok(vec![required(inputs, 0)?.with_dtype(DType::F32)])
+        let q = required(inputs, 0)?;
+        Ok(vec![q.with_dtype(q.dtype)])
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let heads = node.int_or("heads", 1)?.max(1) as usize;
         let scale = node.float_or("scale", 1.0)?;
-        Ok(Box::new(move |run: &mut Run| attend(run, heads, scale)))
+        Ok(Box::new(move |run: &mut Run| match run.input(0)?.dtype() {
+            DType::F64 => attend::<f64>(run, heads, scale),
+            _ => attend::<f32>(run, heads, scale),
+        }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let heads = node.int_or("heads", 1)?.max(1) as usize;
+        let scale = node.float_or("scale", 1.0)?;
+        gradient(Reads::ALL_INPUTS, move |run: &mut Backward| flow_back(run, heads, scale))
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
@@ -46,30 +63,70 @@ impl Operator for FusedAttention {
     }
 }
 
-fn attend(run: &mut Run, heads: usize, scale: f32) -> Result<Vec<Tensor>, OpError> {
-    let (q, k, v) = (run.typed::<f32>(0)?, run.typed::<f32>(1)?, run.typed::<f32>(2)?);
-    let error = || OpError::shapes(q.shape(), k.shape());
-    let (&[batch, queries, hidden], &[batch_k, keys, hidden_k]) = (q.shape(), k.shape()) else {
+/// Sizes, once the shapes of queries, keys and values fit together.
+fn sizes_of(q: &[usize], k: &[usize], v: &[usize], heads: usize) -> Result<Sizes, OpError> {
+    let error = || OpError::shapes(q, k);
+    let (&[batch, queries, hidden], &[batch_k, keys, hidden_k]) = (q, k) else {
         return Err(error());
     };
     let fits = batch == batch_k && hidden == hidden_k && hidden % heads == 0;
-    if !fits || k.shape() != v.shape() {
+    if !fits || k != v {
         return Err(error());
     }
     let size = hidden / heads;
     check_head_sizes([size, size])?;
-    let sizes =
-        Sizes { batch, heads, kv_heads: heads, queries, keys, head_size: size, value_size: size };
-    let mask = run.optional(3).map(|mask| f32_mask(mask, 3, &sizes)).transpose()?;
-    let mut y = run.pool.tensor(DType::F32, q.shape());
-    let attention = Attention {
-        query: Heads::packed(q.slice(), queries, heads, size),
-        key: Heads::packed(k.slice(), keys, heads, size),
-        value: Heads::packed(v.slice(), keys, heads, size),
-        scores: Scores { mask, ..Scores::scaled(scale) },
-        layout: Layout::packed(&sizes),
-        sizes,
+    Ok(Sizes { batch, heads, kv_heads: heads, queries, keys, head_size: size, value_size: size })
+}
+
+/// Attention over tensors, their shapes checked.
+fn attention<'a, T: Real>(
+    [q, k, v]: [&'a Tensor; 3],
+    mask: Option<&'a Tensor>,
+    sizes: &Sizes,
+    scale: f32,
+) -> Result<Attention<'a, T>, OpError> {
+    let (heads, size) = (sizes.heads, sizes.head_size);
+    let mask = match mask {
+        Some(mask) if T::views(mask.dtype()) => {
+            Some(Mask::new(mask.slice::<T>(), mask.shape(), sizes)?)
+        }
+        Some(mask) => return Err(OpError::DType { index: 3, found: mask.dtype() }),
+        None => None,
     };
+    Ok(Attention {
+        query: Heads::packed(q.slice(), sizes.queries, heads, size),
+        key: Heads::packed(k.slice(), sizes.keys, heads, size),
+        value: Heads::packed(v.slice(), sizes.keys, heads, size),
+        scores: Scores { mask, ..Scores::scaled(scale) },
+        layout: Layout::packed(sizes),
+        sizes: sizes.clone(),
+    })
+}
+
+fn attend<T: Real>(run: &mut Run, heads: usize, scale: f32) -> Result<Vec<Tensor>, OpError> {
+    let (q, k, v) = (run.typed::<T>(0)?, run.typed::<T>(1)?, run.typed::<T>(2)?);
+    let sizes = sizes_of(q.shape(), k.shape(), v.shape(), heads)?;
+    let mut y = run.pool.tensor(T::DTYPE, q.shape());
+    let attention = attention::<T>([q, k, v], run.optional(3), &sizes, scale)?;
     attention.run(y.slice_mut(), None, run.pool);
     Ok(vec![y])
+}
+
+fn flow_back(run: &mut Backward, heads: usize, scale: f32) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let sizes = sizes_of(run.shape(0), run.shape(1), run.shape(2), heads)?;
+    let operands = [run.input(0)?, run.input(1)?, run.input(2)?];
+    let mask = run.inputs.get(3).and_then(Option::as_ref);
+    let attention = attention::<f32>(operands, mask, &sizes, scale)?;
+    let rows = Heads::packed(dy.slice(), sizes.queries, heads, sizes.value_size);
+    let gradients = attention.flow_back(rows, [Order::Packed; 3], run.wants(3), run.pool);
+    let mut flows = vec![None; 4];
+    place(&mut flows, Some(0), gradients.query, run);
+    place(&mut flows, Some(1), gradients.key, run);
+    place(&mut flows, Some(2), gradients.value, run);
+    if let Some(scores) = gradients.scores {
+        flows[3] = Some(sum_to(scores, run.shape(3), run.pool).into());
+    }
+    run.pool.recycle(dy);
+    Ok(flows)
 }

@@ -1,5 +1,6 @@
 //! Attention in every form: ONNX's, those of ONNX Runtime's optimizer, and attar's own.
 
+mod backward;
 mod core;
 mod flex;
 mod fused;

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 
 use attar_graph::{GraphError, Model, Value, apply};
 
-use super::{Rewrite, attention, dead_nodes, gelu, hard_swish, layer_normalization};
+use super::{
+    Rewrite, attention, dead_nodes, gelu, hard_swish, layer_normalization, linear,
+    skip_layer_normalization,
+};
 use crate::fold_constants;
 use crate::opset::{NEWEST_OPSET, OpsetError, prepared};
 
@@ -15,7 +18,11 @@ const TRAINING_REWRITES: &[Rewrite] = &[
     ("gelu", gelu::plan),
     ("dead-nodes", dead_nodes::plan),
     ("attention", attention::plan),
+    ("bias", linear::plan_bias),
+    ("activation", linear::plan_activation),
     ("hard-swish", hard_swish::plan),
+    ("dead-nodes", dead_nodes::plan),
+    ("skip-layer-normalization", skip_layer_normalization::plan),
     ("dead-nodes", dead_nodes::plan),
 ];
 

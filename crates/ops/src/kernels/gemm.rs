@@ -74,6 +74,20 @@ pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[
         .expect("sizes of a matrix product were checked");
 }
 
+/// out = scale·a·b, added to what is there where `adds`.
+pub(crate) fn add_matmul(
+    out: &mut [f32],
+    a: Strided<f32>,
+    b: Strided<f32>,
+    scale: f32,
+    adds: bool,
+) {
+    let options =
+        GemmOptions { alpha: scale, beta: f32::from(u8::from(adds)), ..GemmOptions::default() };
+    let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Unpacked(b.matrix()));
+    F32.with(|gemm| gemm.gemm(out, a, b, options)).expect("sizes of a matrix product were checked");
+}
+
 /// A constant 8-bit right side, laid out for the kernel.
 ///
 /// Where sums of two products saturate at 16 bits (AVX2 without VNNI), the matrix is held as two

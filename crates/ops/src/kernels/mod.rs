@@ -7,6 +7,7 @@
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod gradient;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
@@ -99,7 +100,7 @@ macro_rules! vectorized {
 pub(crate) use vectorized;
 
 /// Elements below which a second thread costs more than it brings.
-const PARALLEL_MIN: usize = 1 << 15;
+pub(crate) const PARALLEL_MIN: usize = 1 << 15;
 
 /// Calls `work(first_row, rows)` over all rows of `out`, on every thread of the pool if there is
 /// enough to do. A row is never split, so results do not depend on the thread count.

@@ -5,7 +5,7 @@ use super::softmax::{LANES, sum_lanes};
 use super::vectorized;
 
 #[inline(always)]
-fn sum(row: &[f32]) -> f32 {
+pub(super) fn sum(row: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
@@ -20,7 +20,7 @@ fn sum(row: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn squares<const FMA: bool>(row: &[f32], mean: f32) -> f32 {
+pub(super) fn squares<const FMA: bool>(row: &[f32], mean: f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
