@@ -39,42 +39,30 @@ pub struct ImportOutcome {
 /// # Errors
 /// A source that is not what it should be, naming file and tensor.
 pub fn import(request: &ImportRequest) -> Result<ImportOutcome, Error> {
-    let folder = request.output.parent().filter(|p| !p.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    check_places(request, folder)?;
+    let folder = folder_of(request.output);
+    check_source(request)?;
+    check_folder(folder, request.output)?;
     let source = if let Some(name) = request.architecture {
         attar_import::import_weights(request.source, name).map(Imported::Image)
     } else {
         let options = FolderOptions { pooling: request.pooling, ..FolderOptions::default() };
         attar_import::import_folder(request.source, &options)
     };
-    let Parts { model, preprocessing, tokenizer, unused, remarks } = Parts::new(source?);
-    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
-    save(&model, request.output)?;
-    if let Some(tokenizer) = tokenizer {
-        copy(&tokenizer, &folder.join("tokenizer.json"))?;
-    }
-    preprocessing.save(folder)?;
-    let summary = crate::inspect(&model, &crate::Bindings::new());
-    Ok(ImportOutcome {
-        model: request.output.to_path_buf(),
-        size_bytes: attar_evaluate::model_size_bytes(request.output)?,
-        parameter_count: summary.parameter_count,
-        node_count: summary.node_count,
-        inputs: summary.inputs,
-        outputs: summary.outputs,
-        unused,
-        remarks,
-    })
+    Parts::new(source?).write(folder, request.output)
+}
+
+/// The folder that a file stands in.
+pub(crate) fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What is written, and what is said.
-struct Parts {
-    model: Model,
-    preprocessing: Preprocessing,
-    tokenizer: Option<PathBuf>,
-    unused: Vec<String>,
-    remarks: Vec<String>,
+pub(crate) struct Parts {
+    pub(crate) model: Model,
+    pub(crate) preprocessing: Preprocessing,
+    pub(crate) tokenizer: Option<PathBuf>,
+    pub(crate) unused: Vec<String>,
+    pub(crate) remarks: Vec<String>,
 }
 
 impl Parts {
@@ -103,6 +91,27 @@ impl Parts {
             }
         }
     }
+
+    /// Writes the model and what feeding it needs.
+    pub(crate) fn write(self, folder: &Path, output: &Path) -> Result<ImportOutcome, Error> {
+        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        save(&self.model, output)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            copy(tokenizer, &folder.join("tokenizer.json"))?;
+        }
+        self.preprocessing.save(folder)?;
+        let summary = crate::inspect(&self.model, &crate::Bindings::new());
+        Ok(ImportOutcome {
+            model: output.to_path_buf(),
+            size_bytes: attar_evaluate::model_size_bytes(output)?,
+            parameter_count: summary.parameter_count,
+            node_count: summary.node_count,
+            inputs: summary.inputs,
+            outputs: summary.outputs,
+            unused: self.unused,
+            remarks: self.remarks,
+        })
+    }
 }
 
 fn image_input(image: &ImportedImage) -> ImageInput {
@@ -119,8 +128,8 @@ fn image_input(image: &ImportedImage) -> ImageInput {
     }
 }
 
-/// That there is a source of the right kind, and no other model whose `attar.toml` would be lost.
-fn check_places(request: &ImportRequest, folder: &Path) -> Result<(), Error> {
+/// That there is a source of the right kind.
+fn check_source(request: &ImportRequest) -> Result<(), Error> {
     let metadata = std::fs::metadata(request.source).map_err(Error::file(request.source))?;
     if metadata.is_file() && request.architecture.is_none() {
         return Err(Error::Usage {
@@ -128,10 +137,15 @@ fn check_places(request: &ImportRequest, folder: &Path) -> Result<(), Error> {
             hint: "say what network they belong to: `--architecture mobilenet_v2`".into(),
         });
     }
+    Ok(())
+}
+
+/// That there is no other model whose `attar.toml` would be lost.
+pub(crate) fn check_folder(folder: &Path, output: &Path) -> Result<(), Error> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut others = entries.map(|entry| entry.path()).filter(|path| {
         path.extension().is_some_and(|extension| extension == "onnx")
-            && path.file_name() != request.output.file_name()
+            && path.file_name() != output.file_name()
     });
     match others.next() {
         Some(other) => Err(Error::Usage {

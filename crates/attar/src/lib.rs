@@ -9,6 +9,7 @@ mod error;
 mod evaluation;
 mod importing;
 mod inspect;
+mod making;
 mod pipeline;
 mod recipe;
 mod run_folder;
@@ -21,6 +22,7 @@ pub use attar_evaluate::{
     WordnetSummary, prepare_wordnet,
 };
 pub use attar_graph::Model;
+pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS};
 pub use attar_ops::{Bindings, OPERATORS};
 pub use attar_runtime::{RunOptions, Runtime};
 pub use calibration::CalibrationSample;
@@ -33,6 +35,7 @@ pub use evaluation::{
 };
 pub use importing::{ImportOutcome, ImportRequest, import};
 pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRow, inspect};
+pub use making::{NewRequest, new_model};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};

@@ -33,6 +33,7 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     Inspect(commands::inspect::Inspect),
     Import(commands::import::Import),
+    New(commands::new::New),
     Convert(commands::convert::Convert),
     Prepare(commands::prepare::Prepare),
     Compress(commands::compress::Compress),
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Inspect(command) => command.run(cli.json),
         Command::Import(command) => command.run(cli.json),
+        Command::New(command) => command.run(cli.json),
         Command::Convert(command) => command.run(cli.json),
         Command::Prepare(command) => command.run(cli.json),
         Command::Compress(command) => command.run(cli.json),

@@ -23,7 +23,7 @@ pub use latency::{Latency, Shape, measure, synthetic_feeds};
 pub use prepare::{WordnetSummary, prepare_wordnet};
 pub use preprocessing::{ImageInput, Preprocessing, Resample, TextInput};
 pub use size::model_size_bytes;
-pub use text_input::{Encoded, TextEncoder};
+pub use text_input::{Encoded, TextEncoder, tokenizer_size};
 
 /// Hears how far long work has come.
 pub trait Progress: Sync {

@@ -40,15 +40,8 @@ impl TextEncoder {
         let text =
             preprocessing.text.as_ref().ok_or(EvaluateError::NoPreprocessing { data: "texts" })?;
         let path = folder.join(&text.tokenizer);
+        let mut tokenizer = read_tokenizer(&path)?;
         let fail = |message: String| EvaluateError::Tokenizer { path: path.clone(), message };
-        if !path.is_file() {
-            return Err(fail("there is no such file".into()));
-        }
-        let json = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-        // The library below does not say where JSON is broken, and panics in some places.
-        serde_json::from_str::<serde::de::IgnoredAny>(&json)
-            .map_err(|error| fail(format!("not JSON: {error}")))?;
-        let mut tokenizer = caught(|| Tokenizer::from_str(&json)).map_err(fail)?;
         let truncation = TruncationParams { max_length: text.length_max, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|error| fail(error.to_string()))?;
         let padding = tokenizer
@@ -145,6 +138,27 @@ impl TextEncoder {
             })
             .collect()
     }
+}
+
+fn read_tokenizer(path: &Path) -> Result<Tokenizer, EvaluateError> {
+    let fail = |message: String| EvaluateError::Tokenizer { path: path.into(), message };
+    if !path.is_file() {
+        return Err(fail("there is no such file".into()));
+    }
+    let json = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    // The library below does not say where JSON is broken, and panics in some places.
+    serde_json::from_str::<serde::de::IgnoredAny>(&json)
+        .map_err(|error| fail(format!("not JSON: {error}")))?;
+    caught(|| Tokenizer::from_str(&json)).map_err(fail)
+}
+
+/// The rows that a table of embeddings needs for the tokenizer in `path`.
+///
+/// # Errors
+/// A file that is no tokenizer.
+pub fn tokenizer_size(path: &Path) -> Result<usize, EvaluateError> {
+    let vocabulary = read_tokenizer(path)?.get_vocab(true);
+    Ok(vocabulary.into_values().max().map_or(0, |id| id as usize + 1))
 }
 
 #[cfg(test)]

@@ -49,6 +49,14 @@ impl Builder {
         output
     }
 
+    /// As [`push`](Self::push), with a second output called `second`.
+    pub(crate) fn push_with(&mut self, node: Node, second: &str) -> String {
+        let output = self.push(node);
+        let node = self.graph.nodes.last_mut().expect("it was pushed");
+        node.outputs.push(second.into());
+        output
+    }
+
     /// A constant of the architecture, shared by all that ask for the name.
     pub(crate) fn constant(&mut self, name: &str, tensor: Tensor) -> String {
         self.graph.set_initializer(name, tensor);
@@ -102,6 +110,19 @@ impl Builder {
         Ok(self.node("MatMul", &format!("{}/MatMul", scope(path)), &[x, &weight]))
     }
 
+    /// y = x·Wᵀ + b for the rows of a matrix, in one operator.
+    pub(crate) fn gemm(
+        &mut self,
+        path: &str,
+        x: &str,
+        [out_size, in_size]: [usize; 2],
+    ) -> Result<String, ImportError> {
+        let weight = self.weight(&format!("{path}.weight"), &[out_size, in_size])?;
+        let bias = self.weight(&format!("{path}.bias"), &[out_size])?;
+        let gemm = Node::new("Gemm", &format!("{}/Gemm", scope(path)), &[x, &weight, &bias], &[]);
+        Ok(self.push(gemm.with_attribute("transB", 1_i64)))
+    }
+
     /// The normalization at `path` over the last axis, which has `size` elements.
     pub(crate) fn layer_norm(
         &mut self,
@@ -115,6 +136,29 @@ impl Builder {
         let name = format!("{}/LayerNormalization", scope(path));
         let node = Node::new("LayerNormalization", &name, &[x, &scale, &bias], &[]);
         Ok(self.push(node.with_attribute("epsilon", epsilon)))
+    }
+
+    /// The maxima of windows of `size`×`size`.
+    pub(crate) fn max_pool(
+        &mut self,
+        name: &str,
+        x: &str,
+        [size, stride, padding]: [i64; 3],
+    ) -> String {
+        let node = Node::new("MaxPool", name, &[x], &[])
+            .with_attribute("kernel_shape", vec![size; 2])
+            .with_attribute("strides", vec![stride; 2])
+            .with_attribute("pads", vec![padding; 4]);
+        self.push(node)
+    }
+
+    /// Leaves out a `fraction` of `x` in training alone; nothing where that is none.
+    pub(crate) fn dropout(&mut self, name: &str, x: &str, fraction: f64) -> String {
+        if fraction == 0.0 {
+            return x.into();
+        }
+        let ratio = self.scalar(&format!("dropout.{fraction}"), fraction as f32);
+        self.node("Dropout", name, &[x, &ratio])
     }
 
     /// The vector of token `index` of `tokens` [batch, sequence, hidden].

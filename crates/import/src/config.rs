@@ -21,6 +21,11 @@ impl ConfigFile {
         Ok(Self { values: read_json(&file)?, file })
     }
 
+    /// The values of a network that no file describes.
+    pub(crate) fn of_values(values: Map<String, Value>) -> Self {
+        Self { file: PathBuf::from("config.json"), values }
+    }
+
     pub(crate) fn model_type(&self) -> Result<&str, ImportError> {
         let found = self.values.get("model_type").and_then(Value::as_str);
         found.ok_or_else(|| self.malformed("it has no text `model_type`".into()))

@@ -44,6 +44,18 @@ pub enum ImportError {
     #[error("no architecture is called `{found}`; there are {known}")]
     UnknownArchitecture { found: String, known: String },
 
+    #[error("no new model is called `{found}`; there are {known}")]
+    NoArchitecture { found: String, known: String },
+
+    #[error("{architecture} has no option `{found}`; it has {known}")]
+    NoOption { architecture: &'static str, found: String, known: String },
+
+    #[error("`{option}` of {architecture} is `{found}`, expected {expected}")]
+    Option { architecture: &'static str, option: &'static str, found: String, expected: String },
+
+    #[error("`{tensor}` of shape {shape:?} would give the model more than {max} weights")]
+    TooLarge { tensor: String, shape: Vec<usize>, max: usize },
+
     #[error("opset {found} cannot be written, {} to {} can", .range.start(), .range.end())]
     Opset { found: i64, range: std::ops::RangeInclusive<i64> },
 }
@@ -86,6 +98,9 @@ impl ImportError {
                 "export the model to ONNX with its own framework; attar reads that too".into()
             }
             Self::UnknownArchitecture { .. } => "see `attar import --help`".into(),
+            Self::NoArchitecture { .. } | Self::NoOption { .. } => "see `attar new --help`".into(),
+            Self::Option { architecture, .. } => format!("see `attar new {architecture} --help`"),
+            Self::TooLarge { .. } => "choose smaller sizes".into(),
             Self::Opset { range, .. } => format!("leave it out: {} is the default", range.start()),
         }
     }

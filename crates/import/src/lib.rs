@@ -1,8 +1,9 @@
 //! Trained weights of other frameworks as graphs, without Python. Knows no ONNX file and no pass.
 //!
 //! [`import_folder`] reads Hugging Face and sentence-transformers folders, [`import_weights`]
-//! state dicts of image networks. Nothing that a file says is executed.
+//! state dicts of image networks; [`new_model`] makes networks to be trained. Nothing that a file says is executed.
 
+mod architectures;
 mod build;
 mod config;
 mod error;
@@ -12,6 +13,10 @@ mod text;
 mod transformer;
 mod weights;
 
+pub use architectures::{
+    ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS, ModelInput, NewModel,
+    new_model,
+};
 pub use build::OPSETS;
 pub use error::ImportError;
 pub use folder::{FolderOptions, Imported, folder_architectures, import_folder};

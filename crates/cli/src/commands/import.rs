@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use attar::{Error, ImportRequest};
+use attar::{Error, ImportOutcome, ImportRequest};
 use clap::Args;
 
 use crate::print::{self, bytes, count};
@@ -44,26 +44,31 @@ impl Import {
             pooling: !self.no_pooling,
             output: &self.output,
         })?;
-        if json {
-            print::json(&outcome);
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut text = format!(
-            "{}: {} parameters, {} nodes, {}\ninputs    {}\noutputs   {}\n",
-            outcome.model.display(),
-            count(outcome.parameter_count),
-            outcome.node_count,
-            bytes(outcome.size_bytes),
-            outcome.inputs.join("\n          "),
-            outcome.outputs.join("\n          "),
-        );
-        if !outcome.unused.is_empty() {
-            text.push_str(&format!("not used  {}\n", outcome.unused.join("\n          ")));
-        }
-        if !outcome.remarks.is_empty() {
-            text.push_str(&format!("note      {}\n", outcome.remarks.join("\n          ")));
-        }
-        print::answer(&text);
+        show(&outcome, json);
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Prints what was written.
+pub(crate) fn show(outcome: &ImportOutcome, json: bool) {
+    if json {
+        print::json(outcome);
+        return;
+    }
+    let mut text = format!(
+        "{}: {} parameters, {} nodes, {}\ninputs    {}\noutputs   {}\n",
+        outcome.model.display(),
+        count(outcome.parameter_count),
+        outcome.node_count,
+        bytes(outcome.size_bytes),
+        outcome.inputs.join("\n          "),
+        outcome.outputs.join("\n          "),
+    );
+    if !outcome.unused.is_empty() {
+        text.push_str(&format!("not used  {}\n", outcome.unused.join("\n          ")));
+    }
+    if !outcome.remarks.is_empty() {
+        text.push_str(&format!("note      {}\n", outcome.remarks.join("\n          ")));
+    }
+    print::answer(&text);
 }

@@ -6,6 +6,7 @@ pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod new;
 pub(crate) mod operators;
 pub(crate) mod passes;
 pub(crate) mod prepare;

@@ -1,8 +1,7 @@
 //! `MobileNetV2` (Sandler et al., 2018, arXiv:1801.04381) as torchvision builds it.
 
-use attar_graph::Node;
-
 use super::ImageArchitecture;
+use super::convolution::{Channels, Convolution, Kind};
 use crate::ImportError;
 use crate::build::{Builder, scope};
 
@@ -17,23 +16,46 @@ pub(super) const MOBILENET_V2: ImageArchitecture = ImageArchitecture {
 
 /// Blocks that follow each other, and the stride of their first one. Widths are those of the
 /// weights, so every width multiplier fits.
-const STAGES: [(usize, i64); 7] = [(1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)];
+pub(crate) const STAGES: [(usize, i64); 7] =
+    [(1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)];
 
-/// What the network adds to a variance before taking its root.
-const EPSILON: f32 = 1e-5;
+/// Strides of the first convolution and of the first block of each stage.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    stem: i64,
+    stages: [i64; 7],
+}
 
-/// A value with its count of channels.
-struct Channels {
-    value: String,
-    count: usize,
+impl Strides {
+    /// Those of the paper leave 1/32 of each side of an image; small images are reduced less.
+    pub(crate) fn for_size(size: usize) -> Self {
+        let mut strides = Self { stem: 2, stages: STAGES.map(|(_, stride)| stride) };
+        if size <= 112 {
+            strides.stem = 1;
+        }
+        if size <= 56 {
+            strides.stages[1] = 1;
+        }
+        strides
+    }
 }
 
 fn build(builder: &mut Builder, image: &str) -> Result<(String, usize), ImportError> {
     let image = Channels { value: image.into(), count: 3 };
-    let stem = Convolution { module: "features.0.0", norm: "features.0.1", size: 3, stride: 2 };
-    let mut x = stem.build(builder, &image, Kind::Dense)?.clamped(builder, "features.0");
+    network(builder, &image, Strides::for_size(MOBILENET_V2.size))
+}
+
+/// The network over `image`; gives the logits and their count.
+pub(crate) fn network(
+    builder: &mut Builder,
+    image: &Channels,
+    strides: Strides,
+) -> Result<(String, usize), ImportError> {
+    let stem =
+        Convolution { module: "features.0.0", norm: "features.0.1", size: 3, stride: strides.stem };
+    let mut x = stem.build(builder, image, Kind::Dense)?.clamped(builder, "features.0");
     let mut index = 1;
-    for (block_count, first_stride) in STAGES {
+    for ((block_count, _), first_stride) in STAGES.into_iter().zip(strides.stages) {
         for block in 0..block_count {
             let stride = if block == 0 { first_stride } else { 1 };
             x = inverted_residual(builder, &format!("features.{index}"), &x, stride)?;
@@ -48,7 +70,7 @@ fn build(builder: &mut Builder, image: &str) -> Result<(String, usize), ImportEr
         stride: 1,
     };
     let x = last.build(builder, &x, Kind::Dense)?.clamped(builder, &path);
-    classifier(builder, &x)
+    x.classified(builder, "classifier.1", 0.0)
 }
 
 /// Widen (unless the block has no such part), filter each channel, narrow; and add the input where
@@ -78,82 +100,6 @@ fn inverted_residual(
         y.value = builder.node("Add", &name, &[&x.value, &y.value]);
     }
     Ok(y)
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Dense,
-    /// Each channel by itself.
-    Depthwise,
-}
-
-/// A convolution without bias, and the normalization after it.
-struct Convolution<'a> {
-    module: &'a str,
-    norm: &'a str,
-    size: usize,
-    stride: i64,
-}
-
-impl Convolution<'_> {
-    fn build(
-        &self,
-        builder: &mut Builder,
-        x: &Channels,
-        kind: Kind,
-    ) -> Result<Channels, ImportError> {
-        let weight = format!("{}.weight", self.module);
-        let depth = if kind == Kind::Depthwise { 1 } else { x.count };
-        let [found, ..] = builder.weights.shape::<4>(&weight)?;
-        let count = if kind == Kind::Depthwise { x.count } else { found };
-        let weight = builder.weight(&weight, &[count, depth, self.size, self.size])?;
-        let size = self.size as i64;
-        let groups = if kind == Kind::Depthwise { count as i64 } else { 1 };
-        let name = format!("{}/Conv", scope(self.module));
-        let conv = Node::new("Conv", &name, &[&x.value, &weight], &[])
-            .with_attribute("kernel_shape", vec![size; 2])
-            .with_attribute("strides", vec![self.stride; 2])
-            .with_attribute("pads", vec![size / 2; 4])
-            .with_attribute("group", groups);
-        let value = builder.push(conv);
-        Ok(Channels { value: self.normalized(builder, &value, count)?, count })
-    }
-
-    fn normalized(
-        &self,
-        builder: &mut Builder,
-        x: &str,
-        count: usize,
-    ) -> Result<String, ImportError> {
-        let mut inputs = vec![x.to_string()];
-        for part in ["weight", "bias", "running_mean", "running_var"] {
-            inputs.push(builder.weight(&format!("{}.{part}", self.norm), &[count])?);
-        }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let name = format!("{}/BatchNormalization", scope(self.norm));
-        let node = Node::new("BatchNormalization", &name, &inputs, &[]);
-        Ok(builder.push(node.with_attribute("epsilon", EPSILON)))
-    }
-}
-
-impl Channels {
-    /// min(max(x, 0), 6)
-    fn clamped(self, builder: &mut Builder, path: &str) -> Self {
-        let (low, high) = (builder.scalar("relu6.min", 0.0), builder.scalar("relu6.max", 6.0));
-        let name = format!("{}/Clip", scope(path));
-        Self { value: builder.node("Clip", &name, &[&self.value, &low, &high]), count: self.count }
-    }
-}
-
-/// The mean over the image and one linear layer; gives the logits and their count.
-fn classifier(builder: &mut Builder, x: &Channels) -> Result<(String, usize), ImportError> {
-    let [class_count, _] = builder.weights.shape::<2>("classifier.1.weight")?;
-    let weight = builder.weight("classifier.1.weight", &[class_count, x.count])?;
-    let bias = builder.weight("classifier.1.bias", &[class_count])?;
-    let pooled = builder.node("GlobalAveragePool", "/GlobalAveragePool", &[&x.value]);
-    let vector = builder.node("Flatten", "/Flatten", &[&pooled]);
-    let gemm = Node::new("Gemm", "/classifier.1/Gemm", &[&vector, &weight, &bias], &[]);
-    Ok((builder.push(gemm.with_attribute("transB", 1_i64)), class_count))
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Image networks: from state dicts, which hold weights alone, so that the graph is known by name;
 //! and from Hugging Face folders.
 
+pub(crate) mod convolution;
 mod folder;
-mod mobilenet_v2;
+pub(crate) mod mobilenet_v2;
 mod processor;
 mod vit;
 

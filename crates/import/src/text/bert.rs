@@ -6,7 +6,7 @@ use super::{TextArchitecture, TokenTypes};
 use crate::ImportError;
 use crate::transformer::LayerNames;
 
-pub(super) const BERT: TextArchitecture = TextArchitecture {
+pub(crate) const BERT: TextArchitecture = TextArchitecture {
     model_type: "bert",
     prefix: "bert.",
     classes: &["BertModel", "BertForMaskedLM", "BertForPreTraining"],

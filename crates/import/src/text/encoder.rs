@@ -22,7 +22,7 @@ const TYPES: &str = "embeddings.token_type_embeddings";
 
 /// An encoder in the making.
 pub(crate) struct Encoder<'a> {
-    pub(crate) builder: Builder,
+    pub(crate) builder: &'a mut Builder,
     pub(crate) config: &'a Config,
     /// The mask as floats, [batch, sequence].
     pub(crate) mask: String,
@@ -30,7 +30,7 @@ pub(crate) struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     /// Declares the inputs that every encoder has.
-    pub(crate) fn new(mut builder: Builder, config: &'a Config) -> Self {
+    pub(crate) fn new(builder: &'a mut Builder, config: &'a Config) -> Self {
         let dims = [Dim::symbol("batch"), Dim::symbol("sequence")];
         builder.input("input_ids", DType::I64, &dims);
         builder.input("attention_mask", DType::I64, &dims);
@@ -41,7 +41,7 @@ impl<'a> Encoder<'a> {
 
     /// What the mask adds to attention scores, [batch, 1, 1, sequence].
     pub(crate) fn mask_bias(&mut self) -> String {
-        let b = &mut self.builder;
+        let b = &mut *self.builder;
         let (one, masked) = (b.scalar("mask.one", 1.0), b.scalar("mask.low", MASKED));
         let is_padding = b.node("Sub", "/mask/Sub", &[&one, &self.mask]);
         let bias = b.node("Mul", "/mask/Mul", &[&is_padding, &masked]);
@@ -57,7 +57,7 @@ impl<'a> Encoder<'a> {
         score_bias: &str,
     ) -> Result<String, ImportError> {
         let config = &self.config.layers;
-        Layers { config, names, score_bias: Some(score_bias) }.build(&mut self.builder, x)
+        Layers { config, names, score_bias: Some(score_bias) }.build(self.builder, x)
     }
 
     /// Words, positions and kinds added up and normalized. Positions count from 0 whatever the
@@ -110,7 +110,8 @@ impl<'a> Encoder<'a> {
             sum = self.builder.node("Add", "/embeddings/types/Add", &[&sum, &kinds]);
         }
         let (size, epsilon) = (config.embedding_size(), config.layers.layer_norm_eps);
-        self.builder.layer_norm("embeddings.LayerNorm", &sum, size, epsilon)
+        let x = self.builder.layer_norm("embeddings.LayerNorm", &sum, size, epsilon)?;
+        Ok(self.builder.dropout("/embeddings/Dropout", &x, config.layers.dropout))
     }
 
     /// Rows of the table at `path`, looked up by `ids`.
@@ -127,7 +128,7 @@ impl<'a> Encoder<'a> {
 
     fn counted_positions(&mut self) -> String {
         let padding = self.config.pad_token_id.expect("the architecture has one");
-        let b = &mut self.builder;
+        let b = &mut *self.builder;
         let padding = b.constant("positions.padding", Tensor::scalar(padding));
         let (zero, one) = (
             b.constant("positions.zero", Tensor::scalar(0_i64)),

@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 
 use attar_graph::{Dim, Model};
 
-use self::config::Config;
+pub(crate) use self::bert::BERT;
+pub(crate) use self::config::Config;
 use self::encoder::Encoder;
 use self::folder::Folder;
 use self::head::Head;
+pub(crate) use self::pooling::{Mode, Pooling};
 use crate::build::{Builder, check_opset};
 use crate::config::ConfigFile;
 use crate::weights::Weights;
@@ -110,29 +112,17 @@ pub fn import_text(folder: &Path, options: &FolderOptions) -> Result<ImportedTex
     let mut weights = Weights::open_folder(&folder.transformer)?;
     weights.allow_prefix(architecture.prefix);
 
-    let builder = Builder::new(architecture.model_type, weights, options.opset);
-    let mut encoder = Encoder::new(builder, &config);
-    let tokens = (architecture.build)(&mut encoder)?;
-    let Encoder { mut builder, mask, .. } = encoder;
-    let batch = Dim::symbol("batch");
+    let mut builder = Builder::new(architecture.model_type, weights, options.opset);
+    let output = match &folder.pooling {
+        _ if !options.pooling => Output::Tokens,
+        Some(pooling) => Output::Pooled(pooling),
+        None => Output::Scores,
+    };
     let mut ignorable = [&IGNORABLE, architecture.ignorable].concat();
     if has_head {
         ignorable.extend(architecture.head.names());
     }
-    match &folder.pooling {
-        _ if !options.pooling => {
-            let dims = [batch, Dim::symbol("sequence"), config.hidden_size().into()];
-            builder.output(&tokens, "last_hidden_state", &dims);
-        }
-        Some(pooling) => {
-            let (vector, size) = pooling.build(&mut builder, &tokens, &mask, config.hidden_size());
-            builder.output(&vector, "sentence_embedding", &[batch, size.into()]);
-        }
-        None => {
-            let (logits, count) = architecture.head.build(&mut builder, &config, &tokens)?;
-            builder.output(&logits, "logits", &[batch, count.into()]);
-        }
-    }
+    architecture.build(&mut builder, &config, output)?;
     let (model, weights) = builder.finish();
     let pad_token_id = config.pad_token_id.unwrap_or(architecture.pad_token_id);
     let positions = architecture.position_count(&config, pad_token_id)?;
@@ -147,7 +137,46 @@ pub fn import_text(folder: &Path, options: &FolderOptions) -> Result<ImportedTex
     })
 }
 
+/// What an encoder gives.
+#[derive(Clone, Copy)]
+pub(crate) enum Output<'a> {
+    /// `last_hidden_state` [batch, sequence, hidden].
+    Tokens,
+    /// `sentence_embedding` [batch, hidden].
+    Pooled(&'a Pooling),
+    /// `logits` [batch, labels], by the architecture's head.
+    Scores,
+}
+
 impl TextArchitecture {
+    /// Adds the whole network, from its inputs to its output.
+    pub(crate) fn build(
+        &self,
+        builder: &mut Builder,
+        config: &Config,
+        output: Output,
+    ) -> Result<(), ImportError> {
+        let mut encoder = Encoder::new(builder, config);
+        let tokens = (self.build)(&mut encoder)?;
+        let Encoder { builder, mask, .. } = encoder;
+        let batch = Dim::symbol("batch");
+        match output {
+            Output::Tokens => {
+                let dims = [batch, Dim::symbol("sequence"), config.hidden_size().into()];
+                builder.output(&tokens, "last_hidden_state", &dims);
+            }
+            Output::Pooled(pooling) => {
+                let (vector, size) = pooling.build(builder, &tokens, &mask, config.hidden_size());
+                builder.output(&vector, "sentence_embedding", &[batch, size.into()]);
+            }
+            Output::Scores => {
+                let (logits, count) = self.head.build(builder, config, &tokens)?;
+                builder.output(&logits, "logits", &[batch, count.into()]);
+            }
+        }
+        Ok(())
+    }
+
     fn find(file: &ConfigFile) -> Result<&'static Self, ImportError> {
         let model_type = file.model_type()?;
         let found = TEXT_ARCHITECTURES.iter().find(|kind| kind.model_type == model_type);

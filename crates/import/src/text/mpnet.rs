@@ -80,7 +80,7 @@ fn distance_bias(encoder: &mut Encoder) -> Result<String, ImportError> {
     let length = encoder.length();
     let place = "/encoder/relative_attention_bias";
     let columns = encoder.rows_for_length(&format!("{place}/Slice"), &positions, &length);
-    let b = &mut encoder.builder;
+    let b = &mut *encoder.builder;
     let axis = b.integers("axis.1", &[1]);
     let rows = b.node("Unsqueeze", &format!("{place}/Unsqueeze"), &[&columns, &axis]);
     let distances = b.node("Sub", &format!("{place}/Sub"), &[&columns, &rows]);

@@ -19,6 +19,9 @@ use crate::config::unsupported;
 pub(crate) struct LayerConfig {
     #[serde(skip)]
     pub(crate) file: PathBuf,
+    /// What training leaves out of each part's output; imported networks are past theirs.
+    #[serde(skip)]
+    pub(crate) dropout: f64,
     pub(crate) hidden_size: usize,
     pub(crate) num_hidden_layers: usize,
     pub(crate) num_attention_heads: usize,
@@ -146,9 +149,11 @@ impl Layers<'_> {
         if self.names.is_norm_first {
             let normalized = b.layer_norm(&norm, x, size, epsilon)?;
             let (y, place) = part(self, b, layer, &normalized)?;
+            let y = b.dropout(&format!("{place}/Dropout"), &y, self.config.dropout);
             return Ok(b.node("Add", &format!("{place}/residual/Add"), &[&y, x]));
         }
         let (y, place) = part(self, b, layer, x)?;
+        let y = b.dropout(&format!("{place}/Dropout"), &y, self.config.dropout);
         let sum = b.node("Add", &format!("{place}/residual/Add"), &[&y, x]);
         b.layer_norm(&norm, &sum, size, epsilon)
     }

@@ -1,5 +1,6 @@
 //! Named tensors of safetensors and `PyTorch` files, each given out once and checked.
 
+pub(crate) mod drawing;
 mod pickle;
 mod safetensors;
 mod shards;
@@ -12,10 +13,13 @@ use std::path::{Path, PathBuf};
 
 use attar_tensor::{Bytes, DType, Tensor, map_file};
 
+use self::drawing::Drawing;
 use crate::ImportError;
 
 /// The tensors of one model.
 pub(crate) struct Weights {
+    /// Makes every tensor that is asked for, where there is no file.
+    drawing: Option<Drawing>,
     /// The file, or the folder of several.
     source: PathBuf,
     tensors: BTreeMap<String, Stored>,
@@ -92,6 +96,7 @@ impl Weights {
 
     fn empty(source: &Path) -> Self {
         Self {
+            drawing: None,
             source: source.into(),
             tensors: BTreeMap::new(),
             prefix: String::new(),
@@ -99,6 +104,17 @@ impl Weights {
             taken: BTreeSet::new(),
             converted: BTreeMap::new(),
         }
+    }
+
+    /// Weights that are drawn as they are asked for.
+    pub(crate) fn drawn(drawing: Drawing) -> Self {
+        Self { drawing: Some(drawing), ..Self::empty(Path::new("")) }
+    }
+
+    /// Says the shape that a drawn weight is going to have, for those who ask what there is.
+    pub(crate) fn declare(&mut self, name: &str, shape: &[usize]) {
+        let drawing = self.drawing.as_mut().expect("only drawn weights are declared");
+        drawing.shapes.insert(name.into(), shape.to_vec());
     }
 
     fn add_file(&mut self, file: &Path) -> Result<(), ImportError> {
@@ -166,7 +182,10 @@ impl Weights {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.stored_name(name).is_some()
+        match &self.drawing {
+            Some(drawing) => drawing.shapes.contains_key(name),
+            None => self.stored_name(name).is_some(),
+        }
     }
 
     /// The shape of a tensor, which must have `rank` axes.
@@ -174,6 +193,10 @@ impl Weights {
         &self,
         name: &str,
     ) -> Result<[usize; RANK], ImportError> {
+        if let Some(drawing) = &self.drawing {
+            let shape = drawing.shapes.get(name).and_then(|shape| shape.as_slice().try_into().ok());
+            return Ok(shape.expect("a drawn weight is declared before it is asked for"));
+        }
         let (name, stored) = self.find(name)?;
         stored
             .tensor
@@ -191,6 +214,9 @@ impl Weights {
         name: &str,
         shape: &[usize],
     ) -> Result<(String, Tensor), ImportError> {
+        if let Some(drawing) = &mut self.drawing {
+            return Ok((name.into(), drawing.draw(name, shape)?));
+        }
         let (name, stored) = self.find(name)?;
         if stored.tensor.shape() != shape {
             return Err(wrong_shape(name, stored, format!("{shape:?}")));
