@@ -37,6 +37,7 @@ impl<'a> CalibrationSample<'a> {
                 subject.image_input()?;
                 None
             }
+            Dataset::Tensors(_) => None,
             _ => Some(subject.text_encoder()?),
         };
         Ok(Self { data, subject, encoder, count, progress })
@@ -57,6 +58,13 @@ impl<'a> CalibrationSample<'a> {
                 visit(&feeds.map_err(|error| data_error(&error.into()))?)?;
             }
             self.progress.advance("calibrating", picked.len(), picked.len());
+            return Ok(());
+        }
+        if let Dataset::Tensors(tensors) = self.data {
+            for index in spread(tensors.count, self.count) {
+                let feeds = tensors.feeds(&[index], inputs);
+                visit(&feeds.map_err(|error| data_error(&error.into()))?)?;
+            }
             return Ok(());
         }
         let Some(encoder) = &self.encoder else { return Ok(()) };

@@ -175,7 +175,7 @@ fn measured(
             progress: request.progress,
         };
         quality = Some(evaluate_models(&subjects, data, &options)?);
-        if !matches!(data, Dataset::Images(_)) {
+        if !data.texts().is_empty() {
             for (index, runtime) in request.runtimes.iter().enumerate() {
                 request.progress.advance("batch invariance", index, request.runtimes.len());
                 match runtime_invariance(&subjects, runtime.as_ref(), data, 64) {

@@ -3,17 +3,14 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use attar_evaluate::metrics::{
-    CLASS_METRICS, RETRIEVAL_METRICS, is_among_best, rank, spearman, spearman_interval,
-};
 use attar_evaluate::{
-    Agreement, Dataset, Embeddings, Interval, Invariance, Latency, Progress, Shape, agreement,
-    batch_invariance, data, embed, gives_one_score, mean_interval, measure, paired_interval,
-    resampled_interval, score_images, score_pairs, synthetic_feeds,
+    Agreement, Dataset, Interval, Invariance, Latency, Progress, Shape, agreement,
+    batch_invariance, data, measure, synthetic_feeds,
 };
 use attar_runtime::{RunOptions, Runtime, Session};
 use serde::Serialize;
 
+use crate::examination::{Examination, Outcome};
 use crate::{Error, Subject};
 
 /// How to evaluate.
@@ -51,12 +48,6 @@ pub struct MetricResult {
     pub difference: Option<Interval>,
 }
 
-/// What one model made of the data: rows, and per metric its values or the whole list at once.
-struct Outcome {
-    rows: Embeddings,
-    values: Vec<(&'static str, Vec<f64>)>,
-}
-
 /// Evaluates models on a data set. Memory holds one model's session at a time.
 ///
 /// # Errors
@@ -70,7 +61,8 @@ pub fn evaluate_models(
     for subject in subjects {
         let run_options = RunOptions { threads: options.threads, observed: Vec::new() };
         let mut session = subject.session(options.runtime, &run_options)?;
-        outcomes.push(outcome(subject, session.as_mut(), data, options)?);
+        let examination = Examination::new(subject, session.as_ref(), data)?;
+        outcomes.push(examination.run(session.as_mut(), options.batch_size, options.progress)?);
     }
     let models = subjects.iter().zip(&outcomes).enumerate().map(|(index, (subject, outcome))| {
         let reference = (index > 0).then(|| &outcomes[0]);
@@ -78,7 +70,7 @@ pub fn evaluate_models(
         Ok(ModelQuality {
             name: subject.name.clone(),
             size_bytes: subject.size_bytes,
-            metrics: metric_results(outcome, reference, data),
+            metrics: metric_results(outcome, reference),
             agreement: with_direction
                 .map(|first| agreement(&first.rows, &outcome.rows))
                 .transpose()?,
@@ -86,122 +78,20 @@ pub fn evaluate_models(
     });
     Ok(Evaluation {
         data_kind: data.kind_name(),
-        example_count: match data {
-            Dataset::Retrieval(data) => data.queries.len(),
-            Dataset::Pairs(pairs) => pairs.scores.len(),
-            Dataset::Text(texts) => texts.len(),
-            Dataset::Images(images) => images.images.len(),
-        },
+        example_count: data.example_count(),
         runtime: format!("{} {}", options.runtime.name(), options.runtime.version()),
         models: models.collect::<Result<_, Error>>()?,
     })
 }
 
-fn outcome(
-    subject: &Subject,
-    session: &mut dyn Session,
-    data: &Dataset,
-    options: &EvaluateOptions,
-) -> Result<Outcome, Error> {
-    let (batch_size, progress) = (options.batch_size, options.progress);
-    if let Dataset::Images(images) = data {
-        let sources: Vec<_> = images.images.iter().collect();
-        let input = subject.image_input()?;
-        let rows = score_images(session, input, subject.output(), &sources, batch_size, progress)?;
-        let values = CLASS_METRICS.iter().map(|metric| {
-            let hits = images.labels.iter().enumerate().map(|(index, &label)| {
-                f64::from(u8::from(is_among_best(rows.row(index), label, metric.count)))
-            });
-            (metric.name, hits.collect())
-        });
-        let values = values.collect();
-        return Ok(Outcome { rows, values });
-    }
-    let encoder = subject.text_encoder()?;
-    if gives_one_score(session, subject.output())? {
-        let Dataset::Pairs(pairs) = data else {
-            let wanted = data.kind_name();
-            return Err(attar_evaluate::EvaluateError::OneScore { wanted }.into());
-        };
-        let second = pairs.second.iter().map(String::as_str);
-        let pairs: Vec<_> = pairs.first.iter().map(String::as_str).zip(second).collect();
-        let output = subject.output();
-        let rows = score_pairs(session, &encoder, output, &pairs, batch_size, progress)?;
-        let scores = rows.values.iter().map(|&score| f64::from(score)).collect();
-        return Ok(Outcome { rows, values: vec![("Spearman", scores)] });
-    }
-    let rows = embed(session, &encoder, subject.output(), &data.texts(), batch_size, progress)?;
-    let values = match data {
-        Dataset::Retrieval(data) => {
-            let split = data.documents.len() * rows.dimension;
-            let part = |values: &[f32]| Embeddings {
-                dimension: rows.dimension,
-                values: normalized(values, rows.dimension),
-            };
-            let (documents, queries) = (part(&rows.values[..split]), part(&rows.values[split..]));
-            progress.advance("searching", 0, 1);
-            let rankings = rank(&queries, &documents, 100);
-            progress.advance("searching", 1, 1);
-            let per_query =
-                |value: fn(&attar_evaluate::metrics::Ranking, &[(usize, f64)]) -> f64| {
-                    rankings
-                        .iter()
-                        .zip(&data.relevant)
-                        .map(|(r, relevant)| value(r, relevant))
-                        .collect()
-                };
-            RETRIEVAL_METRICS.iter().map(|metric| (metric.name, per_query(metric.value))).collect()
+fn metric_results(outcome: &Outcome, reference: Option<&Outcome>) -> Vec<MetricResult> {
+    let results = outcome.measures.iter().enumerate().map(|(index, measure)| {
+        let before = reference.map(|first| &first.measures[index]);
+        MetricResult {
+            name: measure.name,
+            interval: measure.interval(),
+            difference: before.map(|before| measure.difference(before)),
         }
-        Dataset::Pairs(pairs) => {
-            let count = pairs.scores.len();
-            let unit = Embeddings {
-                dimension: rows.dimension,
-                values: normalized(&rows.values, rows.dimension),
-            };
-            let cosine = |i: usize| {
-                let products = unit.row(i).iter().zip(unit.row(count + i));
-                products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
-            };
-            vec![("Spearman", (0..count).map(cosine).collect())]
-        }
-        _ => Vec::new(),
-    };
-    Ok(Outcome { rows, values })
-}
-
-/// Rows of length 1, so that the inner product is the cosine.
-fn normalized(values: &[f32], dimension: usize) -> Vec<f32> {
-    let mut values = values.to_vec();
-    for row in values.chunks_exact_mut(dimension.max(1)) {
-        let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
-        }
-    }
-    values
-}
-
-fn metric_results(
-    outcome: &Outcome,
-    reference: Option<&Outcome>,
-    data: &Dataset,
-) -> Vec<MetricResult> {
-    let results = outcome.values.iter().enumerate().map(|(index, (name, values))| {
-        let before = reference.map(|first| first.values[index].1.as_slice());
-        if let Dataset::Pairs(pairs) = data {
-            // A correlation belongs to the whole list: pairs are drawn, not averaged.
-            let difference = before.map(|before| {
-                resampled_interval(values.len(), 1000, |drawn| {
-                    let pick = |list: &[f64]| drawn.iter().map(|&i| list[i]).collect::<Vec<_>>();
-                    let scores = pick(&pairs.scores);
-                    spearman(&pick(values), &scores) - spearman(&pick(before), &scores)
-                })
-            });
-            let interval = spearman_interval(values, &pairs.scores);
-            return MetricResult { name, interval, difference };
-        }
-        let difference = before.map(|before| paired_interval(before, values));
-        MetricResult { name, interval: mean_interval(values), difference }
     });
     results.collect()
 }

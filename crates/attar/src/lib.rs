@@ -7,9 +7,11 @@ mod compress;
 mod converting;
 mod error;
 mod evaluation;
+mod examination;
 mod importing;
 mod inspect;
 mod making;
+mod measure;
 mod pipeline;
 mod recipe;
 mod run_folder;
@@ -18,8 +20,8 @@ mod subject;
 
 pub use attar_compress::{OptionEntry, PASSES, PassEntry};
 pub use attar_evaluate::{
-    Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent,
-    WordnetSummary, prepare_wordnet,
+    Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent, Split,
+    TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordnet_topics,
 };
 pub use attar_graph::Model;
 pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS};

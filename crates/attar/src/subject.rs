@@ -53,6 +53,11 @@ impl Subject {
         self.preprocessing.as_ref()?.output.as_deref()
     }
 
+    /// The names of its classes, where `attar.toml` has them.
+    pub(crate) fn labels(&self) -> &[String] {
+        self.preprocessing.as_ref().map_or(&[], |preprocessing| &preprocessing.labels)
+    }
+
     pub(crate) fn text_encoder(&self) -> Result<TextEncoder, Error> {
         let missing = Preprocessing::default();
         let preprocessing = self.preprocessing.as_ref().unwrap_or(&missing);

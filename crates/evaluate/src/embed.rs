@@ -4,7 +4,7 @@ use attar_graph::{Dim, Value};
 use attar_runtime::Session;
 use attar_tensor::{DType, Tensor};
 
-use crate::data::ImageSource;
+use crate::data::{ImageSource, Tensors};
 use crate::{Encoded, EvaluateError, ImageInput, Progress, TextEncoder, image_feeds};
 
 /// Vectors, one row each.
@@ -122,7 +122,23 @@ pub fn score_pairs(
     })
 }
 
-/// The rows of all of `encoded`, in order.
+/// The rows of all of `encoded`, in order. Texts of like length run together, so that little is
+/// padded.
+///
+/// # Errors
+/// A model that does not take texts or has no row for each, or a failing run.
+pub fn run_encoded(
+    session: &mut dyn Session,
+    encoder: &TextEncoder,
+    output: Option<&str>,
+    encoded: &[Encoded],
+    batch_size: usize,
+    progress: &dyn Fn(usize),
+) -> Result<Embeddings, EvaluateError> {
+    let output = row_output(session, output, "a row per text")?;
+    run_all(session, encoder, output, encoded, batch_size, progress)
+}
+
 fn run_all(
     session: &mut dyn Session,
     encoder: &TextEncoder,
@@ -174,5 +190,30 @@ pub fn score_images(
         scores.values.extend_from_slice(&rows.values::<f32>());
     }
     progress.advance("scoring images", images.len(), images.len());
+    Ok(scores)
+}
+
+/// The model's rows for every example of arrays.
+///
+/// # Errors
+/// A model whose inputs the arrays do not fill, or that has no row per example, or a failing run.
+pub fn run_tensors(
+    session: &mut dyn Session,
+    output: Option<&str>,
+    data: &Tensors,
+    batch_size: usize,
+    progress: &dyn Progress,
+) -> Result<Scores, EvaluateError> {
+    let output = row_output(session, output, "a row per example")?;
+    let inputs = session.inputs().to_vec();
+    let mut scores = Scores { dimension: 0, values: Vec::new() };
+    let indices: Vec<usize> = (0..data.count).collect();
+    for batch in indices.chunks(batch_size.max(1)) {
+        progress.advance("running examples", batch[0], data.count);
+        let rows = run_rows(session, output, &data.feeds(batch, &inputs)?, batch.len())?;
+        scores.dimension = rows.shape()[1];
+        scores.values.extend_from_slice(&rows.values::<f32>());
+    }
+    progress.advance("running examples", data.count, data.count);
     Ok(scores)
 }

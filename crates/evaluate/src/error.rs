@@ -30,6 +30,9 @@ pub enum EvaluateError {
     #[error("output `{output}` is {found}, expected {expected}")]
     OutputShape { output: String, found: String, expected: String },
 
+    #[error("the output gives {found} numbers per example, the data has {expected} {what}")]
+    OutputWidth { found: usize, expected: usize, what: &'static str },
+
     #[error("output `{output}` is not finite for example {example} of its batch")]
     NotFinite { output: String, example: usize },
 
@@ -56,7 +59,8 @@ impl EvaluateError {
         Some(match self {
             Self::Row { .. } => "mend the row, or leave bad rows out: `--skip-bad`".into(),
             Self::UnknownKind { .. } => {
-                "name its kind with `--data-kind`: retrieval, pairs, text or images".into()
+                "name its kind with `--data-kind`: retrieval, pairs, labelled, text, images or tensors"
+                    .into()
             }
             Self::Output { .. } | Self::OutputShape { .. } => {
                 "name it in attar.toml: `output = \"NAME\"`; an encoder needs pooling in the graph \

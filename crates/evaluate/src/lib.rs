@@ -13,14 +13,16 @@ mod preprocessing;
 mod size;
 mod text_input;
 
-pub use data::{DataKind, Dataset};
-pub use embed::{Embeddings, Scores, embed, gives_one_score, score_images, score_pairs};
+pub use data::{DataKind, Dataset, Split};
+pub use embed::{
+    Embeddings, Scores, embed, gives_one_score, run_encoded, run_tensors, score_images, score_pairs,
+};
 pub use error::EvaluateError;
 pub use image_input::{decode_image, gray_image, image_feeds};
 pub use interval::{Interval, mean_interval, paired_interval, resampled_interval};
 pub use invariance::{Agreement, Invariance, agreement, batch_invariance};
 pub use latency::{Latency, Shape, measure, synthetic_feeds};
-pub use prepare::{WordnetSummary, prepare_wordnet};
+pub use prepare::{TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordnet_topics};
 pub use preprocessing::{ImageInput, Preprocessing, Resample, TextInput};
 pub use size::model_size_bytes;
 pub use text_input::{Encoded, TextEncoder, tokenizer_size};

@@ -14,6 +14,9 @@ pub struct Preprocessing {
     /// The output that is the vector or the scores, where the model has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// The names of the classes, in the order of the scores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextInput>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,9 @@
 //! Labelled images: a folder per class, a folder with `labels.tsv`, or IDX files.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::Split;
 use super::rows::{BadRows, for_each_line};
 use crate::EvaluateError;
 
@@ -16,17 +18,39 @@ pub enum ImageSource {
     },
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Images {
     pub images: Vec<ImageSource>,
     pub labels: Vec<usize>,
+    /// The classes of folders, by name; none where labels are indices.
+    pub names: Vec<String>,
 }
 
-/// Pairs of IDX files as MNIST and its kin name them; the test set first.
-const IDX_FILES: &[[&str; 2]] = &[
-    ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
-    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
-];
+/// Pairs of IDX files as MNIST and its kin name them.
+const IDX_TEST: [&str; 2] = ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
+const IDX_TRAIN: [&str; 2] = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"];
+
+/// The IDX files of a split, plain or compressed; there is none for validation.
+fn idx_files(folder: &Path, split: Split) -> Option<[PathBuf; 2]> {
+    let names = match split {
+        Split::Train => IDX_TRAIN,
+        Split::Test => IDX_TEST,
+        Split::Validation => return None,
+    };
+    let found = |name: &str| {
+        let files = [folder.join(name), folder.join(format!("{name}.gz"))];
+        files.into_iter().find(|file| file.is_file())
+    };
+    Some([found(names[0])?, found(names[1])?])
+}
+
+/// Whether IDX files of both splits lie there.
+pub(super) fn has_split(folder: &Path, split: Split) -> bool {
+    idx_files(folder, split).is_some() && idx_files(folder, Split::Train).is_some()
+}
+
+/// What a compressed IDX file may unpack to.
+const UNPACKED_BYTES_MAX: u64 = 1 << 30;
 
 fn is_image(path: &Path) -> bool {
     path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| {
@@ -42,7 +66,7 @@ fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, EvaluateError> {
 }
 
 pub(crate) fn looks_like_images(folder: &Path) -> bool {
-    let has_idx = IDX_FILES.iter().any(|files| files.iter().all(|f| folder.join(f).exists()));
+    let has_idx = [Split::Test, Split::Train].iter().any(|&s| idx_files(folder, s).is_some());
     let classes = || {
         let folders = sorted_entries(folder).unwrap_or_default();
         folders.iter().any(|class| {
@@ -54,11 +78,15 @@ pub(crate) fn looks_like_images(folder: &Path) -> bool {
 }
 
 impl Images {
-    pub(crate) fn load(folder: &Path, bad: &mut BadRows) -> Result<Self, EvaluateError> {
-        if let Some([images, labels]) =
-            IDX_FILES.iter().find(|files| files.iter().all(|file| folder.join(file).exists()))
-        {
-            return Self::load_idx(&folder.join(images), &folder.join(labels));
+    /// Of IDX files those of the split, or else those that are there.
+    pub(crate) fn load(
+        folder: &Path,
+        split: Split,
+        bad: &mut BadRows,
+    ) -> Result<Self, EvaluateError> {
+        let splits = [split, Split::Test, Split::Train];
+        if let Some([images, labels]) = splits.iter().find_map(|&split| idx_files(folder, split)) {
+            return Self::load_idx(&images, &labels);
         }
         let labels = folder.join("labels.tsv");
         let data = if labels.exists() {
@@ -102,6 +130,7 @@ impl Images {
         let mut data = Self::default();
         let classes = sorted_entries(folder)?.into_iter().filter(|path| path.is_dir());
         for (label, class) in classes.enumerate() {
+            data.names.push(class.file_name().unwrap_or_default().to_string_lossy().into_owned());
             for file in sorted_entries(&class)?.into_iter().filter(|path| is_image(path)) {
                 data.images.push(ImageSource::File(file));
                 data.labels.push(label);
@@ -129,12 +158,30 @@ impl Images {
         Ok(Self {
             images: pixels.chunks_exact(plane).map(image).collect(),
             labels: label_bytes.iter().map(|&label| usize::from(label)).collect(),
+            names: Vec::new(),
         })
     }
 }
 
+/// The bytes of a file; of a compressed one no more than IDX files of any use have.
+fn read_plain(path: &Path) -> Result<Vec<u8>, EvaluateError> {
+    if path.extension().is_none_or(|extension| extension != "gz") {
+        return std::fs::read(path).map_err(EvaluateError::file(path));
+    }
+    let file = std::fs::File::open(path).map_err(EvaluateError::file(path))?;
+    let mut bytes = Vec::new();
+    let mut reader = flate2::read::GzDecoder::new(std::io::BufReader::new(file));
+    let read = reader.by_ref().take(UNPACKED_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(EvaluateError::file(path))?;
+    if bytes.len() as u64 > UNPACKED_BYTES_MAX {
+        let message = format!("it unpacks to more than {UNPACKED_BYTES_MAX} bytes");
+        return Err(EvaluateError::Format { path: path.into(), message });
+    }
+    Ok(bytes)
+}
+
 fn idx(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>), EvaluateError> {
-    let bytes = std::fs::read(path).map_err(EvaluateError::file(path))?;
+    let bytes = read_plain(path)?;
     let error = |message: String| EvaluateError::Format { path: path.into(), message };
     let header = 4 + 4 * rank;
     if bytes.len() < header || bytes[..4] != [0, 0, 8, rank as u8] {
@@ -162,10 +209,11 @@ mod tests {
             let sizes = sizes.iter().flat_map(|size| size.to_be_bytes());
             [0, 0, 8, rank].into_iter().chain(sizes).chain(vec![0; count]).collect()
         };
-        let [images, names] = IDX_FILES[0];
+        let [images, names] = IDX_TEST;
         std::fs::write(folder.join(images), file(3, &image_sizes, pixels)).unwrap();
         std::fs::write(folder.join(names), file(1, &[labels], labels as usize)).unwrap();
-        let error = Images::load(&folder, &mut BadRows::new(false)).unwrap_err().to_string();
+        let error =
+            Images::load(&folder, Split::Test, &mut BadRows::new(false)).unwrap_err().to_string();
         std::fs::remove_dir_all(&folder).unwrap();
         error
     }
@@ -178,5 +226,33 @@ mod tests {
         assert!(large.contains("do not fit 8 bytes"), "{large}");
         let few = idx_error("few", [2, 1, 1], 2, 3);
         assert!(few.ends_with("t10k-labels-idx1-ubyte: 3 labels for 2 images"), "{few}");
+    }
+
+    #[test]
+    fn compressed_idx_files_are_read_and_splits_kept_apart() {
+        use std::io::Write;
+        let folder = std::env::temp_dir().join(format!("attar-idx-gz-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let file = std::fs::File::create(folder.join(format!("{name}.gz"))).unwrap();
+            let mut writer = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+            writer.write_all(content).unwrap();
+            writer.finish().unwrap();
+        };
+        write(IDX_TRAIN[0], &[0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 7, 9]);
+        write(IDX_TRAIN[1], &[0, 0, 8, 1, 0, 0, 0, 1, 3]);
+        assert!(!has_split(&folder, Split::Test) && looks_like_images(&folder));
+        for split in [Split::Test, Split::Train] {
+            let data = Images::load(&folder, split, &mut BadRows::new(false)).unwrap();
+            assert!(
+                matches!(&data.images[..], [ImageSource::Gray { pixels, .. }] if pixels == &[7, 9])
+            );
+        }
+        write(IDX_TEST[0], &[0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 5]);
+        write(IDX_TEST[1], &[0, 0, 8, 1, 0, 0, 0, 1, 4]);
+        assert!(has_split(&folder, Split::Test));
+        let data = Images::load(&folder, Split::Test, &mut BadRows::new(false)).unwrap();
+        assert_eq!(data.labels, [4]);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,18 +1,26 @@
 //! Data sets on disk. A data set is a path; its kind is recognized from what lies there.
 
 mod images;
+mod labelled;
+mod npy;
 mod pairs;
 mod retrieval;
 mod rows;
+mod split;
+mod tensors;
 mod text;
 
 use std::path::Path;
 
 pub use images::{ImageSource, Images};
+pub use labelled::Labelled;
 pub use pairs::Pairs;
 pub use retrieval::Retrieval;
+pub use split::Split;
+pub use tensors::{TensorLabels, Tensors, gather_rows};
 
 use crate::EvaluateError;
+use split::{Located, locate};
 
 /// What a data set holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,18 +29,24 @@ pub enum DataKind {
     Retrieval,
     /// Two texts and how alike they are.
     Pairs,
+    /// Texts with a class each.
+    Labelled,
     /// One text a line.
     Text,
     /// Labelled images.
     Images,
+    /// Arrays, one for each input of a model.
+    Tensors,
 }
 
 impl DataKind {
     pub const NAMES: &'static [(&'static str, Self)] = &[
         ("retrieval", Self::Retrieval),
         ("pairs", Self::Pairs),
+        ("labelled", Self::Labelled),
         ("text", Self::Text),
         ("images", Self::Images),
+        ("tensors", Self::Tensors),
     ];
 
     /// The kind that the content of `path` shows.
@@ -47,21 +61,23 @@ impl DataKind {
                 Ok(Self::Retrieval)
             } else if images::looks_like_images(path) {
                 Ok(Self::Images)
+            } else if tensors::looks_like_tensors(path) {
+                Ok(Self::Tensors)
             } else {
-                Err(unknown("the folder has no corpus.jsonl, no IDX files and no images"))
+                Err(unknown(
+                    "the folder has no corpus.jsonl, no train.csv, no IDX files, no images and no \
+                     arrays",
+                ))
             };
         }
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("txt") => Ok(Self::Text),
+            Some("npy" | "npz") => Ok(Self::Tensors),
+            Some("tsv" | "csv") if labelled::is_labelled(path)? => Ok(Self::Labelled),
             Some("tsv" | "csv") => Ok(Self::Pairs),
-            Some("jsonl") => {
-                if pairs::is_pairs_jsonl(path)? {
-                    Ok(Self::Pairs)
-                } else {
-                    Ok(Self::Text)
-                }
-            }
-            _ => Err(unknown("a file is .txt, .tsv, .csv or .jsonl")),
+            Some("jsonl") if pairs::is_pairs_jsonl(path)? => Ok(Self::Pairs),
+            Some("jsonl") if labelled::is_labelled(path)? => Ok(Self::Labelled),
+            Some("jsonl" | "txt") => Ok(Self::Text),
+            _ => Err(unknown("a file is .txt, .tsv, .csv, .jsonl, .npz or .npy")),
         }
     }
 }
@@ -71,13 +87,15 @@ impl DataKind {
 pub enum Dataset {
     Retrieval(Retrieval),
     Pairs(Pairs),
+    Labelled(Labelled),
     Text(Vec<String>),
     Images(Images),
+    Tensors(Tensors),
 }
 
 impl Dataset {
-    /// Reads a data set. With `skip_bad`, rows that cannot be read are left out; the second result
-    /// counts them.
+    /// Reads a data set to measure on: of a divided one the test split. With `skip_bad`, rows that
+    /// cannot be read are left out; the second result counts them.
     ///
     /// # Errors
     /// A path that is no data set, or a bad row with file and line.
@@ -86,16 +104,54 @@ impl Dataset {
         kind: Option<DataKind>,
         skip_bad: bool,
     ) -> Result<(Self, usize), EvaluateError> {
+        match locate(path, Split::Test) {
+            Located::Undivided => Self::load(path, kind, skip_bad, Split::Test),
+            Located::At(Some(place)) => Self::load(&place, kind, skip_bad, Split::Test),
+            Located::At(None) => Err(EvaluateError::Format {
+                path: path.into(),
+                message: "it has no test split".into(),
+            }),
+        }
+    }
+
+    /// As [`open`](Self::open), the part of a data set that `split` names: of an undivided one all
+    /// to train on, and none for the other splits.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_split(
+        path: &Path,
+        kind: Option<DataKind>,
+        skip_bad: bool,
+        split: Split,
+    ) -> Result<Option<(Self, usize)>, EvaluateError> {
+        match locate(path, split) {
+            Located::At(Some(place)) => Self::load(&place, kind, skip_bad, split).map(Some),
+            Located::Undivided if split == Split::Train || has_split(path, split) => {
+                Self::load(path, kind, skip_bad, split).map(Some)
+            }
+            Located::At(None) | Located::Undivided => Ok(None),
+        }
+    }
+
+    fn load(
+        path: &Path,
+        kind: Option<DataKind>,
+        skip_bad: bool,
+        split: Split,
+    ) -> Result<(Self, usize), EvaluateError> {
         let kind = match kind {
             Some(kind) => kind,
             None => DataKind::recognize(path)?,
         };
         let mut bad = rows::BadRows::new(skip_bad);
         let data = match kind {
-            DataKind::Retrieval => Self::Retrieval(Retrieval::load(path, &mut bad)?),
+            DataKind::Retrieval => Self::Retrieval(Retrieval::load(path, split, &mut bad)?),
             DataKind::Pairs => Self::Pairs(Pairs::load(path, &mut bad)?),
+            DataKind::Labelled => Self::Labelled(Labelled::load(path, &mut bad)?),
             DataKind::Text => Self::Text(text::load(path, &mut bad)?),
-            DataKind::Images => Self::Images(Images::load(path, &mut bad)?),
+            DataKind::Images => Self::Images(Images::load(path, split, &mut bad)?),
+            DataKind::Tensors => Self::Tensors(Tensors::load(path, &mut bad)?),
         };
         Ok((data, bad.count()))
     }
@@ -104,12 +160,26 @@ impl Dataset {
         match self {
             Self::Retrieval(_) => "retrieval data",
             Self::Pairs(_) => "pairs",
+            Self::Labelled(_) => "labelled texts",
             Self::Text(_) => "text",
             Self::Images(_) => "images",
+            Self::Tensors(_) => "arrays",
         }
     }
 
-    /// All texts of the data set; none for images.
+    /// How many examples it has: queries of retrieval, pairs, texts, images, rows.
+    pub fn example_count(&self) -> usize {
+        match self {
+            Self::Retrieval(data) => data.queries.len(),
+            Self::Pairs(pairs) => pairs.scores.len(),
+            Self::Labelled(data) => data.texts.len(),
+            Self::Text(texts) => texts.len(),
+            Self::Images(images) => images.images.len(),
+            Self::Tensors(data) => data.count,
+        }
+    }
+
+    /// All texts of the data set; none for images and arrays.
     pub fn texts(&self) -> Vec<&str> {
         match self {
             Self::Retrieval(data) => {
@@ -118,10 +188,17 @@ impl Dataset {
             Self::Pairs(pairs) => {
                 pairs.first.iter().chain(&pairs.second).map(String::as_str).collect()
             }
-            Self::Text(texts) => texts.iter().map(String::as_str).collect(),
-            Self::Images(_) => Vec::new(),
+            Self::Labelled(Labelled { texts, .. }) | Self::Text(texts) => {
+                texts.iter().map(String::as_str).collect()
+            }
+            Self::Images(_) | Self::Tensors(_) => Vec::new(),
         }
     }
+}
+
+/// Whether an undivided folder keeps this split in files of its own.
+fn has_split(path: &Path, split: Split) -> bool {
+    images::has_split(path, split) || retrieval::has_split(path, split)
 }
 
 /// `count` indices spread evenly over `0..total`: the same for the same numbers.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::rows::{BadRows, for_each_object, text_of};
+use super::rows::{BadRows, delimiter_of, for_each_object, for_each_record, text_of};
 use crate::EvaluateError;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pairs {
     pub first: Vec<String>,
     pub second: Vec<String>,
@@ -25,7 +25,10 @@ impl Pairs {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl") => for_each_object(path, bad, |line, object, bad| {
                 let row = KEYS.iter().find_map(|[first, second, score]| {
-                    let score = text_of(object, score)?.parse().ok()?;
+                    let score: f64 = text_of(object, score)?.parse().ok()?;
+                    if !score.is_finite() {
+                        return None;
+                    }
                     Some((text_of(object, first)?, text_of(object, second)?, score))
                 });
                 match row {
@@ -34,9 +37,7 @@ impl Pairs {
                 }
                 Ok(())
             })?,
-            Some("csv") => pairs.load_columns(path, b',', true, bad)?,
-            // Quotation marks are plain text in tab-separated files.
-            _ => pairs.load_columns(path, b'\t', false, bad)?,
+            _ => pairs.load_columns(path, bad)?,
         }
         if pairs.scores.len() < 2 {
             return Err(EvaluateError::Format {
@@ -53,50 +54,24 @@ impl Pairs {
         self.scores.push(score);
     }
 
-    fn load_columns(
-        &mut self,
-        path: &Path,
-        delimiter: u8,
-        quoting: bool,
-        bad: &mut BadRows,
-    ) -> Result<(), EvaluateError> {
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .quoting(quoting)
-            .has_headers(false)
-            .flexible(true)
-            .from_path(path)
-            .map_err(|error| EvaluateError::Format {
-                path: path.into(),
-                message: error.to_string(),
-            })?;
-        for (index, record) in reader.records().enumerate() {
-            let record = match record {
-                Ok(record) => record,
-                Err(error) => {
-                    bad.bad(path, index + 1, error.to_string())?;
-                    continue;
-                }
-            };
-            let line = record.position().map_or(index + 1, |position| position.line() as usize);
+    fn load_columns(&mut self, path: &Path, bad: &mut BadRows) -> Result<(), EvaluateError> {
+        let mut is_first = true;
+        for_each_record(path, delimiter_of(path), bad, |line, record, bad| {
+            let is_first = std::mem::take(&mut is_first);
             if record.len() != 3 {
-                bad.bad(
-                    path,
-                    line,
-                    format!("{} columns, expected 3: text, text, score", record.len()),
-                )?;
-                continue;
+                let message = format!("{} columns, expected 3: text, text, score", record.len());
+                return bad.bad(path, line, message);
             }
             match record[2].trim().parse::<f64>() {
                 Ok(score) if score.is_finite() => {
                     self.push((record[0].to_string(), record[1].to_string(), score));
+                    Ok(())
                 }
                 // The first row may name the columns.
-                _ if index == 0 => {}
-                _ => bad.bad(path, line, format!("the score `{}` is no number", &record[2]))?,
+                _ if is_first => Ok(()),
+                _ => bad.bad(path, line, format!("the score `{}` is no number", &record[2])),
             }
-        }
-        Ok(())
+        })
     }
 }
 

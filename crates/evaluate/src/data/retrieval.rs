@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use super::Split;
 use super::rows::{BadRows, for_each_line, for_each_object, text_of};
 use crate::EvaluateError;
 
 /// Documents, the queries that have relevant ones, and which those are.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Retrieval {
     /// Title and text, with a space between.
     pub documents: Vec<String>,
@@ -17,11 +18,15 @@ pub struct Retrieval {
 }
 
 impl Retrieval {
-    pub(crate) fn load(folder: &Path, bad: &mut BadRows) -> Result<Self, EvaluateError> {
+    pub(crate) fn load(
+        folder: &Path,
+        split: Split,
+        bad: &mut BadRows,
+    ) -> Result<Self, EvaluateError> {
         let (documents, document_ids) = texts(&folder.join("corpus.jsonl"), bad)?;
         let (all_queries, query_ids) = texts(&folder.join("queries.jsonl"), bad)?;
         let mut judged: BTreeMap<usize, Vec<(usize, f64)>> = BTreeMap::new();
-        let path = qrels(folder)?;
+        let path = qrels(folder, split)?;
         for_each_line(&path, bad, |line, text, bad| {
             let fields: Vec<&str> = text.split('\t').collect();
             let &[query, document, grade] = fields.as_slice() else {
@@ -80,13 +85,22 @@ fn texts(
     Ok((texts, ids))
 }
 
-/// `qrels/test.tsv`, or the only file there.
-fn qrels(folder: &Path) -> Result<PathBuf, EvaluateError> {
-    let folder = folder.join("qrels");
-    let test = folder.join("test.tsv");
-    if test.exists() {
-        return Ok(test);
+fn own_qrels(folder: &Path, split: Split) -> Option<PathBuf> {
+    let mut files = split.names().iter().map(|name| folder.join(format!("qrels/{name}.tsv")));
+    files.find(|file| file.is_file())
+}
+
+/// Whether judgements of training and of this split lie there.
+pub(super) fn has_split(folder: &Path, split: Split) -> bool {
+    own_qrels(folder, split).is_some() && own_qrels(folder, Split::Train).is_some()
+}
+
+/// The file of the split, as `qrels/test.tsv`; or the only file there.
+fn qrels(folder: &Path, split: Split) -> Result<PathBuf, EvaluateError> {
+    if let Some(file) = own_qrels(folder, split) {
+        return Ok(file);
     }
+    let folder = folder.join("qrels");
     let entries = std::fs::read_dir(&folder).map_err(EvaluateError::file(&folder))?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "tsv"));
@@ -95,7 +109,7 @@ fn qrels(folder: &Path) -> Result<PathBuf, EvaluateError> {
         [only] => Ok(only.clone()),
         _ => Err(EvaluateError::Format {
             path: folder,
-            message: format!("{} .tsv files and no test.tsv", files.len()),
+            message: format!("{} .tsv files and no {}.tsv", files.len(), split.names()[0]),
         }),
     }
 }

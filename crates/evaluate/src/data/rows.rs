@@ -80,3 +80,43 @@ pub(crate) fn text_of(object: &Value, key: &str) -> Option<String> {
         _ => None,
     }
 }
+
+/// What parts the columns of a file, by its name.
+pub(crate) fn delimiter_of(path: &Path) -> u8 {
+    if path.extension().is_some_and(|extension| extension == "csv") { b',' } else { b'\t' }
+}
+
+/// Calls `visit` with every record of a file of columns, the first one included. Quotation marks
+/// are plain text in tab-separated files.
+pub(crate) fn for_each_record(
+    path: &Path,
+    delimiter: u8,
+    bad: &mut BadRows,
+    mut visit: impl FnMut(usize, &csv::StringRecord, &mut BadRows) -> Result<(), EvaluateError>,
+) -> Result<(), EvaluateError> {
+    let file = std::fs::File::open(path).map_err(EvaluateError::file(path))?;
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .quoting(delimiter == b',')
+        .has_headers(false)
+        .flexible(true)
+        .from_reader(std::io::BufReader::new(file));
+    for (index, record) in reader.records().enumerate() {
+        match record {
+            Ok(record) => {
+                let line = record.position().map_or(index + 1, |position| position.line() as usize);
+                visit(line, &record, bad)?;
+            }
+            // One that reading meets again and again.
+            Err(error) if error.is_io_error() => {
+                let message = error.to_string();
+                return Err(EvaluateError::Format { path: path.into(), message });
+            }
+            Err(error) => {
+                let line = error.position().map_or(index + 1, |position| position.line() as usize);
+                bad.bad(path, line, error.to_string())?;
+            }
+        }
+    }
+    Ok(())
+}

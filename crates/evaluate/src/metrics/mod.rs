@@ -4,7 +4,7 @@ mod classification;
 mod rank_correlation;
 mod retrieval;
 
-pub use classification::is_among_best;
+pub use classification::{is_among_best, macro_f1};
 pub use rank_correlation::{spearman, spearman_interval};
 pub use retrieval::{Ranking, mrr, ndcg, rank, recall};
 

@@ -1,9 +1,7 @@
 //! `WordNet` to retrieval: find the gloss that a word stands for.
 //!
 //! Every synset is a document, its definition without examples (they quote the word itself); every
-//! lemma is a query, and relevant are the definitions of all synsets it belongs to. The files
-//! `data.*` have one synset a line: offset, file number, part of speech, the count of words in
-//! hexadecimal, the words each with a number, and after `|` the gloss (wndb(5WN)).
+//! lemma is a query, and relevant are the definitions of all synsets it belongs to.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +10,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
+use super::synsets::{Synset, read_synsets};
+use super::{begin, finish};
 use crate::EvaluateError;
 use crate::data::spread;
 
@@ -23,13 +23,8 @@ pub struct WordnetSummary {
     pub relevant_count: usize,
 }
 
-const FILES: &[&str] = &["data.noun", "data.verb", "data.adj", "data.adv"];
-
-/// A synset: its words and its definition.
-struct Synset {
-    words: Vec<String>,
-    definition: String,
-}
+/// What this preparation writes.
+const OWN: &[&str] = &["corpus.jsonl", "queries.jsonl", "qrels"];
 
 /// Writes a retrieval set of `query_count` words and at least `document_count` definitions, spread
 /// evenly over the alphabet and over the files; every relevant definition is among them.
@@ -42,16 +37,8 @@ pub fn prepare_wordnet(
     query_count: usize,
     document_count: usize,
 ) -> Result<WordnetSummary, EvaluateError> {
-    if output.exists() && !is_own(output).map_err(EvaluateError::file(output))? {
-        return Err(EvaluateError::Format {
-            path: output.into(),
-            message: "it holds other files; choose a new folder".into(),
-        });
-    }
-    let mut synsets = Vec::new();
-    for file in FILES {
-        read(&dictionary.join(file), &mut synsets)?;
-    }
+    let part = begin(output, OWN)?;
+    let synsets = read_synsets(dictionary)?;
     let mut of_word: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, synset) in synsets.iter().enumerate() {
         for word in &synset.words {
@@ -73,63 +60,18 @@ pub fn prepare_wordnet(
     let mut is_kept = vec![false; synsets.len()];
     queries.iter().flat_map(|(_, senses)| senses.iter()).for_each(|&sense| is_kept[sense] = true);
     spread(synsets.len(), document_count).into_iter().for_each(|index| is_kept[index] = true);
-    write(output, &synsets, &is_kept, &queries).map_err(EvaluateError::file(output))
-}
-
-/// Whether a folder holds nothing but what this preparation writes, and so may be replaced.
-fn is_own(folder: &Path) -> std::io::Result<bool> {
-    let known = ["corpus.jsonl", "queries.jsonl", "qrels"];
-    for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        if !known.iter().any(|known| name == *known) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn read(path: &Path, synsets: &mut Vec<Synset>) -> Result<(), EvaluateError> {
-    let text = std::fs::read_to_string(path).map_err(EvaluateError::file(path))?;
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with("  ")) {
-        let synset = parse(line).ok_or_else(|| EvaluateError::Row {
-            path: path.into(),
-            line: number + 1,
-            message: "not a synset of WordNet".into(),
-        })?;
-        synsets.push(synset);
-    }
-    Ok(())
-}
-
-fn parse(line: &str) -> Option<Synset> {
-    let (head, gloss) = line.split_once(" | ")?;
-    let fields: Vec<&str> = head.split(' ').collect();
-    let count = usize::from_str_radix(fields.get(3)?, 16).ok()?;
-    let words = (0..count)
-        .map(|i| {
-            // Adjectives may carry a mark of their position: `galore(ip)`.
-            let word = fields.get(4 + 2 * i)?;
-            let word = word.split_once('(').map_or(*word, |(word, _)| word);
-            Some(word.replace('_', " "))
-        })
-        .collect::<Option<Vec<_>>>()?;
-    // Examples follow the definition in quotation marks.
-    let definition = gloss.split('"').next()?.trim().trim_end_matches([';', ':', ' ']).to_string();
-    Some(Synset { words, definition })
+    let written = write(&part, &synsets, &is_kept, &queries);
+    let summary = written.map_err(EvaluateError::file(output))?;
+    finish(&part, output)?;
+    Ok(summary)
 }
 
 fn write(
-    output: &Path,
+    part: &Path,
     synsets: &[Synset],
     is_kept: &[bool],
     queries: &[(&String, &Vec<usize>)],
 ) -> std::io::Result<WordnetSummary> {
-    let mut part = output.as_os_str().to_os_string();
-    part.push(".part");
-    let part = std::path::PathBuf::from(part);
-    if part.exists() && is_own(&part)? {
-        std::fs::remove_dir_all(&part)?;
-    }
     std::fs::create_dir_all(part.join("qrels"))?;
     let create = |name: &str| std::fs::File::create(part.join(name)).map(std::io::BufWriter::new);
     let mut corpus = create("corpus.jsonl")?;
@@ -150,24 +92,6 @@ fn write(
     }
     query_file.flush()?;
     qrels.flush()?;
-    if output.exists() {
-        std::fs::remove_dir_all(output)?;
-    }
-    std::fs::rename(&part, output)?;
     let document_count = is_kept.iter().filter(|&&kept| kept).count();
     Ok(WordnetSummary { document_count, query_count: queries.len(), relevant_count })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_synset_line_gives_words_and_definition_without_examples() {
-        let line = "00001740 29 v 03 breathe 0 take_a_breath 0 respire(ip) 3 001 $ 00005041 v 0000 \
-                    | draw air into, and expel out of, the lungs; \"I can breathe better\"";
-        let synset = parse(line).unwrap();
-        assert_eq!(synset.words, ["breathe", "take a breath", "respire"]);
-        assert_eq!(synset.definition, "draw air into, and expel out of, the lungs");
-    }
 }
