@@ -10,6 +10,7 @@ mod geometry;
 mod gradient;
 mod graph_facts;
 mod kernels;
+mod moves;
 mod number;
 mod onnx_type;
 pub mod opset;
