@@ -5,10 +5,11 @@ use attar_tensor::{DType, Tensor};
 
 use crate::binary::check_types;
 use crate::broadcast::{Operand, broadcast_shapes, zip, zip_rows};
-use crate::kernels::elementwise;
+use crate::gradient::{gradient, sum_to};
+use crate::kernels::{elementwise, for_rows, slopes};
 use crate::number::{Number, by_number};
-use crate::unary::{Function, Integer, each, function, functions};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::unary::{Function, Integer, each, function, functions, steepen};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 functions! {
     // max(0, x) + min(0, α·(exp(x/α) − 1)) (Barron, 2017, arXiv:1704.07483)
@@ -24,35 +25,43 @@ functions! {
             move |x| (alpha * x + beta).clamp(0.0, 1.0),
             move |x| (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0),
         )
+        .slope_by_output(move |dy, y| slopes::hard_sigmoid(dy, y, alpha))
     };
     HardSwish, |_node| each(
         |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
-    );
+    )
+    .slope_by_input(slopes::hard_swish);
     LeakyRelu, |node| {
         let alpha = node.float_or("alpha", 0.01)?;
-        each(
+        let leaky = each(
             move |x| if x < 0.0 { alpha * x } else { x },
             move |x| if x < 0.0 { f64::from(alpha) * x } else { x },
-        )
+        );
+        let slope = move |dy: &mut [f32], values: &[f32]| slopes::leaky(dy, values, alpha);
+        if alpha > 0.0 { leaky.slope_by_output(slope) } else { leaky.slope_by_input(slope) }
     };
     // x·tanh(softplus x) (Misra, 2020, arXiv:1908.08681)
-    Mish, |_node| function(elementwise::mish, |x| x * softplus(x).tanh());
+    Mish, |_node| function(elementwise::mish, |x| x * softplus(x).tanh())
+        .slope_by_input(slopes::mish);
     Relu, |_node| function(
         |data| elementwise::clamp(data, 0.0, f32::INFINITY),
         |x| if x < 0.0 { 0.0 } else { x },
     )
-    .and_integers(Integer::Relu);
+    .and_integers(Integer::Relu)
+    .slope_by_output(slopes::relu);
     // γ·x, or γ·α·(exp x − 1) below 0 (Klambauer et al., 2017, arXiv:1706.02515)
     Selu, |node| {
         let alpha = node.float_or("alpha", 1.673_263_2)?;
         let gamma = node.float_or("gamma", 1.050_701)?;
         exponential(gamma, gamma * alpha, 1.0)
     };
-    Sigmoid, |_node| function(elementwise::sigmoid, |x| 1.0 / (1.0 + (-x).exp()));
+    Sigmoid, |_node| function(elementwise::sigmoid, |x| 1.0 / (1.0 + (-x).exp()))
+        .slope_by_output(slopes::sigmoid);
     // ln(1 + exp x)
-    Softplus, |_node| function(elementwise::softplus, softplus);
-    Softsign, |_node| each(|x| x / (1.0 + x.abs()), |x| x / (1.0 + x.abs()));
+    Softplus, |_node| function(elementwise::softplus, softplus).slope_by_input(slopes::softplus);
+    Softsign, |_node| each(|x| x / (1.0 + x.abs()), |x| x / (1.0 + x.abs()))
+        .slope_by_output(slopes::softsign);
     // x·sigmoid(α·x) (Ramachandran et al., 2017, arXiv:1710.05941)
     Swish, |node| {
         let alpha = node.float_or("alpha", 1.0)?;
@@ -60,6 +69,7 @@ functions! {
             move |data| elementwise::swish(data, alpha),
             move |x| x / (1.0 + (-f64::from(alpha) * x).exp()),
         )
+        .slope_by_input(move |dy, x| slopes::swish(dy, x, alpha))
     };
     ThresholdedRelu, |node| {
         let alpha = node.float_or("alpha", 1.0)?;
@@ -67,6 +77,7 @@ functions! {
             move |x| if x > alpha { x } else { 0.0 },
             move |x| if x > f64::from(alpha) { x } else { 0.0 },
         )
+        .slope_by_input(move |dy, x| slopes::above(dy, x, alpha))
     };
 }
 
@@ -77,10 +88,20 @@ fn softplus(x: f64) -> f64 {
 /// up·x from 0 on, down·(exp(x/width) − 1) below.
 fn exponential(up: f32, down: f32, width: f32) -> Function {
     let (up_wide, down_wide, width_wide) = (f64::from(up), f64::from(down), f64::from(width));
-    function(
-        move |data| elementwise::exponential_unit(data, up, down, 1.0 / width),
+    let narrowing = 1.0 / width;
+    let unit = function(
+        move |data| elementwise::exponential_unit(data, up, down, narrowing),
         move |x| if x < 0.0 { down_wide * (x / width_wide).exp_m1() } else { up_wide * x },
-    )
+    );
+    if up > 0.0 && down > 0.0 && width > 0.0 {
+        // The output then has the sign of the input.
+        return unit.slope_by_output(move |dy, y| {
+            slopes::exponential_unit(dy, y, up, down, narrowing);
+        });
+    }
+    unit.slope_by_input(move |dy, x| {
+        slopes::exponential_unit_of_input(dy, x, up, down, narrowing);
+    })
 }
 
 /// `PRelu` (opset 7 and later): x, or slope·x below 0, the slope broadcast to x.
@@ -119,6 +140,37 @@ impl Operator for PRelu {
             };
             Ok(vec![y?])
         }))
+    }
+
+    /// dx = dy·(x < 0 ? slope : 1), dslope = Σ dy·min(x, 0).
+    fn gradient(&self, _: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reads = Reads::NOTHING.input(0).input_if(1, training.wants(0));
+        gradient(reads, |run| {
+            let dy = run.take_gradient();
+            let x = run.input(0)?;
+            let dslope = if run.wants(1) {
+                let below = |dy: f32, x: f32| if x < 0.0 { dy * x } else { 0.0 };
+                let part = zip::<f32, f32, f32>(run.pool, [&dy, x], DType::F32, below)?;
+                Some(sum_to(part, run.shape(1), run.pool).into())
+            } else {
+                None
+            };
+            if !run.wants(0) {
+                return Ok(vec![None, dslope]);
+            }
+            // The gradient of slope·x where x is negative: slope and dy take the places of x.
+            let steep = zip_rows(run.pool, [&dy, run.input(1)?], DType::F32, elementwise::mul)?;
+            let mut dx = dy;
+            let (steep_values, x) = (steep.slice::<f32>(), x.slice::<f32>());
+            for_rows(dx.slice_mut::<f32>(), 1, |first, dx| {
+                let rest = steep_values[first..].iter().zip(&x[first..]);
+                dx.iter_mut()
+                    .zip(rest)
+                    .for_each(|(dx, (&s, &x))| *dx = if x < 0.0 { s } else { *dx });
+            });
+            run.pool.recycle(steep);
+            Ok(vec![Some(dx.into()), dslope])
+        })
     }
 
     fn widens_half(&self) -> bool {
@@ -163,6 +215,16 @@ impl Operator for Shrink {
             }, found => return Err(OpError::DType { index: 0, found }));
             Ok(vec![y])
         }))
+    }
+
+    /// dx = dy outside of ±λ.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let lambda = node.float_or("lambd", 0.5)?;
+        gradient(Reads::NOTHING.input(0), move |run| {
+            let mut dx = run.take_gradient();
+            steepen(&mut dx, run.input(0)?, |dy, x| slopes::outside(dy, x, lambda));
+            Ok(vec![Some(dx.into())])
+        })
     }
 
     fn widens_half(&self) -> bool {
@@ -225,6 +287,35 @@ impl Operator for SwiGLU {
             };
             Ok(vec![y?])
         }))
+    }
+
+    /// da = dy·b·swish′(a), db = dy·swish(a).
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let alpha = node.float_or("alpha", 1.0)?;
+        let reads = Reads::NOTHING.input(0).input_if(1, training.wants(0));
+        gradient(reads, move |run| {
+            let dy = run.take_gradient();
+            let a = run.input(0)?;
+            let db = run.wants(1).then(|| {
+                let mut db = run.tensor(a.shape());
+                let (a, dy) = (a.slice::<f32>(), dy.slice::<f32>());
+                for_rows(db.slice_mut::<f32>(), 1, |first, db| {
+                    db.copy_from_slice(&a[first..first + db.len()]);
+                    elementwise::swish(db, alpha);
+                    elementwise::mul_in_place(db, Operand::Row(&dy[first..first + db.len()]));
+                });
+                db.into()
+            });
+            if !run.wants(0) {
+                return Ok(vec![None, db]);
+            }
+            let mut da = dy;
+            steepen(&mut da, a, |dy, a| slopes::swish(dy, a, alpha));
+            steepen(&mut da, run.input(1)?, |dy, b| {
+                elementwise::mul_in_place(dy, Operand::Row(b));
+            });
+            Ok(vec![Some(da.into()), db])
+        })
     }
 
     fn widens_half(&self) -> bool {

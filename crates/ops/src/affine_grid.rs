@@ -4,8 +4,9 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::gradient::gradient;
 use crate::real::{Real, by_real};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct AffineGrid;
 
@@ -20,6 +21,32 @@ impl Operator for AffineGrid {
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
         2..=2
+    }
+
+    /// dθ = Σ dgrid ⊗ (x, y, [z,] 1) over the places.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let aligns = node.int_or("align_corners", 0)? != 0;
+        gradient(Reads::NOTHING, move |run| {
+            let dy = run.take_gradient();
+            let mut theta = run.tensor(run.shape(0));
+            let [_, sizes @ .., axes] = dy.shape() else { return Ok(Vec::new()) };
+            let (axes, places) = (*axes, sizes.iter().product::<usize>());
+            let per_item = axes * (axes + 1);
+            let (mut sums, mut point) = (vec![0.0_f64; per_item], vec![1.0; axes + 1]);
+            let items = dy.slice::<f32>().chunks_exact((places * axes).max(1));
+            for (theta, dy) in theta.slice_mut::<f32>().chunks_exact_mut(per_item).zip(items) {
+                sums.fill(0.0);
+                for (place, dy) in dy.chunks_exact(axes).enumerate() {
+                    set_point(&mut point, place, sizes, aligns);
+                    for (row, &dy) in sums.chunks_exact_mut(axes + 1).zip(dy) {
+                        row.iter_mut().zip(&point).for_each(|(sum, x)| *sum += f64::from(dy) * x);
+                    }
+                }
+                theta.iter_mut().zip(&sums).for_each(|(theta, &sum)| *theta = sum as f32);
+            }
+            run.pool.recycle(dy);
+            Ok(vec![Some(theta.into())])
+        })
     }
 
     fn widens_half(&self) -> bool {
@@ -70,28 +97,33 @@ fn fill<T: Real>(y: &mut [T], theta: &[T], sizes: &[usize], aligns: bool) {
     if y.is_empty() {
         return;
     }
-    let coordinate = |index: usize, size: usize| -> f64 {
-        let (index, size) = (index as f64, size as f64);
-        match aligns {
-            true if size > 1.0 => 2.0 * index / (size - 1.0) - 1.0,
-            // A single place has no corners; it is where the steps begin.
-            true => -1.0,
-            false => (2.0 * index + 1.0) / size - 1.0,
-        }
-    };
     let mut point = vec![T::ONE; axes + 1];
     for (item, theta) in theta.chunks_exact(axes * (axes + 1)).enumerate() {
         let grid = &mut y[item * places * axes..(item + 1) * places * axes];
         for (place, out) in grid.chunks_exact_mut(axes).enumerate() {
-            let mut rest = place;
-            // The last axis of the image is the first coordinate.
-            for (point, &size) in point.iter_mut().zip(sizes.iter().rev()) {
-                *point = T::of(coordinate(rest % size, size));
-                rest /= size;
-            }
+            set_point(&mut point, place, sizes, aligns);
             for (out, row) in out.iter_mut().zip(theta.chunks_exact(axes + 1)) {
                 *out = row.iter().zip(&point).fold(T::ZERO, |sum, (&a, &b)| sum + a * b);
             }
         }
+    }
+}
+
+/// The coordinates of a place; the last axis of the image is the first coordinate.
+fn set_point<T: Real>(point: &mut [T], place: usize, sizes: &[usize], aligns: bool) {
+    let mut rest = place;
+    for (point, &size) in point.iter_mut().zip(sizes.iter().rev()) {
+        *point = T::of(coordinate(rest % size, size, aligns));
+        rest /= size;
+    }
+}
+
+fn coordinate(index: usize, size: usize, aligns: bool) -> f64 {
+    let (index, size) = (index as f64, size as f64);
+    match aligns {
+        true if size > 1.0 => 2.0 * index / (size - 1.0) - 1.0,
+        // A single place has no corners; it is where the steps begin.
+        true => -1.0,
+        false => (2.0 * index + 1.0) / size - 1.0,
     }
 }

@@ -97,7 +97,7 @@ arithmetic! {
     Sub, 7, typed!(SUB, minus), Some(|a, b| a - b), |_| sum_gradient(-1.0);
     Mul, 7, typed!(MUL, times), Some(|a, b| a * b), product_gradient;
     Div, 7, |_| Ok(divide()), Some(Dim::floor_div), quotient_gradient;
-    Mod, 10, modulo, None, |_| Err(OpError::NoGradient);
+    Mod, 10, modulo, None, remainder_gradient;
 }
 
 /// y = a + sign·b: da = dy, db = sign·dy.
@@ -146,6 +146,30 @@ fn quotient_gradient(training: &Training) -> Result<Box<dyn Gradient>, OpError> 
             sum_to(db, run.shape(1), run.pool).into()
         });
         let da = run.wants(0).then(|| sum_to(whole, run.shape(0), run.pool).into());
+        Ok(vec![da, db])
+    })
+}
+
+/// y = a − q·b, q whole: da = dy, db = −dy·q = dy·(y − a)/b.
+fn remainder_gradient(training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+    let wants = training.wants(1);
+    let reads = Reads::NOTHING.input_if(0, wants).input_if(1, wants);
+    gradient(if wants { reads.output(0) } else { reads }, |run| {
+        let dy = run.take_gradient();
+        let db = if run.wants(1) {
+            let mut db = combined(run.pool, SUB, run.output(0), run.input(0)?);
+            let quotient = combined(run.pool, DIV, &db, run.input(1)?);
+            for ((db, q), dy) in
+                db.slice_mut::<f32>().iter_mut().zip(quotient.slice::<f32>()).zip(dy.slice::<f32>())
+            {
+                *db = q.round() * dy;
+            }
+            run.pool.recycle(quotient);
+            Some(sum_to(db, run.shape(1), run.pool).into())
+        } else {
+            None
+        };
+        let da = run.wants(0).then(|| sum_to(dy, run.shape(0), run.pool).into());
         Ok(vec![da, db])
     })
 }

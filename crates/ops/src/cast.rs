@@ -4,9 +4,10 @@
 use attar_graph::Node;
 use attar_tensor::{Casting, DType, ScaleRounding, Tensor, TensorError};
 
+use crate::gradient::reshape_gradient;
 use crate::kernels::for_rows;
 use crate::onnx_type::dtype_attribute;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Cast;
 
@@ -73,6 +74,10 @@ impl Operator for Cast {
         let (to, casting) = (target(node)?, casting(node)?);
         Ok(Box::new(move |run: &mut Run| cast(run, to, casting)))
     }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
+    }
 }
 
 /// The type is that of the second input.
@@ -98,6 +103,10 @@ impl Operator for CastLike {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let casting = casting(node)?;
         Ok(Box::new(move |run: &mut Run| cast(run, run.input(1)?.dtype(), casting)))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }
 

@@ -3,9 +3,10 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::moves::moved_gradient;
 use crate::squeeze::resolve_axes;
 use crate::words::{by_width, check_movable, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct CenterCropPad;
 
@@ -63,6 +64,11 @@ impl Operator for CenterCropPad {
             });
             Ok(vec![y])
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 0, node.inputs.len())
     }
 }
 

@@ -6,9 +6,10 @@ use attar_tensor::Tensor;
 
 use crate::fact::product;
 use crate::geometry::{Axis, Geometry};
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::real::{Real, by_real};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Col2Im;
 
@@ -23,6 +24,32 @@ impl Operator for Col2Im {
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
         3..=3
+    }
+
+    /// dx gathers dy: each element of a block from where it was laid.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING.input(2), move |run| {
+            let dy = run.take_gradient();
+            let block = sizes_of(run.input(2)?, 2)?;
+            let axes = Geometry::new(&node, &block)?.axes(&dy.shape()[2..])?;
+            let (taps, count): (usize, usize) =
+                (block.iter().product(), axes.iter().map(|axis| axis.output).product());
+            let plane: usize = dy.shape()[2..].iter().product();
+            let mut dx = run.tensor(run.shape(0));
+            let values = dy.slice::<f32>();
+            for_rows(dx.slice_mut::<f32>(), count, |first, rows| {
+                for (index, row) in rows.chunks_exact_mut(count).enumerate() {
+                    let (channel, tap) = ((first + index) / taps, (first + index) % taps);
+                    let dy = &values[channel * plane..(channel + 1) * plane];
+                    for (column, dx) in row.iter_mut().enumerate() {
+                        *dx = place(&axes, tap, column).map_or(0.0, |at| dy[at]);
+                    }
+                }
+            });
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
     }
 
     fn widens_half(&self) -> bool {
@@ -73,7 +100,11 @@ impl Operator for Col2Im {
 
 /// Sizes of at least 1, one for each axis of the image.
 fn sizes(run: &Run, index: usize) -> Result<Vec<usize>, OpError> {
-    let found = run.typed::<i64>(index)?.values::<i64>().into_owned();
+    sizes_of(run.typed::<i64>(index)?, index)
+}
+
+fn sizes_of(tensor: &Tensor, index: usize) -> Result<Vec<usize>, OpError> {
+    let found = tensor.values::<i64>().into_owned();
     let sizes: Option<Vec<usize>> =
         found.iter().map(|&size| usize::try_from(size).ok().filter(|&size| size > 0)).collect();
     let sizes = sizes.filter(|sizes| !sizes.is_empty());

@@ -4,8 +4,10 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
+use crate::split::take_columns;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Concat;
 
@@ -86,10 +88,35 @@ impl Operator for Concat {
             },
         ))
     }
+
+    /// Each dx is its part of dy.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING, move |run| {
+            let dy = run.take_gradient();
+            let axis = axis_of(&node, dy.rank())?;
+            let inner: usize = dy.shape()[axis + 1..].iter().product();
+            let row = dy.shape()[axis] * inner;
+            let mut start = 0;
+            let mut flows = Vec::with_capacity(run.shapes.len());
+            for (index, shape) in run.shapes.iter().enumerate() {
+                let width = shape[axis] * inner;
+                flows.push(run.wants(index).then(|| {
+                    let mut dx = run.tensor(shape);
+                    let (to, from) = (dx.slice_mut::<f32>(), dy.slice::<f32>());
+                    take_columns(to, width, from, row, start);
+                    dx.into()
+                }));
+                start += width;
+            }
+            run.pool.recycle(dy);
+            Ok(flows)
+        })
+    }
 }
 
 /// Copies rows of `width` into rows of `row`, beginning at column `start`.
-fn copy_columns<T: Copy>(y: &mut [T], row: usize, start: usize, x: &[T], width: usize) {
+pub(crate) fn copy_columns<T: Copy>(y: &mut [T], row: usize, start: usize, x: &[T], width: usize) {
     if width == 0 {
         return;
     }

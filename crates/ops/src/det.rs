@@ -3,7 +3,8 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::gradient;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Det;
 
@@ -54,6 +55,25 @@ impl Operator for Det {
         }))
     }
 
+    /// dX = dy · the cofactors of X.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING.input(0), |run| {
+            let dy = run.take_gradient();
+            let x = run.input(0)?;
+            let size = *x.shape().last().unwrap_or(&0);
+            let mut dx = run.tensor(x.shape());
+            let matrices = x.slice::<f32>().chunks_exact((size * size).max(1));
+            let flows = dx.slice_mut::<f32>().chunks_exact_mut((size * size).max(1));
+            for ((dx, matrix), &dy) in flows.zip(matrices).zip(dy.slice::<f32>()) {
+                for (at, dx) in dx.iter_mut().enumerate() {
+                    *dx = (f64::from(dy) * cofactor(matrix, size, at)) as f32;
+                }
+            }
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
@@ -83,6 +103,17 @@ fn determinant(matrix: &mut [f64], size: usize) -> f64 {
         }
     }
     result
+}
+
+/// (−1)^(row + column) times the determinant without the row and the column of element `at`. Also
+/// where the matrix has no inverse.
+fn cofactor(matrix: &[f32], size: usize, at: usize) -> f64 {
+    let (row, column) = (at / size, at % size);
+    let is_kept = |&(place, _): &(usize, &f32)| place / size != row && place % size != column;
+    let kept = matrix.iter().enumerate().filter(is_kept).map(|(_, &x)| f64::from(x));
+    let mut minor: Vec<f64> = kept.collect();
+    let sign = if (row + column).is_multiple_of(2) { 1.0 } else { -1.0 };
+    sign * determinant(&mut minor, size - 1)
 }
 
 #[cfg(test)]

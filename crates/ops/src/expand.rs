@@ -4,8 +4,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::gradient::{gradient, sum_to};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Expand;
 
@@ -64,6 +65,14 @@ impl Operator for Expand {
                 Ok(vec![y])
             },
         ))
+    }
+
+    /// dx sums what each element was copied to.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING, |run| {
+            let dy = run.take_gradient();
+            Ok(vec![Some(sum_to(dy, run.shape(0), run.pool).into())])
+        })
     }
 }
 

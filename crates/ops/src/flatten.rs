@@ -4,7 +4,8 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use crate::fact::product;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::reshape_gradient;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Flatten;
 
@@ -45,5 +46,9 @@ impl Operator for Flatten {
             let (left, right) = x.shape().split_at(split(&node, x.rank())?);
             Ok(vec![x.reshaped(&[left.iter().product(), right.iter().product()])])
         }))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }

@@ -281,6 +281,36 @@ where
     Ok(Box::new(Simple { reads, backward }))
 }
 
+/// Of an operator that leaves its elements as they are, in their order: dx = dy in the shape of x.
+///
+/// # Errors
+/// None; the type is what operators return.
+pub(crate) fn reshape_gradient() -> Result<Box<dyn Gradient>, OpError> {
+    gradient(Reads::NOTHING, |run| {
+        let dy = run.take_gradient();
+        let dx = if dy.shape() == run.shape(0) { dy } else { dy.reshaped(run.shape(0)) };
+        Ok(vec![Some(dx.into())])
+    })
+}
+
+/// Of an operator whose gradient the kernel itself computes from dy: a permutation that is its own
+/// inverse, or a mask. The inputs from 1 on are settings.
+///
+/// # Errors
+/// None; the type is what operators return.
+pub(crate) fn gradient_by_kernel(
+    kernel: Box<dyn Kernel>,
+    input_count: usize,
+) -> Result<Box<dyn Gradient>, OpError> {
+    let reads = (1..input_count).fold(Reads::NOTHING, Reads::input);
+    gradient(reads, move |run| {
+        let mut inputs = std::mem::take(&mut run.inputs);
+        inputs[0] = Some(run.take_gradient());
+        let dx = kernel.run(&mut Run { inputs, pool: run.pool })?.swap_remove(0);
+        Ok(vec![Some(dx.into())])
+    })
+}
+
 /// Of a function that is constant wherever it has a derivative: nothing flows back.
 ///
 /// # Errors

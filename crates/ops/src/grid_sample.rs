@@ -4,9 +4,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{Element, Tensor};
 
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::real::{Real, by_real};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct GridSample;
 
@@ -21,6 +24,12 @@ impl Operator for GridSample {
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
         2..=2
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let sampling = Sampling::new(node)?;
+        let reads = Reads::NOTHING.input(1).input_if(0, training.wants(1));
+        gradient(reads, move |run| sampling.back(run))
     }
 
     fn widens_half(&self) -> bool {
@@ -171,24 +180,7 @@ impl Sampling {
 
     /// First index, weights and their count along an axis.
     fn along_axis(self, coordinate: f64, size: usize) -> (i64, [f64; 4], usize) {
-        let length = size as f64;
-        let from_start = coordinate + 1.0;
-        let x = if self.aligns {
-            from_start * 0.5 * (length - 1.0)
-        } else {
-            (from_start * length - 1.0) * 0.5
-        };
-        let x = if self.mode == Mode::Nearest { x.round_ties_even() } else { x };
-        let [low, high] = self.borders(size);
-        let x = match self.outside {
-            Outside::Zeros => x,
-            // Only the taps are brought inside, as in ONNX Runtime and PyTorch; the reference
-            // would move the point first.
-            _ if self.mode == Mode::Cubic => x,
-            _ if (low..=high).contains(&x) => x,
-            Outside::Border => x.clamp(0.0, length - 1.0),
-            Outside::Reflection => reflected(x, low, high),
-        };
+        let (x, _) = self.position(coordinate, size);
         let below = x.floor();
         let ratio = x - below;
         // A NaN counts as 0, like any float made an integer.
@@ -197,6 +189,42 @@ impl Sampling {
             Mode::Nearest => (x as i64, [1.0, 0.0, 0.0, 0.0], 1),
             Mode::Linear => (first, [1.0 - ratio, ratio, 0.0, 0.0], 2),
             Mode::Cubic => (first.saturating_sub(1), cubic(ratio), 4),
+        }
+    }
+
+    /// The derivatives of the weights by the coordinate.
+    fn slopes(self, coordinate: f64, size: usize) -> [f64; 4] {
+        let (x, slope) = self.position(coordinate, size);
+        match self.mode {
+            Mode::Nearest => [0.0; 4],
+            Mode::Linear => [-slope, slope, 0.0, 0.0],
+            Mode::Cubic => cubic_slopes(x - x.floor()).map(|weight| weight * slope),
+        }
+    }
+
+    /// Where a coordinate lies on an axis, and the derivative of that.
+    fn position(self, coordinate: f64, size: usize) -> (f64, f64) {
+        let length = size as f64;
+        let from_start = coordinate + 1.0;
+        let x = if self.aligns {
+            from_start * 0.5 * (length - 1.0)
+        } else {
+            (from_start * length - 1.0) * 0.5
+        };
+        let step = if self.aligns { 0.5 * (length - 1.0) } else { 0.5 * length };
+        let x = if self.mode == Mode::Nearest { x.round_ties_even() } else { x };
+        let [low, high] = self.borders(size);
+        match self.outside {
+            Outside::Zeros => (x, step),
+            // Only the taps are brought inside, as in ONNX Runtime and PyTorch; the reference
+            // would move the point first.
+            _ if self.mode == Mode::Cubic => (x, step),
+            _ if (low..=high).contains(&x) => (x, step),
+            Outside::Border => (x.clamp(0.0, length - 1.0), 0.0),
+            Outside::Reflection => {
+                let (inside, forth) = (reflected(x, low, high), reflected(x + REACH, low, high));
+                (inside, if forth > inside { step } else { -step })
+            }
         }
     }
 
@@ -222,6 +250,9 @@ impl Sampling {
     }
 }
 
+/// Far enough to tell the direction of a reflected coordinate.
+const REACH: f64 = 1e-6;
+
 struct Taps<T> {
     indices: Vec<usize>,
     weights: Vec<T>,
@@ -246,6 +277,130 @@ fn cubic(ratio: f64) -> [f64; 4] {
     let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
     let far = |x: f64| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
     [far(ratio + 1.0), near(ratio), near(1.0 - ratio), far(2.0 - ratio)]
+}
+
+/// The derivatives of [`cubic`].
+fn cubic_slopes(ratio: f64) -> [f64; 4] {
+    const A: f64 = -0.75;
+    let near = |x: f64| (3.0 * (A + 2.0) * x - 2.0 * (A + 3.0)) * x;
+    let far = |x: f64| (3.0 * A * x - 10.0 * A) * x + 8.0 * A;
+    [far(ratio + 1.0), near(ratio), -near(1.0 - ratio), -far(2.0 - ratio)]
+}
+
+/// Gradients, per item of the batch: dx[tap] = Σ weight·dy, and dgrid = Σ dy·x·∂weight over the
+/// channels.
+impl Sampling {
+    fn back(self, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        let dy = run.take_gradient();
+        let (shape, grid) = (run.shape(0), run.input(1)?);
+        let item = Item {
+            sampling: self,
+            sizes: &shape[2..],
+            channels: shape[1],
+            plane: shape[2..].iter().product(),
+            places: dy.shape()[2..].iter().product(),
+        };
+        let (per_item, axes) = (item.channels * item.places, item.sizes.len());
+        let (dy_values, points) = (dy.slice::<f32>(), grid.slice::<f32>());
+        let points_of = |at: usize| &points[at * item.places * axes..][..item.places * axes];
+        let flows_of = |at: usize| &dy_values[at * per_item..][..per_item];
+        let image_size = item.channels * item.plane;
+        let dx = run.wants(0).then(|| {
+            let mut dx = run.zeros(shape);
+            for_rows(dx.slice_mut::<f32>(), image_size, |first, images| {
+                for (index, dx) in images.chunks_exact_mut(image_size).enumerate() {
+                    item.image_back(dx, flows_of(first + index), points_of(first + index));
+                }
+            });
+            dx.into()
+        });
+        let dgrid = if run.wants(1) {
+            let x = run.input(0)?.slice::<f32>();
+            let mut dgrid = run.zeros(grid.shape());
+            let size = item.places * axes;
+            for_rows(dgrid.slice_mut::<f32>(), size, |first, grids| {
+                for (index, dgrid) in grids.chunks_exact_mut(size).enumerate() {
+                    let at = first + index;
+                    let x = &x[at * image_size..(at + 1) * image_size];
+                    item.grid_back(dgrid, x, flows_of(at), points_of(at));
+                }
+            });
+            Some(dgrid.into())
+        } else {
+            None
+        };
+        run.pool.recycle(dy);
+        Ok(vec![dx, dgrid])
+    }
+}
+
+/// One image of the batch.
+#[derive(Clone, Copy)]
+struct Item<'a> {
+    sampling: Sampling,
+    sizes: &'a [usize],
+    channels: usize,
+    plane: usize,
+    places: usize,
+}
+
+impl Item<'_> {
+    fn image_back(self, dx: &mut [f32], dy: &[f32], points: &[f32]) {
+        let mut taps = Taps { indices: Vec::new(), weights: Vec::new() };
+        for (place, point) in points.chunks_exact(self.sizes.len()).enumerate() {
+            self.sampling.set_taps(&mut taps, point, self.sizes);
+            for (channel, dx) in dx.chunks_exact_mut(self.plane).enumerate() {
+                let dy = dy[channel * self.places + place];
+                for (&at, weight) in taps.indices.iter().zip(&taps.weights) {
+                    dx[at] += dy * weight;
+                }
+            }
+        }
+    }
+
+    fn grid_back(self, dgrid: &mut [f32], x: &[f32], dy: &[f32], points: &[f32]) {
+        let axes = self.sizes.len();
+        let mut taps = Taps { indices: Vec::new(), weights: Vec::new() };
+        let places = dgrid.chunks_exact_mut(axes).zip(points.chunks_exact(axes)).enumerate();
+        for (place, (dgrid, point)) in places {
+            for (axis, slope) in dgrid.iter_mut().rev().enumerate() {
+                self.set_slopes(&mut taps, point, axis);
+                for (channel, x) in x.chunks_exact(self.plane).enumerate() {
+                    let terms = taps.indices.iter().zip(&taps.weights);
+                    let sum: f64 = terms.map(|(&at, weight)| f64::from(x[at]) * weight).sum();
+                    *slope += (sum * f64::from(dy[channel * self.places + place])) as f32;
+                }
+            }
+        }
+    }
+
+    /// The elements around a point, and the derivatives of their weights along an axis.
+    fn set_slopes(self, taps: &mut Taps<f64>, point: &[f32], along: usize) {
+        taps.indices.clear();
+        taps.weights.clear();
+        taps.indices.push(0);
+        taps.weights.push(1.0);
+        let mut stride = self.plane;
+        for (axis, (&size, &coordinate)) in self.sizes.iter().zip(point.iter().rev()).enumerate() {
+            stride /= size;
+            let coordinate = f64::from(coordinate);
+            let (first, mut weights, count) = self.sampling.along_axis(coordinate, size);
+            if axis == along {
+                weights = self.sampling.slopes(coordinate, size);
+            }
+            let before = taps.indices.len();
+            for (tap, &weight) in weights[..count].iter().enumerate() {
+                let at = self.sampling.place(first.saturating_add(tap as i64), size);
+                let Some(at) = at else { continue };
+                for index in 0..before {
+                    taps.indices.push(taps.indices[index] + at * stride);
+                    taps.weights.push(taps.weights[index] * weight);
+                }
+            }
+            taps.indices.drain(..before);
+            taps.weights.drain(..before);
+        }
+    }
 }
 
 #[cfg(test)]

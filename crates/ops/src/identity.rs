@@ -3,7 +3,11 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::{Body, DataKernel, DataRun, Fact, Kernel, OpError, Operator, OverData, Run, required};
+use crate::gradient::reshape_gradient;
+use crate::{
+    Body, DataKernel, DataRun, Fact, Gradient, Kernel, OpError, Operator, OverData, Run, Training,
+    required,
+};
 
 pub(crate) struct Identity;
 
@@ -26,6 +30,10 @@ impl Operator for Identity {
 
     fn over_data(&self) -> Option<&dyn OverData> {
         Some(self)
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }
 

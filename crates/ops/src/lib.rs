@@ -11,6 +11,7 @@ mod gradient;
 mod graph_facts;
 mod kernels;
 mod normalization_gradient;
+mod moves;
 mod number;
 mod onnx_type;
 pub mod opset;

@@ -5,9 +5,12 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
+use crate::kernels::for_rows;
 use crate::real::by_real;
 use crate::row_math::RowMath;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::rows::AxisView;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct LpNormalization;
 
@@ -18,6 +21,23 @@ impl Operator for LpNormalization {
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
         1..=1
+    }
+
+    /// With the norm n and y = x/n: dx = (dy − s·Σ dy·y)/n, s = y for p 2 and sign x for p 1.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (axis, p) = (node.int_or("axis", -1)?, node.int_or("p", 2)?);
+        gradient(Reads::NOTHING.input(0), move |run| {
+            let mut dx = run.take_gradient();
+            let x = run.input(0)?.slice::<f32>();
+            let AxisView { size, inner } = AxisView::new(run.shape(0), axis)?;
+            for_rows(dx.slice_mut::<f32>(), size * inner, |first, blocks| {
+                let x = x[first * size * inner..].chunks_exact(size * inner);
+                for (dy, x) in blocks.chunks_exact_mut(size * inner).zip(x) {
+                    (0..inner).for_each(|column| back(dy, x, column, inner, p));
+                }
+            });
+            Ok(vec![Some(dx.into())])
+        })
     }
 
     fn widens_half(&self) -> bool {
@@ -79,4 +99,18 @@ fn normalize<T: RowMath>(run: &Run, x: &Tensor, axis: usize, p: i64) -> Tensor {
         }
     }
     y
+}
+
+/// Makes dx of dy, of one line of a block.
+fn back(dy: &mut [f32], x: &[f32], column: usize, inner: usize, p: i64) {
+    let line = || x[column..].iter().step_by(inner).map(|&x| f64::from(x));
+    let sum: f64 = line().map(|x| if p == 1 { x.abs() } else { x * x }).sum();
+    let norm = if p == 1 { sum } else { sum.sqrt() };
+    let products = line().zip(dy[column..].iter().step_by(inner));
+    let product: f64 = products.map(|(x, &dy)| x * f64::from(dy)).sum();
+    for (dy, x) in dy[column..].iter_mut().step_by(inner).zip(line()) {
+        let slope = if p == 1 { if x == 0.0 { 0.0 } else { x.signum() } } else { x / norm };
+        let dx = (f64::from(*dy) - slope * product / norm) / norm;
+        *dy = if norm == 0.0 { 0.0 } else { dx as f32 };
+    }
 }

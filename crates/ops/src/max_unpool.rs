@@ -5,8 +5,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::geometry::list;
+use crate::gradient::gradient;
 use crate::words::{by_width, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct MaxUnpool;
 
@@ -55,6 +56,23 @@ impl Operator for MaxUnpool {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let unpooling = Unpooling::new(node)?;
         Ok(Box::new(move |run: &mut Run| unpooling.run(run)))
+    }
+
+    /// dx is dy where x was put; of several in one place, the last one's.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let unpooling = Unpooling::new(node)?;
+        gradient(Reads::NOTHING.input(1), move |run| {
+            let mut dy = run.take_gradient();
+            let inner = unpooling.shape(run.shape(0))?;
+            let shape = dy.shape().to_vec();
+            let mut dx = run.tensor(run.shape(0));
+            let (dy_values, indices) = (dy.slice_mut::<f32>(), run.input(1)?.slice::<i64>());
+            for (dx, &index) in dx.slice_mut::<f32>().iter_mut().zip(indices).rev() {
+                *dx = std::mem::take(&mut dy_values[placed(index as usize, &inner, &shape)]);
+            }
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
     }
 }
 

@@ -4,8 +4,11 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{broadcast_facts, zip};
+use crate::gradient::{gradient, sum_to};
+use crate::kernels::slopes;
 use crate::number::{Number, by_integer, by_number};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::unary::steepen;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Pow;
 
@@ -48,6 +51,58 @@ impl Operator for Pow {
             let y = y.converted(dtype);
             Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
         }))
+    }
+
+    /// da = dy·b·aᵇ⁻¹, db = dy·aᵇ·ln a, 0 where a is.
+    fn gradient(&self, _: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reads = Reads::NOTHING.input(0).input(1);
+        let reads = if training.wants(1) { reads.output(0) } else { reads };
+        gradient(reads, |run| {
+            let dy = run.take_gradient();
+            let (a, b) = (run.input(0)?, run.input(1)?);
+            let found = b.dtype();
+            let b = b.converted(DType::F32).map_err(|_| OpError::DType { index: 1, found })?;
+            let db = if run.wants(1) {
+                let y = run.output(0);
+                let logarithm = |y: f32, a: f32| if a == 0.0 { 0.0 } else { y * a.ln() };
+                let slope = zip::<f32, f32, f32>(run.pool, [y, a], DType::F32, logarithm)?;
+                let db = zip::<f32, f32, f32>(run.pool, [&dy, &slope], DType::F32, f32::times)?;
+                run.pool.recycle(slope);
+                Some(sum_to(db, run.shape(1), run.pool).into())
+            } else {
+                None
+            };
+            if !run.wants(0) {
+                return Ok(vec![None, db]);
+            }
+            let mut da = dy;
+            if let ([exponent], true) = (b.slice::<f32>(), a.shape() == da.shape()) {
+                steepen(&mut da, a, |dy, a| power_slope(dy, a, *exponent));
+            } else {
+                let power = |a: f32, b: f32| if b == 0.0 { 0.0 } else { b * a.powf(b - 1.0) };
+                let slope = zip::<f32, f32, f32>(run.pool, [a, &b], DType::F32, power)?;
+                da = zip::<f32, f32, f32>(run.pool, [&da, &slope], DType::F32, f32::times)?;
+                run.pool.recycle(slope);
+            }
+            Ok(vec![Some(sum_to(da, run.shape(0), run.pool).into()), db])
+        })
+    }
+}
+
+/// dy = dy·b·aᵇ⁻¹.
+fn power_slope(dy: &mut [f32], a: &[f32], b: f32) {
+    if b == 2.0 {
+        slopes::square(dy, a);
+    } else if b == 3.0 {
+        slopes::cube(dy, a);
+    } else if b == 0.5 {
+        slopes::root(dy, a);
+    } else if b == -1.0 {
+        slopes::inverse(dy, a);
+    } else if b == 0.0 {
+        dy.fill(0.0);
+    } else if b != 1.0 {
+        dy.iter_mut().zip(a).for_each(|(dy, a)| *dy *= b * a.powf(b - 1.0));
     }
 }
 

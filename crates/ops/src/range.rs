@@ -3,7 +3,10 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required};
+use crate::gradient::gradient;
+use crate::{
+    Fact, Flow, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
 
 pub(crate) struct Range;
 
@@ -64,6 +67,23 @@ impl Operator for Range {
                 integers(run.pool, bounds)?
             }])
         }))
+    }
+
+    /// dstart = Σ dyᵢ, ddelta = Σ i·dyᵢ; the limit sets only the count.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING, |run| {
+            let dy = run.take_gradient();
+            let scalar = |index: usize, value: f64| {
+                let mut flow = run.tensor(run.shape(index));
+                flow.slice_mut::<f32>().fill(value as f32);
+                Some(Flow::from(flow))
+            };
+            let terms = || dy.slice::<f32>().iter().map(|&dy| f64::from(dy)).enumerate();
+            let start = scalar(0, terms().map(|(_, dy)| dy).sum());
+            let delta = scalar(2, terms().map(|(i, dy)| i as f64 * dy).sum());
+            run.pool.recycle(dy);
+            Ok(vec![start, None, delta])
+        })
     }
 
     fn widens_half(&self) -> bool {

@@ -3,6 +3,7 @@
 //! the product, and the ends of the type for its extremes.
 
 mod fold;
+mod gradient;
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
@@ -10,7 +11,7 @@ use attar_tensor::{DType, Tensor};
 use crate::broadcast::Loops;
 use crate::number::{Number, by_number};
 use crate::squeeze::{axes_of, resolve_axes};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 use fold::fold;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -51,6 +52,14 @@ macro_rules! reductions {
             ) -> Result<Box<dyn Kernel>, OpError> {
                 let node = node.clone();
                 Ok(Box::new(move |run: &mut Run| reduce(run, &node, $reduction)))
+            }
+
+            fn gradient(
+                &self,
+                node: &Node,
+                _: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                gradient::gradient_of(node, $reduction)
             }
 
             fn widens_half(&self) -> bool {

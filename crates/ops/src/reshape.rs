@@ -4,7 +4,8 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::product;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::reshape_gradient;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Reshape;
 
@@ -87,6 +88,10 @@ impl Operator for Reshape {
             let x = run.input(0)?;
             Ok(vec![x.reshaped(&resolve(x.shape(), &target, allow_zero)?)])
         }))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }
 

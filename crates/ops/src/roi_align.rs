@@ -4,9 +4,10 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::real::{Real, by_real};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Backward, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct RoiAlign;
 
@@ -21,6 +22,12 @@ impl Operator for RoiAlign {
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
         3..=3
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let alignment = Alignment::new(node)?;
+        let reads = Reads::NOTHING.input(1).input(2).input_if(0, alignment.takes_max);
+        gradient(reads, move |run| Ok(vec![Some(alignment.align_back(run)?.into())]))
     }
 
     fn widens_half(&self) -> bool {
@@ -102,10 +109,24 @@ impl Alignment {
         if y.element_count() == 0 {
             return Ok(vec![y]);
         }
-        let [batch, _, height, width] = x.shape() else { unreachable!("the rank is 4") };
-        let (batch, image) = (*batch, [*height, *width]);
+        let regions = self.regions(x.shape(), rois, batches)?;
+        by_real!(x, 0, T => {
+            self.align::<T>(y.slice_mut::<T>(), x, &regions);
+            Ok(vec![y])
+        })
+    }
+
+    /// The points of every region of images of a shape.
+    fn regions(
+        &self,
+        shape: &[usize],
+        rois: &Tensor,
+        batches: &Tensor,
+    ) -> Result<Vec<Region>, OpError> {
+        let &[batch, _, height, width] = shape else { unreachable!("the rank is 4") };
+        let image = [height, width];
         if image.contains(&0) {
-            return Err(OpError::value("the image", x.shape(), "one that is not empty"));
+            return Err(OpError::value("the image", shape, "one that is not empty"));
         }
         let boxes = rois.to_f64().ok_or(OpError::DType { index: 1, found: rois.dtype() })?;
         let mut regions = Vec::with_capacity(rois.shape()[0]);
@@ -117,10 +138,54 @@ impl Alignment {
             let columns = self.points(corners[0], corners[2], self.output[1], image[1])?;
             regions.push((item, rows, columns));
         }
-        by_real!(x, 0, T => {
-            self.align::<T>(y.slice_mut::<T>(), x, &regions);
-            Ok(vec![y])
-        })
+        Ok(regions)
+    }
+
+    /// dx: each bin's gradient goes to the elements that it is the mean of, or to the greatest.
+    /// None flows to the regions, as in PyTorch.
+    fn align_back(&self, run: &mut Backward) -> Result<Tensor, OpError> {
+        let dy = run.take_gradient();
+        let shape = run.shape(0);
+        let mut dx = run.zeros(shape);
+        if dy.element_count() == 0 {
+            return Ok(dx);
+        }
+        let regions = self.regions(shape, run.input(1)?, run.input(2)?)?;
+        let x = if self.takes_max { Some(run.input(0)?.slice::<f32>()) } else { None };
+        let (channels, plane, width) = (shape[1], shape[2] * shape[3], shape[3]);
+        let bins = self.output[0] * self.output[1];
+        let (to, values) = (dx.slice_mut::<f32>(), dy.slice::<f32>());
+        for (at, &dy) in values.iter().enumerate() {
+            let (item, rows, columns) = &regions[at / (channels * bins)];
+            let (channel, bin) = (item * channels + at / bins % channels, at % bins);
+            let columns = &columns[bin % self.output[1]];
+            let rows = &rows[bin / self.output[1]];
+            let here = channel * plane..(channel + 1) * plane;
+            let to = &mut to[here.clone()];
+            let points = rows.iter().flatten().flat_map(|row| {
+                columns.iter().flatten().flat_map(move |column| shares(width, row, column))
+            });
+            let Some(x) = x else {
+                let count = (rows.len() * columns.len()).max(1) as f64;
+                points.for_each(|(at, weight)| to[at] += (f64::from(dy) * weight / count) as f32);
+                continue;
+            };
+            let x = &x[here];
+            // A point outside the image counts as 0.
+            let has_outside = rows.contains(&None) || columns.contains(&None);
+            let mut best = has_outside.then_some((0.0, None));
+            for (at, weight) in points {
+                let term = f64::from(x[at]) * weight;
+                if best.is_none_or(|(found, _)| term > found) {
+                    best = Some((term, Some((at, weight))));
+                }
+            }
+            if let Some((_, Some((at, weight)))) = best {
+                to[at] += (f64::from(dy) * weight) as f32;
+            }
+        }
+        run.pool.recycle(dy);
+        Ok(dx)
     }
 
     /// The points of a region along an axis, bin after bin; `None` outside the image.
@@ -233,7 +298,12 @@ impl Point {
 
 /// The four weighted neighbours of a point.
 fn terms<T: Real>(x: &[T], width: usize, row: &Point, column: &Point) -> [T; 4] {
-    let at = |r: usize, c: usize, weight: f64| x[r * width + c] * T::of(weight);
+    shares(width, row, column).map(|(at, weight)| x[at] * T::of(weight))
+}
+
+/// Where the four neighbours of a point stand, and their weights.
+fn shares(width: usize, row: &Point, column: &Point) -> [(usize, f64); 4] {
+    let at = |r: usize, c: usize, weight: f64| (r * width + c, weight);
     let (v, u) = (row.ratio, column.ratio);
     [
         at(row.low, column.low, (1.0 - v) * (1.0 - u)),

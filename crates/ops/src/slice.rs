@@ -3,9 +3,10 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::gradient::gradient;
 use crate::squeeze::resolve_axes;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Slice;
 
@@ -146,23 +147,7 @@ impl Operator for Slice {
             |run: &mut Run| {
                 let x = run.input(0)?;
                 check_movable(0, x)?;
-                let list = |index: usize| {
-                    run.optional(index)
-                        .map(|t| t.to_i64().ok_or(OpError::DType { index, found: t.dtype() }))
-                        .transpose()
-                };
-                let missing = |index| OpError::MissingInput { index };
-                let ranges = Ranges::new(
-                    list(1)?.ok_or(missing(1))?,
-                    list(2)?.ok_or(missing(2))?,
-                    list(3)?,
-                    list(4)?,
-                )?;
-                let mut cuts: Vec<Cut> =
-                    x.shape().iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
-                for (axis, start, end, step) in ranges.cuts(x.rank())? {
-                    cuts[axis] = cut(x.shape()[axis] as i64, start, end, step)?;
-                }
+                let cuts = cuts(x.shape(), |index| run.optional(index))?;
                 let shape: Vec<usize> = cuts.iter().map(|cut| cut.count).collect();
                 if shape == x.shape() && cuts.iter().all(|cut| cut.step == 1) {
                     return Ok(vec![x.clone()]);
@@ -173,18 +158,89 @@ impl Operator for Slice {
             },
         ))
     }
+
+    /// dx is dy where it was cut out, 0 elsewhere.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reads = (1..5).fold(Reads::NOTHING, Reads::input);
+        gradient(reads, |run| {
+            let dy = run.take_gradient();
+            let shape = run.shape(0);
+            let cuts = cuts(shape, |index| run.inputs.get(index).and_then(Option::as_ref))?;
+            if dy.shape() == shape && cuts.iter().all(|cut| cut.step == 1) {
+                return Ok(vec![Some(dy.into())]);
+            }
+            let mut dx = run.zeros(shape);
+            put_cut(dx.slice_mut::<f32>(), dy.slice::<f32>(), shape, &cuts);
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
+    }
+}
+
+/// What is cut out of `shape`, per axis, as the inputs from 1 on say.
+fn cuts<'a>(
+    shape: &[usize],
+    input: impl Fn(usize) -> Option<&'a Tensor>,
+) -> Result<Vec<Cut>, OpError> {
+    let list = |index: usize| {
+        let integers = |t: &Tensor| t.to_i64().ok_or(OpError::DType { index, found: t.dtype() });
+        input(index).map(integers).transpose()
+    };
+    let missing = |index| OpError::MissingInput { index };
+    let ranges =
+        Ranges::new(list(1)?.ok_or(missing(1))?, list(2)?.ok_or(missing(2))?, list(3)?, list(4)?)?;
+    let mut cuts: Vec<Cut> = shape.iter().map(|&count| Cut { start: 0, step: 1, count }).collect();
+    for (axis, start, end, step) in ranges.cuts(shape.len())? {
+        cuts[axis] = cut(shape[axis] as i64, start, end, step)?;
+    }
+    Ok(cuts)
 }
 
 fn copy_cut<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], cuts: &[Cut]) {
-    if y.is_empty() {
+    let step = cuts.last().map_or(1, |last| last.step);
+    for_each_row(shape, cuts, y.len(), |row, start| {
+        let y = &mut y[row];
+        if step == 1 {
+            y.copy_from_slice(&x[start..start + y.len()]);
+        } else {
+            for (k, y) in y.iter_mut().enumerate() {
+                *y = x[(start as i64 + k as i64 * step) as usize];
+            }
+        }
+    });
+}
+
+/// The reverse of [`copy_cut`]: puts what was cut back where it stood.
+fn put_cut(x: &mut [f32], y: &[f32], shape: &[usize], cuts: &[Cut]) {
+    let step = cuts.last().map_or(1, |last| last.step);
+    for_each_row(shape, cuts, y.len(), |row, start| {
+        let y = &y[row];
+        if step == 1 {
+            x[start..start + y.len()].copy_from_slice(y);
+        } else {
+            for (k, &y) in y.iter().enumerate() {
+                x[(start as i64 + k as i64 * step) as usize] = y;
+            }
+        }
+    });
+}
+
+/// Calls `visit` for each row of the `count` elements that are cut out: its place among them, and
+/// where in the whole its first element stands.
+fn for_each_row(
+    shape: &[usize],
+    cuts: &[Cut],
+    count: usize,
+    mut visit: impl FnMut(std::ops::Range<usize>, usize),
+) {
+    let Some((last, outer)) = cuts.split_last() else {
+        return visit(0..1, 0);
+    };
+    if count == 0 {
         return;
     }
-    let Some((last, outer)) = cuts.split_last() else {
-        y[0] = x[0];
-        return;
-    };
     let row_size = shape[shape.len() - 1] as i64;
-    for (row, y) in y.chunks_exact_mut(last.count).enumerate() {
+    for row in 0..count / last.count {
         let mut rest = row;
         let mut start = last.start;
         let mut stride = row_size;
@@ -193,13 +249,7 @@ fn copy_cut<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], cuts: &[Cut]) {
             rest /= cut.count;
             stride *= shape[axis] as i64;
         }
-        if last.step == 1 {
-            y.copy_from_slice(&x[start as usize..start as usize + last.count]);
-        } else {
-            for (k, y) in y.iter_mut().enumerate() {
-                *y = x[(start + k as i64 * last.step) as usize];
-            }
-        }
+        visit(row * last.count..(row + 1) * last.count, start as usize);
     }
 }
 

@@ -3,10 +3,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::concat::copy_columns;
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
 use crate::squeeze::resolve_axes;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Split;
 
@@ -92,6 +94,30 @@ impl Operator for Split {
             },
         ))
     }
+
+    /// dx is the parts side by side, zero where a part has no gradient.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING.input(1), move |run| {
+            let shape = run.shape(0);
+            let axis = resolve_axes(&[node.int_or("axis", 0)?], shape.len())?[0];
+            let given = run.inputs.get(1).and_then(Option::as_ref).and_then(Tensor::to_i64);
+            let parts = sizes(&node, given, shape[axis])?;
+            let inner: usize = shape[axis + 1..].iter().product();
+            let row = shape[axis] * inner;
+            let is_whole = (0..parts.len()).all(|part| run.gradient(part).is_some());
+            let mut dx = if is_whole { run.tensor(shape) } else { run.zeros(shape) };
+            let mut start = 0;
+            for (index, part) in parts.iter().enumerate() {
+                let width = part * inner;
+                if let Some(dy) = run.gradient(index) {
+                    copy_columns(dx.slice_mut::<f32>(), row, start, dy.slice::<f32>(), width);
+                }
+                start += width;
+            }
+            Ok(vec![Some(dx.into())])
+        })
+    }
 }
 
 /// Input 0 cut along an axis into parts of the sizes given, which add up to its size.
@@ -117,7 +143,7 @@ pub(crate) fn parts_of(run: &Run, axis: usize, parts: &[usize]) -> Result<Vec<Te
 }
 
 /// Copies columns `start..start + width` out of rows of `row`.
-fn take_columns<T: Copy>(y: &mut [T], width: usize, x: &[T], row: usize, start: usize) {
+pub(crate) fn take_columns<T: Copy>(y: &mut [T], width: usize, x: &[T], row: usize, start: usize) {
     if width == 0 {
         return;
     }

@@ -4,7 +4,8 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::reshape_gradient;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Squeeze;
 
@@ -75,5 +76,9 @@ impl Operator for Squeeze {
             let shape: Vec<usize> = kept.map(|axis| x.shape()[axis]).collect();
             Ok(vec![x.reshaped(&shape)])
         }))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }

@@ -3,9 +3,10 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required};
 
 pub(crate) struct Transpose;
 
@@ -52,19 +53,42 @@ impl Operator for Transpose {
                 let x = run.input(0)?;
                 check_movable(0, x)?;
                 let perm = permutation(&node, x.rank())?;
-                let shape: Vec<usize> = perm.iter().map(|&axis| x.shape()[axis]).collect();
-                // Moving only axes of size 1 leaves the order of elements as it is.
-                let moved: Vec<usize> =
-                    perm.iter().copied().filter(|&axis| x.shape()[axis] != 1).collect();
-                if moved.is_sorted() {
-                    return Ok(vec![x.reshaped(&shape)]);
-                }
-                let mut y = run.pool.tensor(x.dtype(), &shape);
-                by_width!(x, Word => permute::<Word>(words_mut(&mut y), words(x), x.shape(), &perm));
-                Ok(vec![y])
+                Ok(vec![permuted(run.pool, x, &perm)])
             },
         ))
     }
+
+    /// dx is dy with its axes put back.
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING, move |run| {
+            let dy = run.take_gradient();
+            let perm = inverse(&permutation(&node, dy.rank())?);
+            let dx = permuted(run.pool, &dy, &perm);
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
+    }
+}
+
+/// `x` with its axes permuted; of elements of whole bytes.
+fn permuted(pool: &Pool, x: &Tensor, perm: &[usize]) -> Tensor {
+    let shape: Vec<usize> = perm.iter().map(|&axis| x.shape()[axis]).collect();
+    // Moving only axes of size 1 leaves the order of elements as it is.
+    let moved: Vec<usize> = perm.iter().copied().filter(|&axis| x.shape()[axis] != 1).collect();
+    if moved.is_sorted() {
+        return x.reshaped(&shape);
+    }
+    let mut y = pool.tensor(x.dtype(), &shape);
+    by_width!(x, Word => permute::<Word>(words_mut(&mut y), words(x), x.shape(), perm));
+    y
+}
+
+/// The permutation that undoes `perm`.
+pub(crate) fn inverse(perm: &[usize]) -> Vec<usize> {
+    let mut inverse = vec![0; perm.len()];
+    perm.iter().enumerate().for_each(|(to, &from)| inverse[from] = to);
+    inverse
 }
 
 /// Writes `x` of `shape` with its axes permuted.

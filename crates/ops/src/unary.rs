@@ -3,16 +3,31 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::broadcast::Operand;
 use crate::clip::in_place_or_copy;
-use crate::kernels::{elementwise, for_rows};
+use crate::gradient::{gradient, zero_gradient};
+use crate::kernels::{elementwise, for_rows, slopes};
 use crate::number::{Number, by_integer};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, required};
 
 /// What a function does to slices of floats, and to integers if it takes them.
 pub(crate) struct Function {
     f32_loop: Box<dyn Fn(&mut [f32]) + Send + Sync>,
     f64_loop: Box<dyn Fn(&mut [f64]) + Send + Sync>,
     integer: Option<Integer>,
+    slope: Slope,
+}
+
+/// Multiplies a gradient by the slope at each of the values.
+type SlopeLoop = Box<dyn Fn(&mut [f32], &[f32]) + Send + Sync>;
+
+/// The slope of a function, and what tells it.
+enum Slope {
+    Unknown,
+    Zero,
+    Constant(f32),
+    OfInput(SlopeLoop),
+    OfOutput(SlopeLoop),
 }
 
 /// The functions of integers.
@@ -51,6 +66,15 @@ macro_rules! functions {
                 Ok(Box::new(move |run: &mut Run| $crate::unary::apply(run, &function)))
             }
 
+            fn gradient(
+                &self,
+                $node: &Node,
+                _: &$crate::Training,
+            ) -> Result<Box<dyn $crate::Gradient>, OpError> {
+                let function: $crate::unary::Function = $function;
+                function.gradient()
+            }
+
             fn widens_half(&self) -> bool {
                 true
             }
@@ -68,6 +92,7 @@ pub(crate) fn function(
         f32_loop: Box::new(f32_loop),
         f64_loop: Box::new(move |data| data.iter_mut().for_each(|x| *x = f64_value(*x))),
         integer: None,
+        slope: Slope::Unknown,
     }
 }
 
@@ -83,6 +108,77 @@ impl Function {
     pub(crate) fn and_integers(self, integer: Integer) -> Self {
         Self { integer: Some(integer), ..self }
     }
+
+    /// Straight.
+    pub(crate) fn constant_slope(self, slope: f32) -> Self {
+        Self { slope: Slope::Constant(slope), ..self }
+    }
+
+    /// Constant but for its steps.
+    pub(crate) fn flat(self) -> Self {
+        Self { slope: Slope::Zero, ..self }
+    }
+
+    /// With the loop that multiplies a gradient by the slope at the input.
+    pub(crate) fn slope_by_input(
+        self,
+        slope: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
+    ) -> Self {
+        Self { slope: Slope::OfInput(Box::new(slope)), ..self }
+    }
+
+    /// With the loop that multiplies a gradient by the slope, told by the output.
+    pub(crate) fn slope_by_output(
+        self,
+        slope: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
+    ) -> Self {
+        Self { slope: Slope::OfOutput(Box::new(slope)), ..self }
+    }
+
+    /// With the slope as a plain expression of the input.
+    pub(crate) fn slope(self, slope: fn(f32) -> f32) -> Self {
+        self.slope_by_input(move |dy, x| {
+            dy.iter_mut().zip(x).for_each(|(dy, &x)| *dy *= slope(x));
+        })
+    }
+
+    /// dx = dy · slope.
+    ///
+    /// # Errors
+    /// When no slope is known.
+    pub(crate) fn gradient(self) -> Result<Box<dyn Gradient>, OpError> {
+        match self.slope {
+            Slope::Unknown => Err(OpError::NoGradient),
+            Slope::Zero => zero_gradient(),
+            Slope::Constant(slope) => gradient(Reads::NOTHING, move |run| {
+                let mut dx = run.take_gradient();
+                for_rows(dx.slice_mut::<f32>(), 1, |_, dx| {
+                    elementwise::mul_in_place(dx, Operand::Scalar(slope));
+                });
+                Ok(vec![Some(dx.into())])
+            }),
+            Slope::OfInput(slope) => gradient(Reads::NOTHING.input(0), move |run| {
+                let mut dx = run.take_gradient();
+                steepen(&mut dx, run.input(0)?, &slope);
+                Ok(vec![Some(dx.into())])
+            }),
+            Slope::OfOutput(slope) => gradient(Reads::NOTHING.output(0), move |run| {
+                let mut dx = run.take_gradient();
+                steepen(&mut dx, run.output(0), &slope);
+                Ok(vec![Some(dx.into())])
+            }),
+        }
+    }
+}
+
+/// dy = dy · slope(values), on every thread.
+pub(crate) fn steepen(
+    dy: &mut Tensor,
+    values: &Tensor,
+    slope: impl Fn(&mut [f32], &[f32]) + Sync + Send,
+) {
+    let values = values.slice::<f32>();
+    for_rows(dy.slice_mut::<f32>(), 1, |first, dy| slope(dy, &values[first..first + dy.len()]));
 }
 
 /// erf x in f64.
@@ -103,17 +199,21 @@ pub(crate) fn erf_f64(x: f64) -> f64 {
 }
 
 functions! {
-    Abs, |_node| each(f32::abs, f64::abs).and_integers(Integer::Abs);
-    Ceil, |_node| function(elementwise::ceil, f64::ceil);
-    Erf, |_node| function(elementwise::erf, erf_f64);
-    Exp, |_node| function(elementwise::exp, f64::exp);
-    Floor, |_node| function(elementwise::floor, f64::floor);
-    Log, |_node| function(elementwise::ln, f64::ln);
-    Neg, |_node| each(|x| -x, |x| -x).and_integers(Integer::Neg);
-    Reciprocal, |_node| each(|x| 1.0 / x, |x| 1.0 / x);
-    Round, |_node| function(elementwise::round, f64::round_ties_even);
-    Sign, |_node| each(f32::sign, f64::sign).and_integers(Integer::Sign);
-    Sqrt, |_node| function(elementwise::sqrt, f64::sqrt);
+    Abs, |_node| {
+        each(f32::abs, f64::abs).and_integers(Integer::Abs).slope_by_input(slopes::abs)
+    };
+    Ceil, |_node| function(elementwise::ceil, f64::ceil).flat();
+    Erf, |_node| function(elementwise::erf, erf_f64).slope_by_input(slopes::erf);
+    Exp, |_node| function(elementwise::exp, f64::exp).slope_by_output(slopes::exp);
+    Floor, |_node| function(elementwise::floor, f64::floor).flat();
+    Log, |_node| function(elementwise::ln, f64::ln).slope_by_input(slopes::ln);
+    Neg, |_node| each(|x| -x, |x| -x).and_integers(Integer::Neg).constant_slope(-1.0);
+    Reciprocal, |_node| {
+        each(|x| 1.0 / x, |x| 1.0 / x).slope_by_output(slopes::reciprocal)
+    };
+    Round, |_node| function(elementwise::round, f64::round_ties_even).flat();
+    Sign, |_node| each(f32::sign, f64::sign).and_integers(Integer::Sign).flat();
+    Sqrt, |_node| function(elementwise::sqrt, f64::sqrt).slope_by_output(slopes::sqrt);
 }
 
 pub(crate) fn apply(run: &mut Run, function: &Function) -> Result<Vec<Tensor>, OpError> {

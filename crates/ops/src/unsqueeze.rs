@@ -3,8 +3,9 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::gradient::reshape_gradient;
 use crate::squeeze::{axes_of, resolve_axes};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Unsqueeze;
 
@@ -53,5 +54,9 @@ impl Operator for Unsqueeze {
                 .ok_or_else(|| OpError::value("axes", "absent", "an input or attribute"))?;
             Ok(vec![x.reshaped(&inserted(x.shape(), &axes, &1)?)])
         }))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        reshape_gradient()
     }
 }

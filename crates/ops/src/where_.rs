@@ -3,9 +3,10 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes};
+use crate::broadcast::{Loops, Operand, broadcast_facts, broadcast_shapes};
+use crate::gradient::{gradient, sum_to};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required};
 
 pub(crate) struct Where;
 
@@ -49,6 +50,45 @@ impl Operator for Where {
             },
         ))
     }
+
+    /// da = Σ dy where the condition holds, db = Σ dy where it does not.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING.input(0), |run| {
+            let dy = run.take_gradient();
+            let condition = run.input(0)?;
+            let part = |index: usize| {
+                run.wants(index).then(|| {
+                    let part = masked(run.pool, &dy, condition, index == 1);
+                    sum_to(part, run.shape(index), run.pool).into()
+                })
+            };
+            let flows = vec![None, part(1), part(2)];
+            run.pool.recycle(dy);
+            Ok(flows)
+        })
+    }
+}
+
+/// dy where the condition is `held`, 0 elsewhere.
+fn masked(pool: &Pool, dy: &Tensor, condition: &Tensor, held: bool) -> Tensor {
+    let mut part = pool.tensor(dy.dtype(), dy.shape());
+    let loops = Loops::new([condition.shape(), dy.shape()], dy.shape());
+    let (condition, dy, [stride, dy_stride]) =
+        (condition.bytes(), dy.slice::<f32>(), loops.inner_strides());
+    loops.for_each_row_of(part.slice_mut::<f32>(), |part, [at, from]| {
+        let size = part.len();
+        match (Operand::new(condition, at, stride, size), Operand::new(dy, from, dy_stride, size)) {
+            (Operand::Row(condition), Operand::Row(dy)) => {
+                for ((part, &condition), &dy) in part.iter_mut().zip(condition).zip(dy) {
+                    *part = if (condition != 0) == held { dy } else { 0.0 };
+                }
+            }
+            (Operand::Scalar(condition), _) if (condition != 0) != held => part.fill(0.0),
+            (_, Operand::Row(dy)) => part.copy_from_slice(dy),
+            (_, Operand::Scalar(dy)) => part.fill(dy),
+        }
+    });
+    part
 }
 
 /// Elements of a shape vector, each of `a` or of `b`; one of either serves all.

@@ -6,8 +6,9 @@ use attar_tensor::Tensor;
 
 use super::axis_of;
 use crate::gather::pick;
+use crate::moves::moved_gradient;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Compress;
 
@@ -67,5 +68,10 @@ impl Operator for Compress {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 0, node.inputs.len())
     }
 }

@@ -5,8 +5,9 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use super::{axis_of, integers, positions_along};
+use crate::moves::moved_gradient;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct GatherElements;
 
@@ -50,5 +51,10 @@ impl Operator for GatherElements {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 0, node.inputs.len())
     }
 }

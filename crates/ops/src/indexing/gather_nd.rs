@@ -5,8 +5,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use super::{blocks, integers};
+use crate::moves::moved_gradient;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct GatherND;
 
@@ -78,5 +79,10 @@ impl Operator for GatherND {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 0, node.inputs.len())
     }
 }

@@ -5,8 +5,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::fact::resolve_axis;
+use crate::moves::moved_gradient;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct OneHot;
 
@@ -82,5 +83,10 @@ impl Operator for OneHot {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 2, node.inputs.len())
     }
 }

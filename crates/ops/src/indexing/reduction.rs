@@ -4,8 +4,8 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Element, Tensor, bf16, f16};
 
-use crate::OpError;
 use crate::words::{by_width, words, words_mut};
+use crate::{Backward, Flow, OpError, Reads};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Reduction {
@@ -78,6 +78,83 @@ impl Reduction {
         for (from, &start) in updates.chunks_exact(size).zip(starts) {
             let pairs = y[start..start + size].iter_mut().zip(from);
             pairs.for_each(|(y, &update)| *y = combine(*y, update));
+        }
+    }
+}
+
+/// The gradients of x and of the updates, where they are `wanted`, of a scattering into x that gave
+/// y; updates i, in blocks of `size`, at `starts[i]` of y.
+///
+/// | reduction | dx, du |
+/// | --- | --- |
+/// | none | dy where nothing was put, dy where it is the last that was put there |
+/// | add | dy, dy |
+/// | mul | dy times all other factors |
+/// | min, max | dy where it is y, shared evenly by those that are equal |
+pub(super) fn scatter_back(
+    reduction: Reduction,
+    run: &mut Backward,
+    starts: &[usize],
+    size: usize,
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let mut dx = run.take_gradient();
+    let places: Vec<usize> = starts.iter().flat_map(|&start| start..start + size).collect();
+    let mut updates = run.tensor(run.shape(2));
+    let (dy, du) = (dx.slice_mut::<f32>(), updates.slice_mut::<f32>());
+    match reduction {
+        Reduction::None => {
+            for (du, &place) in du.iter_mut().zip(&places).rev() {
+                *du = std::mem::take(&mut dy[place]);
+            }
+        }
+        Reduction::Add => du.iter_mut().zip(&places).for_each(|(du, &place)| *du = dy[place]),
+        Reduction::Mul => {
+            let (x, u) = (run.input(0)?.slice::<f32>(), run.input(2)?.slice::<f32>());
+            let mut products = vec![(1.0_f64, 0_usize); x.len()];
+            let all = || (0..x.len()).zip(x).chain(places.iter().copied().zip(u));
+            for (place, &factor) in all() {
+                let (product, zeros) = &mut products[place];
+                if factor == 0.0 { *zeros += 1 } else { *product *= f64::from(factor) }
+            }
+            let others = |place: usize, factor: f32| match products[place] {
+                (product, 0) => product / f64::from(factor),
+                (product, 1) if factor == 0.0 => product,
+                _ => 0.0,
+            };
+            for ((du, &place), &u) in du.iter_mut().zip(&places).zip(u) {
+                *du = (f64::from(dy[place]) * others(place, u)) as f32;
+            }
+            for (place, (dy, &x)) in dy.iter_mut().zip(x).enumerate() {
+                *dy = (f64::from(*dy) * others(place, x)) as f32;
+            }
+        }
+        Reduction::Min | Reduction::Max => {
+            let (x, u) = (run.input(0)?.slice::<f32>(), run.input(2)?.slice::<f32>());
+            let y = run.output(0).slice::<f32>();
+            let is_y = |place: usize, value: f32| f32::from(u8::from(y[place] == value));
+            let mut counts: Vec<f32> =
+                x.iter().enumerate().map(|(place, &x)| is_y(place, x)).collect();
+            places.iter().zip(u).for_each(|(&place, &u)| counts[place] += is_y(place, u));
+            dy.iter_mut().zip(&counts).for_each(|(dy, count)| *dy /= count.max(1.0));
+            for ((du, &place), &u) in du.iter_mut().zip(&places).zip(u) {
+                *du = dy[place] * is_y(place, u);
+            }
+            for (place, (dy, &x)) in dy.iter_mut().zip(x).enumerate() {
+                *dy *= is_y(place, x);
+            }
+        }
+    }
+    Ok(vec![Some(dx.into()), None, Some(updates.into())])
+}
+
+impl Reduction {
+    /// What [`scatter_back`] reads.
+    pub(super) fn reads(self) -> Reads {
+        let indices = Reads::NOTHING.input(1);
+        match self {
+            Self::None | Self::Add => indices,
+            Self::Mul => indices.input(0).input(2),
+            Self::Min | Self::Max => indices.input(0).input(2).output(0),
         }
     }
 }

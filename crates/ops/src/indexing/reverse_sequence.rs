@@ -5,8 +5,9 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use super::integers;
+use crate::gradient::gradient_by_kernel;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct ReverseSequence;
 
@@ -75,5 +76,9 @@ impl Operator for ReverseSequence {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient_by_kernel(self.kernel(node, &[])?, node.inputs.len())
     }
 }

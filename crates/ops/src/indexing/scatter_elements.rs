@@ -4,10 +4,11 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
-use super::reduction::Reduction;
-use super::{axis_of, integers, positions_along};
+use super::reduction::{Reduction, scatter_back};
+use super::{axis_of, integers, integers_of, positions_along};
+use crate::gradient::gradient;
 use crate::words::{check_movable, for_every_type};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct ScatterElements;
 
@@ -53,6 +54,17 @@ impl Operator for ScatterElements {
         Ok(match reduction {
             Reduction::None => for_every_type(|index| index != 1, kernel),
             _ => Box::new(kernel),
+        })
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (node, reduction) = (node.clone(), Reduction::of(node)?);
+        gradient(reduction.reads(), move |run| {
+            let (shape, indices) = (run.shape(0), run.input(1)?);
+            let axis = axis_of(&node, 0, shape.len())?;
+            let picked = integers_of(indices, 1)?;
+            let positions = positions_along(shape, axis, &picked, indices.shape())?;
+            scatter_back(reduction, run, &positions, 1)
         })
     }
 }

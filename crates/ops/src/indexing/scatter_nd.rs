@@ -4,11 +4,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::reduction::Reduction;
-use super::{blocks, integers};
+use super::reduction::{Reduction, scatter_back};
+use super::{blocks, integers, integers_of};
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
 use crate::words::{check_movable, for_every_type};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct ScatterND;
 
@@ -74,6 +75,15 @@ impl Operator for ScatterND {
         Ok(match reduction {
             Reduction::None => for_every_type(|index| index != 1, kernel),
             _ => Box::new(kernel),
+        })
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reduction = Reduction::of(node)?;
+        gradient(reduction.reads(), move |run| {
+            let (shape, indices) = (run.shape(0), run.input(1)?);
+            let found = blocks(shape, 0, &integers_of(indices, 1)?, indices.shape())?;
+            scatter_back(reduction, run, &found.starts, found.size)
         })
     }
 }

@@ -5,8 +5,9 @@ use attar_graph::Node;
 use attar_tensor::Tensor;
 
 use super::{axis_of, integers_of, reduction::Reduction};
+use crate::moves::moved_gradient;
 use crate::words::{check_movable, for_every_type};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct TensorScatter;
 
@@ -58,6 +59,11 @@ impl Operator for TensorScatter {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index < 2, node.inputs.len())
     }
 }
 

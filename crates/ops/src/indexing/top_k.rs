@@ -7,7 +7,11 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Element, Tensor};
 
 use super::{axis_of, integers};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::rows::AxisView;
+use crate::{
+    Backward, Fact, Flow, Forward, Gradient, Kernel, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 pub(crate) struct TopK;
 
@@ -70,8 +74,43 @@ impl Operator for TopK {
         }))
     }
 
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        Ok(Box::new(TopKGradient { axis: node.int_or("axis", -1)? }))
+    }
+
     fn widens_half(&self) -> bool {
         true
+    }
+}
+
+/// dx is dy at the places that were picked.
+struct TopKGradient {
+    axis: i64,
+}
+
+impl Gradient for TopKGradient {
+    fn reads(&self) -> Reads {
+        Reads::NOTHING
+    }
+
+    fn forward(&self, forward: &mut Forward, kernel: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
+        let outputs = kernel.run(&mut forward.run)?;
+        forward.saved.push(outputs[1].clone());
+        Ok(outputs)
+    }
+
+    fn backward(&self, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        let Some(dy) = run.gradient(0) else { return Ok(Vec::new()) };
+        let AxisView { size, inner } = AxisView::new(run.shape(0), self.axis)?;
+        let AxisView { size: k, .. } = AxisView::new(dy.shape(), self.axis)?;
+        let mut dx = run.zeros(run.shape(0));
+        let to = dx.slice_mut::<f32>();
+        let picked = run.saved[0].slice::<i64>().iter().zip(dy.slice::<f32>()).enumerate();
+        for (place, (&index, &dy)) in picked {
+            let (block, column) = (place / (k * inner), place % inner);
+            to[(block * size + index as usize) * inner + column] = dy;
+        }
+        Ok(vec![Some(dx.into())])
     }
 }
 

@@ -14,8 +14,10 @@ pub(crate) mod normalize;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod reducing;
 mod registers;
 pub(crate) mod resample;
+pub(crate) mod slopes;
 pub(crate) mod softmax;
 pub(crate) mod transpose;
 

@@ -54,4 +54,27 @@ vectorized! {
             *out = sum;
         }
     }
+
+    /// out += x · weight.
+    pub(crate) fn add_scaled<FMA>(out: &mut [f32], x: &[f32], weight: f32) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = fma::<FMA>(x, weight, *out);
+        }
+    }
+
+    /// x[index] += weight · out[o] over the `count` taps of every o.
+    pub(crate) fn scatter_taps<FMA>(
+        x: &mut [f32],
+        out: &[f32],
+        indices: &[usize],
+        weights: &[f32],
+        count: usize,
+    ) {
+        let taps = indices.chunks_exact(count).zip(weights.chunks_exact(count));
+        for (&out, (indices, weights)) in out.iter().zip(taps) {
+            for (&index, &weight) in indices.iter().zip(weights) {
+                x[index] = fma::<FMA>(out, weight, x[index]);
+            }
+        }
+    }
 }

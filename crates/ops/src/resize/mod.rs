@@ -1,6 +1,7 @@
 //! `Resize` (opset 11): every axis sampled anew at output/scale, nearest, linear or cubic
 //! (Keys, 1981), one axis after the other.
 
+mod gradient;
 mod sample;
 mod settings;
 mod taps;
@@ -11,7 +12,7 @@ use attar_tensor::{DType, Tensor};
 use self::settings::{Mode, Settings};
 use self::taps::Taps;
 use crate::real::rounded_to;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Resize;
 
@@ -35,6 +36,10 @@ impl Operator for Resize {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let settings = Settings::new(node)?;
         Ok(Box::new(move |run: &mut Run| resize(run, &settings)))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        Ok(Box::new(gradient::ResizeGradient { settings: Settings::new(node)? }))
     }
 }
 

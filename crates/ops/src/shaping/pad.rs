@@ -6,10 +6,12 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
 use crate::indexing::{integers, integers_of, strides_of};
 use crate::kernels::for_rows;
+use crate::moves::moved_gradient;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Pad;
 
@@ -100,6 +102,27 @@ impl Operator for Pad {
                 Ok(vec![padded(run, &pads, mode)?])
             },
         ))
+    }
+
+    /// dx is dy without what was added; what mirrored or repeated elements got is added to theirs.
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let mode = Mode::of(node)?;
+        if mode != Mode::Constant || training.wants(2) {
+            let moved = |index| index == 0 || index == 2;
+            return moved_gradient(self.kernel(node, &[])?, moved, node.inputs.len());
+        }
+        gradient(Reads::NOTHING.input(1).input(3), |run| {
+            let axes = run.inputs.get(3).and_then(Option::as_ref);
+            let axes = axes.map(|axes| integers_of(axes, 3)).transpose()?;
+            let given = integers_of(run.input(1)?, 1)?;
+            let pads = per_axis(&given, axes.as_deref(), run.shape(0).len(), &0)?;
+            let undone: Vec<[i64; 2]> = pads.iter().map(|[begin, end]| [-begin, -end]).collect();
+            let dy = run.take_gradient();
+            let inner = Run { inputs: vec![Some(dy)], pool: run.pool };
+            let dx = padded(&inner, &undone, Mode::Constant)?;
+            inner.inputs.into_iter().flatten().for_each(|dy| run.pool.recycle(dy));
+            Ok(vec![Some(dx.into())])
+        })
     }
 }
 

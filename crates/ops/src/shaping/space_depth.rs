@@ -7,9 +7,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use crate::transpose::permute;
+use crate::gradient::gradient;
+use crate::transpose::{inverse, permute};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct SpaceToDepth;
 
@@ -57,6 +60,20 @@ fn rearrange(
     Ok(vec![y])
 }
 
+/// The reverse of [`rearrange`], of a gradient.
+fn rearrange_back(
+    run: &mut Backward,
+    view: [usize; 6],
+    perm: [usize; 6],
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let mut dx = run.tensor(run.shape(0));
+    let seen = perm.map(|axis| view[axis]);
+    permute(dx.slice_mut::<f32>(), dy.slice::<f32>(), &seen, &inverse(&perm));
+    run.pool.recycle(dy);
+    Ok(vec![Some(dx.into())])
+}
+
 impl Operator for SpaceToDepth {
     fn op_type(&self) -> &'static str {
         "SpaceToDepth"
@@ -87,6 +104,15 @@ impl Operator for SpaceToDepth {
                 rearrange(run, [n, c, h, b, w, b], perm, [n, c * b * b, h, w])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (b, channels_first) = (block_size(node)?, is_channels_first(node)?);
+        gradient(Reads::NOTHING, move |run| {
+            let &[n, c, h, w] = image(run.shape(0))?;
+            let perm = if channels_first { [0, 1, 3, 5, 2, 4] } else { [0, 3, 5, 1, 2, 4] };
+            rearrange_back(run, [n, c, h / b, b, w / b, b], perm)
+        })
     }
 }
 
@@ -124,5 +150,18 @@ impl Operator for DepthToSpace {
                 }
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (b, channels_first) = (block_size(node)?, is_channels_first(node)?);
+        gradient(Reads::NOTHING, move |run| {
+            let &[n, c, h, w] = image(run.shape(0))?;
+            let c = c / (b * b);
+            if channels_first {
+                rearrange_back(run, [n, c, b, b, h, w], [0, 1, 4, 2, 5, 3])
+            } else {
+                rearrange_back(run, [n, b, b, c, h, w], [0, 3, 4, 1, 5, 2])
+            }
+        })
     }
 }

@@ -4,9 +4,10 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::expand::{repeat, repeat_elements};
+use crate::gradient::{gradient, sum_to};
 use crate::indexing::integers;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Tile;
 
@@ -66,5 +67,20 @@ impl Operator for Tile {
                 Ok(vec![y])
             },
         ))
+    }
+
+    /// dx sums the repeats.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING, |run| {
+            let dy = run.take_gradient();
+            let shape = run.shape(0);
+            let (mut from, mut to) = (Vec::new(), Vec::new());
+            for (&size, &whole) in shape.iter().zip(dy.shape()) {
+                from.extend([1, size]);
+                to.extend([whole.checked_div(size).unwrap_or(0), size]);
+            }
+            let dx = sum_to(dy.reshaped(&to), &from, run.pool);
+            Ok(vec![Some(dx.reshaped(shape).into())])
+        })
     }
 }

@@ -4,9 +4,10 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::gradient::gradient_by_kernel;
 use crate::indexing::integers_of;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct Trilu;
 
@@ -60,5 +61,9 @@ impl Operator for Trilu {
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient_by_kernel(self.kernel(node, &[])?, node.inputs.len())
     }
 }

@@ -6,17 +6,18 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::fourier::{Complex, Fourier};
-use super::{floats, integer, length, length_dim};
+use super::{adjoint, floats, integer, length, length_dim};
 use crate::fact::resolve_axis;
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct Dft;
 
 #[derive(Clone, Copy)]
-struct Direction {
-    is_inverse: bool,
-    is_one_sided: bool,
+pub(super) struct Direction {
+    pub(super) is_inverse: bool,
+    pub(super) is_one_sided: bool,
 }
 
 impl Direction {
@@ -25,7 +26,7 @@ impl Direction {
         Ok(Self { is_inverse: flag("inverse")?, is_one_sided: flag("onesided")? })
     }
 
-    fn gives_real(self) -> bool {
+    pub(super) fn gives_real(self) -> bool {
         self.is_inverse && self.is_one_sided
     }
 }
@@ -76,25 +77,43 @@ impl Operator for Dft {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let direction = Direction::of(node)?;
         Ok(Box::new(move |run: &mut Run| {
-            let x = run.input(0)?;
-            let axis = if run.optional(2).is_some() { integer(run, 2)? } else { -2 };
-            let axis = signal_axis(axis, x.rank())?;
-            let from = x.shape()[axis];
-            let size = match run.optional(1) {
-                Some(_) => length(run, 1)?,
-                None if direction.gives_real() => 2 * from.saturating_sub(1),
-                None => from,
-            };
-            if size == 0 {
-                return Err(OpError::value("the length of the transform", size, "above 0"));
-            }
+            let (axis, size) = place(run, run.input(0)?.shape(), direction)?;
             Ok(vec![transform(run, axis, size, direction)?])
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let direction = Direction::of(node)?;
+        gradient(Reads::NOTHING.input(1).input(2), move |run| {
+            let dy = run.take_gradient();
+            let settings = Run { inputs: std::mem::take(&mut run.inputs), pool: run.pool };
+            let (axis, size) = place(&settings, run.shape(0), direction)?;
+            let mut dx = run.tensor(run.shape(0));
+            adjoint::transform_back(&mut dx, &dy, axis, size, direction);
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
     }
 
     fn widens_half(&self) -> bool {
         true
     }
+}
+
+/// The axis and the length of the transform of signals of a shape.
+fn place(run: &Run, shape: &[usize], direction: Direction) -> Result<(usize, usize), OpError> {
+    let axis = if run.optional(2).is_some() { integer(run, 2)? } else { -2 };
+    let axis = signal_axis(axis, shape.len())?;
+    let from = shape[axis];
+    let size = match run.optional(1) {
+        Some(_) => length(run, 1)?,
+        None if direction.gives_real() => 2 * from.saturating_sub(1),
+        None => from,
+    };
+    if size == 0 {
+        return Err(OpError::value("the length of the transform", size, "above 0"));
+    }
+    Ok((axis, size))
 }
 
 fn transform(run: &Run, axis: usize, size: usize, direction: Direction) -> Result<Tensor, OpError> {

@@ -1,5 +1,6 @@
 //! Signal operators: Fourier transforms, windows, the mel scale.
 
+mod adjoint;
 mod dft;
 mod fourier;
 mod mel_weight_matrix;

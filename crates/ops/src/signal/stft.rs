@@ -5,9 +5,12 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::fourier::{Complex, Fourier};
-use super::{floats, length, length_dim};
+use super::{adjoint, floats, length, length_dim};
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct Stft;
 
@@ -55,19 +58,8 @@ impl Operator for Stft {
                 return Err(OpError::value("the shape of the signal", x.shape(), expected));
             };
             let step = length(run, 1)?;
-            let window = run.optional(2).map(|_| floats(run, 2)).transpose()?;
-            let frame = match (run.optional(3), &window) {
-                (Some(_), _) => length(run, 3)?,
-                (None, Some(window)) => window.len(),
-                (None, None) => size,
-            };
-            if frame == 0 || frame > size {
-                return Err(OpError::value("the frame length", frame, format!("1 to {size}")));
-            }
-            let window = window.unwrap_or_else(|| vec![1.0; frame]);
-            if window.len() != frame {
-                return Err(OpError::value("the window's length", window.len(), frame.to_string()));
-            }
+            let window = window(run, size)?;
+            let frame = window.len();
             let frames = (size - frame) / step + 1;
             let terms = if one_sided { frame / 2 + 1 } else { frame };
             let mut y = run.pool.declared(x.dtype(), &[batches, frames, terms, 2])?;
@@ -82,9 +74,70 @@ impl Operator for Stft {
         }))
     }
 
+    fn gradient(&self, _: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let reads = Reads::NOTHING.input(1).input(2).input(3).input_if(0, training.wants(2));
+        gradient(reads, back)
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
+}
+
+/// The weights of a frame of a signal of `size`.
+fn window(run: &Run, size: usize) -> Result<Vec<f64>, OpError> {
+    let window = run.optional(2).map(|_| floats(run, 2)).transpose()?;
+    let frame = match (run.optional(3), &window) {
+        (Some(_), _) => length(run, 3)?,
+        (None, Some(window)) => window.len(),
+        (None, None) => size,
+    };
+    if frame == 0 || frame > size {
+        return Err(OpError::value("the frame length", frame, format!("1 to {size}")));
+    }
+    let window = window.unwrap_or_else(|| vec![1.0; frame]);
+    if window.len() != frame {
+        return Err(OpError::value("the window's length", window.len(), frame.to_string()));
+    }
+    Ok(window)
+}
+
+/// dx and dwindow: with g the transposed transform of a frame's gradient, dx += window·g where the
+/// frame stood, and dwindow += Re(x̄·g).
+fn back(run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let settings = Run { inputs: run.inputs.clone(), pool: run.pool };
+    let &[batches, size, parts] = run.shape(0) else { return Ok(Vec::new()) };
+    let (step, window) = (length(&settings, 1)?, window(&settings, size)?);
+    let &[_, frames, terms, _] = dy.shape() else { return Ok(Vec::new()) };
+    let x = if run.wants(2) { floats(&settings, 0)? } else { Vec::new() };
+    let fourier = Fourier::new(window.len());
+    let (mut dx, mut dwindow) = (vec![0.0; batches * size * parts], vec![0.0; window.len()]);
+    for (index, row) in dy.slice::<f32>().chunks_exact(terms * 2).enumerate() {
+        let pairs = row.chunks_exact(2);
+        let terms = pairs.map(|pair| Complex { re: pair[0].into(), im: pair[1].into() });
+        let found = adjoint::forward_back(&fourier, terms.collect(), window.len());
+        let start = index / frames * size + index % frames * step;
+        for (n, (g, weight)) in found.iter().zip(&window).enumerate() {
+            for (part, g) in [g.re, g.im].into_iter().enumerate().take(parts) {
+                let at = (start + n) * parts + part;
+                dx[at] += weight * g;
+                if let Some(x) = x.get(at) {
+                    dwindow[n] += x * g;
+                }
+            }
+        }
+    }
+    run.pool.recycle(dy);
+    let flow = |index: usize, values: &[f64]| {
+        run.wants(index).then(|| {
+            let mut flow = run.tensor(run.shape(index));
+            let places = flow.slice_mut::<f32>().iter_mut().zip(values);
+            places.for_each(|(to, &value)| *to = value as f32);
+            Flow::from(flow)
+        })
+    };
+    Ok(vec![flow(0, &dx), None, flow(2, &dwindow)])
 }
 
 struct Signal<'a> {
