@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::core::{Attention, Heads, Sizes, Stage};
 use crate::Pool;
 use crate::kernels::gemm::Strided;
-use crate::kernels::{gemm, gradient as kernels};
+use crate::kernels::{elementwise, gemm, gradient as kernels};
 
 /// Gradients as [batch, heads, rows, size]; that of the scores only where it is asked for.
 pub(super) struct Gradients {
@@ -28,11 +28,12 @@ pub(super) enum Order {
 }
 
 impl Attention<'_, f32> {
-    /// What flows back from `dy`.
+    /// What flows back from `dy` and, at a stage of theirs, from the scores.
     pub(super) fn flow_back(
         &self,
         dy: Heads<f32>,
         orders: [Order; 3],
+        more: Option<(Stage, &[f32])>,
         wants_scores: bool,
         pool: &Pool,
     ) -> Gradients {
@@ -63,12 +64,19 @@ impl Attention<'_, f32> {
         let parts = query_data.zip(key_data).zip(value_data).zip(shown).enumerate();
         parts.for_each(|(text, (((query, key), value), shown))| {
             let out = Out { query, key, value, shown, orders };
-            self.text_back(text, dy, out, pool);
+            self.text_back(text, dy, more, out, pool);
         });
         Gradients { query, key, value, scores }
     }
 
-    fn text_back(&self, text: usize, dy: Heads<f32>, out: Out, pool: &Pool) {
+    fn text_back(
+        &self,
+        text: usize,
+        dy: Heads<f32>,
+        more: Option<(Stage, &[f32])>,
+        out: Out,
+        pool: &Pool,
+    ) {
         let sizes = &self.sizes;
         let per_kv = sizes.heads / sizes.kv_heads;
         let score_count = sizes.queries * sizes.keys;
@@ -76,7 +84,10 @@ impl Attention<'_, f32> {
         let head_back = |kv_head: usize| {
             let mut head = Head::new(sizes, per_kv, pool);
             for index in 0..per_kv {
-                self.head_back(text, kv_head * per_kv + index, index, dy, &mut head);
+                let at = kv_head * per_kv + index;
+                let of_head = (text * sizes.heads + at) * score_count;
+                let more = more.map(|(stage, all)| (stage, &all[of_head..][..score_count]));
+                self.head_back([text, at, index], dy, more, &mut head);
             }
             head
         };
@@ -105,7 +116,13 @@ impl Attention<'_, f32> {
     }
 
     /// One head of queries; adds to what its head of keys and values gets.
-    fn head_back(&self, text: usize, head: usize, index: usize, dy: Heads<f32>, out: &mut Head) {
+    fn head_back(
+        &self,
+        [text, head, index]: [usize; 3],
+        dy: Heads<f32>,
+        more: Option<(Stage, &[f32])>,
+        out: &mut Head,
+    ) {
         let sizes = &self.sizes;
         let (queries, keys) = (sizes.queries, sizes.keys);
         if queries * keys == 0 {
@@ -126,17 +143,30 @@ impl Attention<'_, f32> {
         let of_keys = Strided::rows(probabilities, queries, keys).transposed();
         gemm::add_matmul(dv, of_keys, dy, 1.0, index > 0);
         gemm::add_matmul(ds, dy, value.transposed(), 1.0, false);
-        kernels::softmax_rows(ds, probabilities, keys, 1.0);
-        // The mask is added behind the cap: its gradient is that of the scores there.
-        let mut through = &*ds;
-        if cap > 0.0 {
-            capped.iter_mut().for_each(|score| *score /= cap);
-            let factors = &mut *capped;
-            for (factor, ds) in factors.iter_mut().zip(&*ds) {
-                *factor = ds * (1.0 - *factor * *factor);
-            }
-            through = factors;
+        let of_stage = |at: Stage| more.filter(|(stage, _)| *stage == at).map(|(_, more)| more);
+        if let Some(more) = of_stage(Stage::Probabilities) {
+            elementwise::add_assign(ds, more);
         }
+        kernels::softmax_rows(ds, probabilities, keys, 1.0);
+        if let Some(more) = of_stage(Stage::Masked) {
+            let rows = ds.chunks_exact_mut(keys).zip(more.chunks_exact(keys));
+            for (query, (ds, more)) in rows.enumerate() {
+                let seen = self.seen(text, query);
+                elementwise::add_assign(&mut ds[seen.clone()], &more[seen]);
+            }
+        }
+        // The mask is added behind the cap: dS so far is its gradient.
+        let (early, late) = (of_stage(Stage::Product), of_stage(Stage::Capped));
+        let through = if cap > 0.0 || early.is_some() || late.is_some() {
+            for (i, slot) in capped.iter_mut().enumerate() {
+                let ratio = if cap > 0.0 { *slot / cap } else { 0.0 };
+                let behind = ds[i] + late.map_or(0.0, |more| more[i]);
+                *slot = behind * (1.0 - ratio * ratio) + early.map_or(0.0, |more| more[i]);
+            }
+            capped
+        } else {
+            ds
+        };
         let scale = self.scores.scale;
         gemm::add_matmul(dq, Strided::rows(through, queries, keys), key, scale, false);
         let of_keys = Strided::rows(through, queries, keys).transposed();

@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::real::Real;
@@ -120,18 +119,6 @@ impl<'a, T: Real> Mask<'a, T> {
         let start = text * self.strides[0] + head * self.strides[1] + query * self.strides[2];
         &self.values[start..start + self.keys]
     }
-}
-
-/// The f32 addends of a tensor.
-pub(crate) fn f32_mask<'a>(
-    mask: &'a Tensor,
-    index: usize,
-    sizes: &Sizes,
-) -> Result<Mask<'a, f32>, OpError> {
-    if mask.dtype() != DType::F32 {
-        return Err(OpError::DType { index, found: mask.dtype() });
-    }
-    Mask::new(mask.slice::<f32>(), mask.shape(), sizes)
 }
 
 /// The keys that a query of a text sees.
@@ -339,7 +326,7 @@ impl<T: Real> Attention<'_, T> {
         show(Stage::Probabilities, scores);
     }
 
-    fn seen(&self, text: usize, query: usize) -> Range<usize> {
+    pub(super) fn seen(&self, text: usize, query: usize) -> Range<usize> {
         let keys = self.sizes.keys;
         let seen = self.scores.visible.map_or(0..keys, |visible| visible(text, query));
         let end = seen.end.min(keys);

@@ -119,7 +119,7 @@ fn flow_back(run: &mut Backward, heads: usize, scale: f32) -> Result<Vec<Option<
     let mask = run.inputs.get(3).and_then(Option::as_ref);
     let attention = attention::<f32>(operands, mask, &sizes, scale)?;
     let rows = Heads::packed(dy.slice(), sizes.queries, heads, sizes.value_size);
-    let gradients = attention.flow_back(rows, [Order::Packed; 3], run.wants(3), run.pool);
+    let gradients = attention.flow_back(rows, [Order::Packed; 3], None, run.wants(3), run.pool);
     let mut flows = vec![None; 4];
     place(&mut flows, Some(0), gradients.query, run);
     place(&mut flows, Some(1), gradients.key, run);

@@ -4,11 +4,18 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use super::backward::Order;
 use super::core::{Attention, Heads, Layout, Scores, Sizes, check_head_sizes};
 use super::padding::Padding;
 use super::past::{Rows, joined, past_rows};
+use crate::gradient::{gradient, sum_to};
 use crate::microsoft::vector;
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::normalization_gradient::place;
+use crate::row_sums::sum_rows;
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Reads, Run,
+    Training, required,
+};
 
 pub(crate) struct MultiHeadAttention;
 
@@ -78,6 +85,17 @@ impl Operator for MultiHeadAttention {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let settings = Settings::new(node)?;
         Ok(Box::new(move |run: &mut Run| attend(run, &settings)))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let settings = Settings::new(node)?;
+        let has_past =
+            [input::PAST_KEY, input::PAST_VALUE].iter().any(|&i| node.input(i).is_some());
+        if settings.gives_present || has_past {
+            // A cache is for generating text, which is no training.
+            return Err(OpError::NoGradient);
+        }
+        gradient(Reads::ALL_INPUTS, move |run: &mut Backward| flow_back(run, &settings))
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
@@ -238,75 +256,181 @@ fn checked_parts<'a>(run: &'a Run, heads: usize) -> Result<(usize, [Part<'a>; 3]
     Ok((batch, parts))
 }
 
-fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
-    let heads = settings.heads;
-    let (batch, parts) = checked_parts(run, heads)?;
-    let [q, k, v] = parts;
-    let total: usize = parts.iter().map(|part| heads * part.size).sum();
-    let with_bias = match vector(run, input::BIAS, total)? {
-        None => [None, None, None],
-        Some(bias) => {
-            let starts = [0, heads * q.size, heads * (q.size + k.size)];
-            let add = |index: usize| {
-                let part = &parts[index];
-                part.takes_bias.then(|| biased(part, batch, heads, &bias[starts[index]..], run))
-            };
-            [add(0), add(1), add(2)]
+/// Operands ready to be attended to: with their bias, and after their past.
+struct Operands<'a> {
+    parts: [Part<'a>; 3],
+    with_bias: [Option<Tensor>; 3],
+    present: Option<[Tensor; 2]>,
+    sizes: Sizes,
+}
+
+impl<'a> Operands<'a> {
+    fn new(run: &'a Run, settings: &Settings) -> Result<Self, OpError> {
+        let heads = settings.heads;
+        let (batch, parts) = checked_parts(run, heads)?;
+        let [q, k, v] = parts;
+        let total: usize = parts.iter().map(|part| heads * part.size).sum();
+        let with_bias = match vector(run, input::BIAS, total)? {
+            None => [None, None, None],
+            Some(bias) => {
+                let starts = [0, heads * q.size, heads * (q.size + k.size)];
+                [0, 1, 2].map(|index| {
+                    let part = &parts[index];
+                    let bias = &bias[starts[index]..];
+                    part.takes_bias.then(|| biased(part, batch, heads, bias, run))
+                })
+            }
+        };
+        let sizes = Sizes {
+            batch,
+            heads,
+            kv_heads: heads,
+            queries: q.count,
+            keys: k.count,
+            head_size: q.size,
+            value_size: v.size,
+        };
+        let mut operands = Self { parts, with_bias, present: None, sizes };
+        let past = [run.optional(input::PAST_KEY), run.optional(input::PAST_VALUE)];
+        if past[0].is_some() || past[1].is_some() || settings.gives_present {
+            let pair = [operands.join(1, past[0], run)?, operands.join(2, past[1], run)?];
+            if pair[0].shape()[2] != pair[1].shape()[2] {
+                return Err(OpError::shapes(pair[0].shape(), pair[1].shape()));
+            }
+            operands.sizes.keys = pair[0].shape()[2];
+            operands.present = Some(pair);
         }
-    };
-    let rows = |index: usize| match &with_bias[index] {
-        Some(tensor) => Heads::packed(tensor.slice(), parts[index].count, heads, parts[index].size),
-        None => parts[index].rows,
-    };
-    let mut sizes = Sizes {
-        batch,
-        heads,
-        kv_heads: heads,
-        queries: q.count,
-        keys: k.count,
-        head_size: q.size,
-        value_size: v.size,
-    };
-    let past = [run.optional(input::PAST_KEY), run.optional(input::PAST_VALUE)];
-    let join = |index: usize| -> Result<Tensor, OpError> {
-        let counts = [batch, heads, parts[index].size];
+        Ok(operands)
+    }
+
+    fn rows(&self, index: usize) -> Heads<'_, f32> {
+        let part = self.parts[index];
+        match &self.with_bias[index] {
+            Some(tensor) => Heads::packed(tensor.slice(), part.count, self.sizes.heads, part.size),
+            None => part.rows,
+        }
+    }
+
+    fn join(&self, index: usize, past: Option<&Tensor>, run: &Run) -> Result<Tensor, OpError> {
+        let counts = [self.sizes.batch, self.sizes.heads, self.parts[index].size];
         let place = input::PAST_KEY + index - 1;
-        let past = match past[index - 1] {
+        let past = match past {
             Some(past) => Some((past.slice(), past_rows(past, DType::F32, place, counts)?)),
             None => None,
         };
-        let new = Rows { heads: rows(index), count: parts[index].count };
+        let new = Rows { heads: self.rows(index), count: self.parts[index].count };
         Ok(joined(past, &new, counts, run.pool))
-    };
-    let mut present = None;
-    if past[0].is_some() || past[1].is_some() || settings.gives_present {
-        let pair = [join(1)?, join(2)?];
-        if pair[0].shape()[2] != pair[1].shape()[2] {
-            return Err(OpError::shapes(pair[0].shape(), pair[1].shape()));
-        }
-        sizes.keys = pair[0].shape()[2];
-        present = Some(pair);
     }
-    let whole = |index: usize| match &present {
-        Some(pair) => Heads::apart(pair[index - 1].slice(), sizes.keys, heads, parts[index].size),
-        None => rows(index),
-    };
-    let past_count = sizes.keys - k.count;
-    let visible = |_: usize, query: usize| 0..past_count + query + 1;
-    let attention = Attention {
-        query: rows(0),
-        key: whole(1),
-        value: whole(2),
-        scores: Scores {
-            mask: settings.padding.addends(run, &sizes)?,
-            visible: settings.is_causal.then_some(&visible),
-            ..Scores::scaled(settings.scale.unwrap_or_else(|| 1.0 / (q.size as f32).sqrt()))
-        },
-        layout: Layout::packed(&sizes),
-        sizes: sizes.clone(),
-    };
-    let mut y = run.pool.tensor(DType::F32, &[batch, q.count, heads * v.size]);
-    attention.run(y.slice_mut(), None, run.pool);
-    let present = present.filter(|_| settings.gives_present).into_iter().flatten();
+
+    fn whole(&self, index: usize) -> Heads<'_, f32> {
+        let (keys, heads) = (self.sizes.keys, self.sizes.heads);
+        match &self.present {
+            Some(pair) => {
+                Heads::apart(pair[index - 1].slice(), keys, heads, self.parts[index].size)
+            }
+            None => self.rows(index),
+        }
+    }
+
+    /// Calls `work` with the attention over these.
+    fn with_attention<R>(
+        &self,
+        run: &Run,
+        settings: &Settings,
+        work: impl FnOnce(&Attention<f32>) -> R,
+    ) -> Result<R, OpError> {
+        let sizes = &self.sizes;
+        let past_count = sizes.keys - self.parts[1].count;
+        let visible = |_: usize, query: usize| 0..past_count + query + 1;
+        let scale = settings.scale.unwrap_or_else(|| 1.0 / (sizes.head_size as f32).sqrt());
+        Ok(work(&Attention {
+            query: self.rows(0),
+            key: self.whole(1),
+            value: self.whole(2),
+            scores: Scores {
+                mask: settings.padding.addends(run, sizes)?,
+                visible: settings.is_causal.then_some(&visible),
+                ..Scores::scaled(scale)
+            },
+            layout: Layout::packed(sizes),
+            sizes: sizes.clone(),
+        }))
+    }
+}
+
+fn attend(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
+    let operands = Operands::new(run, settings)?;
+    let sizes = &operands.sizes;
+    let shape = [sizes.batch, sizes.queries, sizes.heads * sizes.value_size];
+    let mut y = run.pool.tensor(DType::F32, &shape);
+    operands.with_attention(run, settings, |attention| {
+        attention.run(y.slice_mut(), None, run.pool);
+    })?;
+    let present = operands.present.filter(|_| settings.gives_present).into_iter().flatten();
     Ok(std::iter::once(y).chain(present).collect())
+}
+
+/// Of a node without past or present.
+fn flow_back(run: &mut Backward, settings: &Settings) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let run = &*run;
+    let forward = Run { inputs: run.inputs.clone(), pool: run.pool };
+    let operands = Operands::new(&forward, settings)?;
+    let (sizes, parts) = (&operands.sizes, &operands.parts);
+    let order = |index: usize| match parts[index].takes_bias {
+        true => Order::Packed,
+        false => Order::Apart,
+    };
+    let orders = [0, 1, 2].map(order);
+    let rows = Heads::packed(dy.slice(), sizes.queries, sizes.heads, sizes.value_size);
+    let wants_scores = run.wants(input::SCORE_BIAS);
+    let gradients = operands.with_attention(&forward, settings, |attention| {
+        attention.flow_back(rows, orders, None, wants_scores, run.pool)
+    })?;
+    run.pool.recycle(dy);
+    let mut flows = vec![None; 6];
+    if let Some(scores) = gradients.scores {
+        let flow = sum_to(scores, run.shape(input::SCORE_BIAS), run.pool);
+        flows[input::SCORE_BIAS] = Some(flow.into());
+    }
+    let parts_back = [gradients.query, gradients.key, gradients.value];
+    if run.wants(input::BIAS) {
+        let mut bias = run.zeros(run.shape(input::BIAS));
+        let mut rest = bias.slice_mut::<f32>();
+        for (index, part) in parts_back.iter().enumerate() {
+            let (sums, after) = rest.split_at_mut(sizes.heads * parts[index].size);
+            if parts[index].takes_bias {
+                sum_rows(part.slice::<f32>(), sums, run.pool);
+            }
+            rest = after;
+        }
+        flows[input::BIAS] = Some(bias.into());
+    }
+    let rank = |index: usize| run.shape(index).len();
+    match (rank(0), rank(input::KEY)) {
+        (5, _) => flows[0] = Some(put_together(&parts_back, run.shape(0), run).into()),
+        (_, 5) => {
+            let shape = run.shape(input::KEY);
+            flows[input::KEY] = Some(put_together(&parts_back[1..], shape, run).into());
+            flows[0] = Some(parts_back[0].reshaped(run.shape(0)).into());
+        }
+        _ => {
+            for (index, part) in parts_back.into_iter().enumerate() {
+                place(&mut flows, Some(index), part, run);
+            }
+        }
+    }
+    Ok(flows)
+}
+
+/// [batch, rows, heads, parts, size] of as many [batch, rows, heads·size].
+fn put_together(parts: &[Tensor], shape: &[usize], run: &Backward) -> Tensor {
+    let mut whole = run.tensor(shape);
+    let size = shape[4];
+    let rows = whole.slice_mut::<f32>().chunks_exact_mut(size.max(1)).enumerate();
+    for (index, row) in rows {
+        let (at, part) = (index / parts.len(), index % parts.len());
+        row.copy_from_slice(&parts[part].slice::<f32>()[at * size..][..size]);
+    }
+    whole
 }

@@ -5,8 +5,14 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::normalization_gradient::place;
+use crate::real::Real;
+use crate::{
+    Backward, Fact, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 pub(crate) struct RotaryEmbedding;
 
@@ -35,6 +41,11 @@ impl Settings {
             inputs,
         })
     }
+
+    /// The places of pair `i` of `half`.
+    fn pair(&self, i: usize, half: usize) -> [usize; 2] {
+        if self.is_interleaved { [2 * i, 2 * i + 1] } else { [i, i + half] }
+    }
 }
 
 impl Operator for RotaryEmbedding {
@@ -57,7 +68,14 @@ impl Operator for RotaryEmbedding {
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let settings = Settings::new(node, [1, 2, 3])?;
-        Ok(Box::new(move |run: &mut Run| rotate(run, &settings)))
+        Ok(Box::new(move |run: &mut Run| match run.input(0)?.dtype() {
+            DType::F64 => rotate::<f64>(run, &settings, false),
+            _ => rotate::<f32>(run, &settings, false),
+        }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        rotation_gradient(Settings::new(node, [1, 2, 3])?, training)
     }
 
     fn widens_half(&self) -> bool {
@@ -88,7 +106,14 @@ impl Operator for MicrosoftRotaryEmbedding {
             return Err(OpError::Unsupported { what: "is_packed_batching".into() });
         }
         let settings = Settings::new(node, [2, 3, 1])?;
-        Ok(Box::new(move |run: &mut Run| rotate(run, &settings)))
+        Ok(Box::new(move |run: &mut Run| match run.input(0)?.dtype() {
+            DType::F64 => rotate::<f64>(run, &settings, false),
+            _ => rotate::<f32>(run, &settings, false),
+        }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        rotation_gradient(Settings::new(node, [2, 3, 1])?, training)
     }
 
     fn widens_half(&self) -> bool {
@@ -132,33 +157,114 @@ impl Positions {
     }
 }
 
-fn rotate(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
+/// A turn is undone by the turn back: dx is dy turned by −angle. With x = (x₁, x₂) and dy = (g₁, g₂),
+/// dcos = g₁·x₁ + g₂·x₂ and dsin = g₂·x₁ − g₁·x₂, summed over what turned by the same angle.
+fn rotation_gradient(
+    settings: Settings,
+    training: &Training,
+) -> Result<Box<dyn Gradient>, OpError> {
+    let [cos, sin, position] = settings.inputs;
+    let wants_tables = training.wants(cos) || training.wants(sin);
+    let reads = Reads::NOTHING.input_if(0, wants_tables).input(cos).input(sin).input(position);
+    gradient(reads, move |run: &mut Backward| {
+        let dy = run.take_gradient();
+        let mut flows = vec![None; 4];
+        if run.wants(cos) || run.wants(sin) {
+            let [dcos, dsin] = table_gradients(&dy, run, &settings)?;
+            place(&mut flows, Some(cos), dcos, run);
+            place(&mut flows, Some(sin), dsin, run);
+        }
+        let mut inputs = run.inputs.clone();
+        inputs[0] = Some(dy);
+        let dx = rotate::<f32>(&mut Run { inputs, pool: run.pool }, &settings, true)?.pop();
+        place(&mut flows, Some(0), dx.expect("a rotation has a result"), run);
+        Ok(flows)
+    })
+}
+
+fn table_gradients(
+    dy: &Tensor,
+    run: &Backward,
+    settings: &Settings,
+) -> Result<[Tensor; 2], OpError> {
+    let [cos, _, position] = settings.inputs;
+    let x = run.input(0)?;
+    let shape = run.shape(cos);
+    let half = shape.last().copied().unwrap_or(0);
+    let forward = Run { inputs: run.inputs.clone(), pool: run.pool };
+    let plan = Turns::new(x.shape(), half, forward.optional(position), settings)?;
+    let (mut dcos, mut dsin) = (run.zeros(shape), run.zeros(shape));
+    let (cos_sums, sin_sums) = (dcos.slice_mut::<f32>(), dsin.slice_mut::<f32>());
+    let rows = x.slice::<f32>().chunks_exact(plan.size.max(1));
+    for (row, (x, dy)) in rows.zip(dy.slice::<f32>().chunks_exact(plan.size.max(1))).enumerate() {
+        let at = plan.table_row(row) * half;
+        for i in 0..half {
+            let [a, b] = settings.pair(i, half);
+            cos_sums[at + i] += dy[a] * x[a] + dy[b] * x[b];
+            sin_sums[at + i] += dy[b] * x[a] - dy[a] * x[b];
+        }
+    }
+    Ok([dcos, dsin])
+}
+
+/// Which row of the tables each row of x turns by.
+struct Turns {
+    positions: Positions,
+    tokens: usize,
+    queries: usize,
+    heads: usize,
+    size: usize,
+    is_apart: bool,
+}
+
+impl Turns {
+    fn new(
+        shape: &[usize],
+        half: usize,
+        positions: Option<&Tensor>,
+        settings: &Settings,
+    ) -> Result<Self, OpError> {
+        let (tokens, queries, heads, size, is_apart) = match *shape {
+            [batch, heads, queries, size] => (batch * queries, queries, heads, size, true),
+            [batch, queries, hidden] => {
+                // Without a count of heads, the tables tell the size of one.
+                let size = match hidden.checked_div(settings.heads) {
+                    Some(size) => size,
+                    None => half * 2,
+                };
+                if size == 0 || hidden % size != 0 {
+                    let expected = format!("a part of {hidden}");
+                    return Err(OpError::value("the size of a head", size, expected));
+                }
+                (batch * queries, queries, hidden / size, size, false)
+            }
+            _ => return Err(OpError::value("the shape of input 0", shape, "of rank 3 or 4")),
+        };
+        let positions = Positions::new(positions, settings.inputs[2], tokens)?;
+        Ok(Self { positions, tokens, queries, heads, size, is_apart })
+    }
+
+    fn table_row(&self, row: usize) -> usize {
+        let token = if self.is_apart {
+            row / (self.heads * self.queries) * self.queries + row % self.queries
+        } else {
+            row / self.heads
+        };
+        self.positions.row(token, self.queries)
+    }
+}
+
+/// Turns the heads of input 0 by their angles, or back.
+fn rotate<T: Real>(run: &mut Run, settings: &Settings, back: bool) -> Result<Vec<Tensor>, OpError> {
     let [cos_index, sin_index, position_index] = settings.inputs;
-    let x = run.typed::<f32>(0)?;
-    let (cos, sin) = (run.typed::<f32>(cos_index)?, run.typed::<f32>(sin_index)?);
+    let x = run.typed::<T>(0)?;
+    let (cos, sin) = (run.typed::<T>(cos_index)?, run.typed::<T>(sin_index)?);
     if cos.shape() != sin.shape() || cos.rank() == 0 {
         return Err(OpError::shapes(cos.shape(), sin.shape()));
     }
     let half = cos.shape()[cos.rank() - 1];
-    let (tokens, queries, heads, size, is_apart) = match *x.shape() {
-        [batch, heads, queries, size] => (batch * queries, queries, heads, size, true),
-        [batch, queries, hidden] => {
-            // Without a count of heads, the tables tell the size of one.
-            let size = match hidden.checked_div(settings.heads) {
-                Some(size) => size,
-                None => half * 2,
-            };
-            if size == 0 || hidden % size != 0 {
-                return Err(OpError::value(
-                    "the size of a head",
-                    size,
-                    format!("a part of {hidden}"),
-                ));
-            }
-            (batch * queries, queries, hidden / size, size, false)
-        }
-        _ => return Err(OpError::value("the shape of input 0", x.shape(), "of rank 3 or 4")),
-    };
+    let plan = Turns::new(x.shape(), half, run.optional(position_index), settings)?;
+    let size = plan.size;
     let rotary = if settings.rotary_size == 0 { size } else { settings.rotary_size };
     if rotary > size || rotary != half * 2 {
         return Err(OpError::value(
@@ -167,35 +273,30 @@ fn rotate(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
             rotary.to_string(),
         ));
     }
-    let positions = Positions::new(run.optional(position_index), position_index, tokens)?;
     let row_count = cos.element_count().checked_div(half).unwrap_or(0);
-    let is_outside = |token: usize| positions.row(token, queries) >= row_count;
-    if half > 0 && (0..tokens).any(is_outside) {
+    let is_outside = |token: usize| plan.positions.row(token, plan.queries) >= row_count;
+    if half > 0 && (0..plan.tokens).any(is_outside) {
         return Err(OpError::value("a position", "past the tables", format!("below {row_count}")));
     }
-    let mut y = run.pool.tensor(DType::F32, x.shape());
-    let (x, cos, sin) = (x.slice::<f32>(), cos.slice::<f32>(), sin.slice::<f32>());
-    for_rows(y.slice_mut::<f32>(), size, |first, rows| {
+    let mut y = run.pool.tensor(T::DTYPE, x.shape());
+    let (x, cos, sin) = (x.slice::<T>(), cos.slice::<T>(), sin.slice::<T>());
+    for_rows(y.slice_mut::<T>(), size, |first, rows| {
         for (i, y) in rows.chunks_exact_mut(size).enumerate() {
             let row = first + i;
-            let token = if is_apart {
-                row / (heads * queries) * queries + row % queries
-            } else {
-                row / heads
-            };
-            let at = positions.row(token, queries) * half;
+            let at = plan.table_row(row) * half;
             y.copy_from_slice(&x[row * size..(row + 1) * size]);
-            turn(&mut y[..rotary], &cos[at..at + half], &sin[at..at + half], settings);
+            turn(&mut y[..rotary], &cos[at..at + half], &sin[at..at + half], settings, back);
         }
     });
     Ok(vec![y])
 }
 
-fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], settings: &Settings) {
+fn turn<T: Real>(row: &mut [T], cos: &[T], sin: &[T], settings: &Settings, back: bool) {
     let half = cos.len();
     for (i, (&cos, &sin)) in cos.iter().zip(sin).enumerate() {
-        let [a, b] = if settings.is_interleaved { [2 * i, 2 * i + 1] } else { [i, i + half] };
+        let [a, b] = settings.pair(i, half);
         let (x, y) = (row[a], row[b]);
+        let sin = if back { T::ZERO - sin } else { sin };
         row[a] = x * cos - y * sin;
         row[b] = x * sin + y * cos;
     }

@@ -6,10 +6,15 @@ use std::ops::Range;
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use super::backward::Order;
 use super::core::{self, Heads, Layout, Mask, Scores, Sizes, Stage, check_head_sizes};
 use super::past::{Rows, joined, past_rows};
 use super::real::Real;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::{add_assign, gradient, sum_to};
+use crate::normalization_gradient::place;
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
 
 pub(crate) struct Attention;
 
@@ -119,6 +124,11 @@ impl Operator for Attention {
             DType::F64 => attend::<f64>(run, &settings),
             _ => attend::<f32>(run, &settings),
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let settings = Settings::new(node)?;
+        gradient(Reads::ALL_INPUTS, move |run: &mut Backward| flow_back(run, &settings))
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
@@ -289,26 +299,46 @@ fn present<T: Real>(
     Ok(Some(joined(past, &rows, counts, run.pool)))
 }
 
-fn attend<T: Real>(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
-    let (q, k, v) = (run.typed::<T>(0)?, run.typed::<T>(1)?, run.typed::<T>(2)?);
+/// Keys and values as they are attended to: those of the past before the new ones, where there are.
+struct Present {
+    key: Option<Tensor>,
+    value: Option<Tensor>,
+    new_keys: usize,
+}
+
+/// Sizes, with `keys` counting those of the past too, and the keys and values in one piece.
+fn joined_parts<T: Real>(run: &Run, settings: &Settings) -> Result<(Sizes, Present), OpError> {
+    run.typed::<T>(0)?;
     let mut sizes = sizes_of(run, settings)?;
     let (batch, kv_heads) = (sizes.batch, sizes.kv_heads);
     if run.optional(4).is_some() != run.optional(5).is_some() {
         return Err(OpError::MissingInput { index: if run.optional(4).is_some() { 5 } else { 4 } });
     }
     let gives = settings.gives_present;
-    let present_key = present::<T>(run, 1, gives, [batch, kv_heads, sizes.head_size])?;
-    let present_value = present::<T>(run, 2, gives, [batch, kv_heads, sizes.value_size])?;
+    let key = present::<T>(run, 1, gives, [batch, kv_heads, sizes.head_size])?;
+    let value = present::<T>(run, 2, gives, [batch, kv_heads, sizes.value_size])?;
     let new_keys = sizes.keys;
-    if let (Some(key), Some(value)) = (&present_key, &present_value) {
+    if let (Some(key), Some(value)) = (&key, &value) {
         if key.shape()[2] != value.shape()[2] {
             return Err(OpError::shapes(key.shape(), value.shape()));
         }
         sizes.keys = key.shape()[2];
     }
-    let mask = run.optional(3).map(|mask| mask_of::<T>(mask, &sizes)).transpose()?;
-    let valid = valid_keys(run, &sizes)?;
-    let past_count = (sizes.keys - new_keys) as i64;
+    Ok((sizes, Present { key, value, new_keys }))
+}
+
+/// Calls `work` with the attention that a run asks for.
+fn with_attention<T: Real, R>(
+    run: &Run,
+    settings: &Settings,
+    sizes: &Sizes,
+    present: &Present,
+    work: impl FnOnce(&core::Attention<T>) -> R,
+) -> Result<R, OpError> {
+    let (q, k, v) = (run.typed::<T>(0)?, run.typed::<T>(1)?, run.typed::<T>(2)?);
+    let mask = run.optional(3).map(|mask| mask_of::<T>(mask, sizes)).transpose()?;
+    let valid = valid_keys(run, sizes)?;
+    let past_count = (sizes.keys - present.new_keys) as i64;
     let (queries, keys) = (sizes.queries as i64, sizes.keys);
     let visible = |text: usize, query: usize| match &valid {
         Some(valid) if run.optional(4).is_none() => {
@@ -317,34 +347,40 @@ fn attend<T: Real>(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, Op
         _ => settings.visible(query as i64 + past_count, keys),
     };
     let is_bounded = settings.is_causal || settings.window != [None; 2] || valid.is_some();
-    let scale = settings.scale.unwrap_or_else(|| 1.0 / (sizes.head_size as f32).sqrt());
-    let layout = if q.rank() == 3 { Layout::packed(&sizes) } else { Layout::apart(&sizes) };
-    let y_shape = if q.rank() == 3 {
-        vec![batch, sizes.queries, sizes.heads * sizes.value_size]
-    } else {
-        vec![batch, sizes.heads, sizes.queries, sizes.value_size]
-    };
-    let mut y = run.pool.tensor(T::DTYPE, &y_shape);
-    let mut shown = settings
-        .stage
-        .map(|_| run.pool.tensor(T::DTYPE, &[batch, sizes.heads, sizes.queries, sizes.keys]));
+    let layout = if q.rank() == 3 { Layout::packed(sizes) } else { Layout::apart(sizes) };
     let attention = core::Attention {
         query: heads_of(q, sizes.heads),
-        key: heads_of(present_key.as_ref().unwrap_or(k), kv_heads),
-        value: heads_of(present_value.as_ref().unwrap_or(v), kv_heads),
+        key: heads_of(present.key.as_ref().unwrap_or(k), sizes.kv_heads),
+        value: heads_of(present.value.as_ref().unwrap_or(v), sizes.kv_heads),
         scores: Scores {
-            scale,
+            scale: settings.scale.unwrap_or_else(|| 1.0 / (sizes.head_size as f32).sqrt()),
             cap: settings.cap,
             mask,
             visible: is_bounded.then_some(&visible),
             zeroes_blind: true,
         },
         layout,
-        sizes,
+        sizes: sizes.clone(),
     };
+    Ok(work(&attention))
+}
+
+fn attend<T: Real>(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
+    let (sizes, present) = joined_parts::<T>(run, settings)?;
+    let (batch, heads) = (sizes.batch, sizes.heads);
+    let y_shape = if run.input(0)?.rank() == 3 {
+        vec![batch, sizes.queries, heads * sizes.value_size]
+    } else {
+        vec![batch, heads, sizes.queries, sizes.value_size]
+    };
+    let mut y = run.pool.tensor(T::DTYPE, &y_shape);
+    let score_shape = [batch, heads, sizes.queries, sizes.keys];
+    let mut shown = settings.stage.map(|_| run.pool.tensor(T::DTYPE, &score_shape));
     let at_stage = settings.stage.zip(shown.as_mut().map(Tensor::slice_mut::<T>));
-    attention.run(y.slice_mut(), at_stage, run.pool);
-    Ok(outputs(y, [present_key, present_value, shown], settings.output_count))
+    with_attention::<T, _>(run, settings, &sizes, &present, |attention| {
+        attention.run(y.slice_mut(), at_stage, run.pool);
+    })?;
+    Ok(outputs(y, [present.key, present.value, shown], settings.output_count))
 }
 
 /// The outputs up to the last that is asked for; an empty tensor where none is.
@@ -352,4 +388,91 @@ fn outputs(y: Tensor, others: [Option<Tensor>; 3], count: usize) -> Vec<Tensor> 
     let empty = || Tensor::zeros(DType::F32, &[0]);
     let others = others.into_iter().map(|tensor| tensor.unwrap_or_else(empty));
     std::iter::once(y).chain(others).take(count.max(1)).collect()
+}
+
+/// What flows into keys and values of the past goes on to where they came from.
+fn flow_back(run: &mut Backward, settings: &Settings) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.gradients[0].take();
+    let run = &*run;
+    let forward = Run { inputs: run.inputs.clone(), pool: run.pool };
+    let (sizes, present) = joined_parts::<f32>(&forward, settings)?;
+    let order = |index: usize| match run.shape(index).len() {
+        3 => Order::Packed,
+        _ => Order::Apart,
+    };
+    let is_joined = present.key.is_some();
+    let kv_order = if is_joined { Order::Apart } else { order(1) };
+    let (heads, queries, size) = (sizes.heads, sizes.queries, sizes.value_size);
+    let dy = dy.unwrap_or_else(|| run.zeros(&[sizes.batch, queries, heads * size]));
+    let rows = match order(0) {
+        Order::Packed => Heads::packed(dy.slice(), queries, heads, size),
+        Order::Apart => Heads::apart(dy.slice(), queries, heads, size),
+    };
+    let shown = settings.stage.zip(run.gradient(3).map(Tensor::slice::<f32>));
+    let (orders, wants_mask) = ([order(0), kv_order, kv_order], run.wants(3));
+    let mut gradients = with_attention(&forward, settings, &sizes, &present, |attention| {
+        attention.flow_back(rows, orders, shown, wants_mask, run.pool)
+    })?;
+    let mut flows = vec![None; 6];
+    for (index, found) in [(1, &mut gradients.key), (2, &mut gradients.value)] {
+        if let Some(more) = run.gradient(index).filter(|_| is_joined) {
+            add_assign(found.slice_mut::<f32>(), more.slice::<f32>());
+        }
+    }
+    place(&mut flows, Some(0), gradients.query, run);
+    for (index, whole) in [(1, gradients.key), (2, gradients.value)] {
+        if is_joined {
+            let [past, new] = parted(&whole, present.new_keys, order(index), run.pool);
+            run.pool.recycle(whole);
+            place(&mut flows, Some(index), new, run);
+            place(&mut flows, Some(index + 3), past, run);
+        } else {
+            place(&mut flows, Some(index), whole, run);
+        }
+    }
+    if let Some(scores) = gradients.scores {
+        let given = run.shape(3).last().copied().unwrap_or(0);
+        let scores = first_columns(scores, given, run.pool);
+        flows[3] = Some(sum_to(scores, run.shape(3), run.pool).into());
+    }
+    run.pool.recycle(dy);
+    Ok(flows)
+}
+
+/// The rows of [batch, heads, rows, size] before the last `new`, and those in an order of their own.
+fn parted(whole: &Tensor, new: usize, order: Order, pool: &Pool) -> [Tensor; 2] {
+    let &[batch, heads, rows, size] = whole.shape() else { unreachable!("keys are apart") };
+    let past = rows - new;
+    let mut first = pool.tensor(DType::F32, &[batch, heads, past, size]);
+    let mut last = pool.tensor(DType::F32, &[batch, heads, new, size]);
+    let (old, fresh) = (first.slice_mut::<f32>(), last.slice_mut::<f32>());
+    for (index, block) in whole.slice::<f32>().chunks_exact((rows * size).max(1)).enumerate() {
+        let (before, after) = block.split_at(past * size);
+        old[index * past * size..][..past * size].copy_from_slice(before);
+        let (text, head) = (index / heads, index % heads);
+        for (row, values) in after.chunks_exact(size).enumerate() {
+            let at = match order {
+                Order::Apart => index * new + row,
+                Order::Packed => (text * new + row) * heads + head,
+            };
+            fresh[at * size..][..size].copy_from_slice(values);
+        }
+    }
+    [first, last]
+}
+
+/// The columns that a mask had; those beyond are of keys that no query saw.
+fn first_columns(scores: Tensor, count: usize, pool: &Pool) -> Tensor {
+    let mut shape = scores.shape().to_vec();
+    let keys = shape[3];
+    if count >= keys || count == 1 {
+        return scores;
+    }
+    shape[3] = count;
+    let mut cut = pool.tensor(DType::F32, &shape);
+    let rows = cut.slice_mut::<f32>().chunks_exact_mut(count.max(1));
+    let pairs = rows.zip(scores.slice::<f32>().chunks_exact(keys));
+    pairs.for_each(|(cut, row)| cut.copy_from_slice(&row[..count]));
+    pool.recycle(scores);
+    cut
 }

@@ -7,8 +7,14 @@ use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
-use crate::kernels::{elementwise, for_rows, softmax};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::gradient::gradient;
+use crate::kernels::{elementwise, for_rows, gradient as kernels, softmax};
+use crate::normalization_gradient::place;
+use crate::row_sums::sum_rows;
+use crate::{
+    Backward, Fact, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 pub(crate) struct BiasSoftmax;
 
@@ -60,9 +66,43 @@ impl Operator for BiasSoftmax {
         }))
     }
 
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let axis = node.int_or("axis", 1)?;
+        let is_inner = node.int_or("is_inner_broadcast", 1)? != 0;
+        gradient(Reads::NOTHING.output(0), move |run: &mut Backward| {
+            let mut dx = run.take_gradient();
+            let axis = resolve_axis(axis, dx.rank()).expect("the forward run checked the axis");
+            let size = dx.shape()[axis..].iter().product::<usize>().max(1);
+            let y = run.output(0).slice::<f32>();
+            for_rows(dx.slice_mut::<f32>(), size, |first, rows| {
+                kernels::softmax_rows(rows, &y[first * size..][..rows.len()], size, 1.0);
+            });
+            let mut flows = vec![None; 2];
+            if run.wants(1) {
+                flows[1] = Some(bias_gradient(&dx, size, is_inner, run).into());
+            }
+            place(&mut flows, Some(0), dx, run);
+            Ok(flows)
+        })
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
+}
+
+/// Each row of the bias gets the sum of those that it was added to.
+fn bias_gradient(dx: &Tensor, size: usize, is_inner: bool, run: &Backward) -> Tensor {
+    let mut sums = run.tensor(run.shape(1));
+    let out = sums.slice_mut::<f32>();
+    if !is_inner {
+        sum_rows(dx.slice::<f32>(), out, run.pool);
+        return sums;
+    }
+    let repeats = dx.element_count() / out.len().max(1);
+    let blocks = dx.slice::<f32>().chunks(repeats.max(1) * size);
+    out.chunks_mut(size).zip(blocks).for_each(|(out, block)| sum_rows(block, out, run.pool));
+    sums
 }
 
 #[cfg(test)]

@@ -5,8 +5,14 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::vector;
+use crate::gather::rows_gradient;
+use crate::gradient::add_assign;
 use crate::kernels::{elementwise, for_rows, normalize};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::normalization_gradient::{Form, Kind};
+use crate::{
+    Backward, Fact, Flow, Forward, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Pool,
+    Reads, Run, Training, required,
+};
 
 pub(crate) struct EmbedLayerNormalization;
 
@@ -42,7 +48,12 @@ impl Operator for EmbedLayerNormalization {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let epsilon = node.float_or("epsilon", 1e-12)?;
         let output_count = node.outputs.len();
-        Ok(Box::new(move |run: &mut Run| embed(run, epsilon, output_count)))
+        Ok(Box::new(move |run: &mut Run| embed(run, epsilon, output_count, None)))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let epsilon = node.float_or("epsilon", 1e-12)?;
+        Ok(Box::new(EmbedGradient { epsilon, output_count: node.outputs.len() }))
     }
 
     fn macs(&self, _: &Node, _: &[Option<&Fact>], _: &[Fact]) -> Dim {
@@ -93,37 +104,45 @@ fn integers(run: &Run, index: usize) -> Result<Option<Vec<i64>>, OpError> {
     Ok(Some(tensor.to_i64().ok_or(error)?))
 }
 
-fn embed(run: &mut Run, epsilon: f32, output_count: usize) -> Result<Vec<Tensor>, OpError> {
+/// One value per token, where the input is there.
+fn per_token(run: &Run, index: usize, ids: &[usize]) -> Result<Option<Vec<i64>>, OpError> {
+    match integers(run, index)? {
+        Some(values) if values.len() != ids.iter().product::<usize>() => {
+            Err(OpError::shapes(ids, run.input(index)?.shape()))
+        }
+        values => Ok(values),
+    }
+}
+
+/// The lookups of words, positions and, where there are, segments.
+fn lookups_of<'a>(run: &'a Run) -> Result<(Vec<Lookup<'a>>, [usize; 3]), OpError> {
     let ids = run.input(0)?;
     let &[batch, tokens] = ids.shape() else {
         return Err(OpError::value("the shape of input 0", ids.shape(), "of rank 2"));
     };
     let word = run.typed::<f32>(2)?;
     let size = *word.shape().last().ok_or_else(|| OpError::value("input 2", "a scalar", "rows"))?;
-    let count = batch * tokens;
-    let sized = |index: usize, values: Option<Vec<i64>>| match values {
-        Some(values) if values.len() != count => {
-            Err(OpError::shapes(&[batch, tokens], run.input(index)?.shape()))
-        }
-        values => Ok(values),
-    };
-    let ids = sized(0, integers(run, 0)?)?.unwrap_or_default();
+    let (count, shape) = (batch * tokens, [batch, tokens]);
+    let ids = per_token(run, 0, &shape)?.unwrap_or_default();
     let positions = match integers(run, 8)? {
         Some(row) if row.len() == tokens => row.iter().copied().cycle().take(count).collect(),
-        Some(all) => sized(8, Some(all))?.unwrap_or_default(),
+        Some(_) => per_token(run, 8, &shape)?.unwrap_or_default(),
         None => (0..count).map(|i| (i % tokens) as i64).collect(),
     };
     let mut lookups = vec![
         Lookup::new(run, 2, size, ids, "a word")?,
         Lookup::new(run, 3, size, positions, "a position")?,
     ];
-    if let (Some(segments), Some(_)) = (sized(1, integers(run, 1)?)?, run.optional(4)) {
+    if let (Some(segments), Some(_)) = (per_token(run, 1, &shape)?, run.optional(4)) {
         lookups.push(Lookup::new(run, 4, size, segments, "a segment")?);
     }
-    run.typed::<f32>(5)?;
-    let scale = vector(run, 5, size)?.unwrap_or_default();
-    let shift = vector(run, 6, size)?;
-    let mut y = run.pool.tensor(DType::F32, &[batch, tokens, size]);
+    Ok((lookups, [batch, tokens, size]))
+}
+
+/// The sum of the rows looked up.
+fn embedded(lookups: &[Lookup], shape: [usize; 3], pool: &Pool) -> Tensor {
+    let size = shape[2];
+    let mut y = pool.tensor(DType::F32, &shape);
     for_rows(y.slice_mut::<f32>(), size, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(size).enumerate() {
             row.copy_from_slice(lookups[0].row(first + i, size));
@@ -132,7 +151,22 @@ fn embed(run: &mut Run, epsilon: f32, output_count: usize) -> Result<Vec<Tensor>
             }
         }
     });
-    let sum = (output_count > 2).then(|| {
+    y
+}
+
+fn embed(
+    run: &Run,
+    epsilon: f32,
+    output_count: usize,
+    saved: Option<&mut Vec<Tensor>>,
+) -> Result<Vec<Tensor>, OpError> {
+    let (lookups, shape) = lookups_of(run)?;
+    let [batch, tokens, size] = shape;
+    run.typed::<f32>(5)?;
+    let scale = vector(run, 5, size)?.unwrap_or_default();
+    let shift = vector(run, 6, size)?;
+    let mut y = embedded(&lookups, shape, run.pool);
+    let sum = (output_count > 2 || saved.is_some()).then(|| {
         let mut sum = run.pool.tensor(DType::F32, y.shape());
         sum.slice_mut::<f32>().copy_from_slice(y.slice());
         sum
@@ -140,7 +174,7 @@ fn embed(run: &mut Run, epsilon: f32, output_count: usize) -> Result<Vec<Tensor>
     for_rows(y.slice_mut::<f32>(), size, |_, rows| {
         normalize::layer_normalize_rows(rows, scale, shift, epsilon);
     });
-    let counts = match sized(7, integers(run, 7)?)? {
+    let counts = match per_token(run, 7, &[batch, tokens])? {
         Some(mask) => (0..batch)
             .map(|text| {
                 mask[text * tokens..(text + 1) * tokens].iter().filter(|&&m| m == 1).count()
@@ -149,8 +183,55 @@ fn embed(run: &mut Run, epsilon: f32, output_count: usize) -> Result<Vec<Tensor>
             .collect(),
         None => vec![0; batch],
     };
+    if let (Some(saved), Some(sum)) = (saved, &sum) {
+        saved.push(sum.clone());
+        saved.extend(lookups.iter().map(|lookup| {
+            let indices: Vec<i64> = lookup.indices.iter().map(|&index| index as i64).collect();
+            Tensor::new(&[indices.len()], &indices)
+        }));
+    }
     let mut outputs = vec![y, Tensor::new(&[batch], &counts)];
     outputs.extend(sum);
     outputs.truncate(output_count.max(1));
     Ok(outputs)
+}
+
+/// What flows into the sum flows on to each row that was looked up. Saved are the sum and the indices.
+struct EmbedGradient {
+    epsilon: f32,
+    output_count: usize,
+}
+
+impl Gradient for EmbedGradient {
+    fn reads(&self) -> Reads {
+        Reads::NOTHING.input(5)
+    }
+
+    fn forward(&self, forward: &mut Forward, _: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
+        embed(&forward.run, self.epsilon, self.output_count, Some(&mut forward.saved))
+    }
+
+    fn backward(&self, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        let mut flows = vec![None; run.shapes.len()];
+        let indices = run.saved.split_off(1);
+        let sum = run.saved.pop().expect("the forward run saved the sum");
+        let size = run.input(5)?.element_count();
+        let (epsilon, bias) = (self.epsilon, (run.shapes.len() > 6).then_some(6));
+        let form = Form { kind: Kind::Deviation, epsilon, scale: 5, bias };
+        let mut dsum = match run.gradients[0].take() {
+            Some(dy) => form.flow_back(dy, &sum, &[size], &mut flows, run)?,
+            None => run.zeros(sum.shape()),
+        };
+        if let Some(other) = run.gradient(2) {
+            add_assign(dsum.slice_mut::<f32>(), other.slice::<f32>());
+        }
+        run.pool.recycle(sum);
+        for (table, indices) in (2..).zip(indices).filter(|(table, _)| run.wants(*table)) {
+            let picked = indices.slice::<i64>().iter().map(|&index| index as usize).collect();
+            let flow = rows_gradient(dsum.clone(), run.shape(table), 0, picked, run.pool);
+            flows[table] = Some(flow);
+        }
+        run.pool.recycle(dsum);
+        Ok(flows)
+    }
 }

@@ -6,11 +6,18 @@ use attar_tensor::Tensor;
 
 use super::biased;
 use crate::clip::in_place_or_copy;
-use crate::kernels::{elementwise, for_rows};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::gelu::by_input;
+use crate::gradient::gradient;
+use crate::kernels::{elementwise, for_rows, gradient as kernels, normalize};
+use crate::normalization_gradient::place;
+use crate::row_sums::change_rows;
+use crate::{
+    Backward, Fact, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 macro_rules! gelus {
-    ($($op:ident, $name:literal, $inputs:expr, $node:ident => $kernel:expr;)*) => {$(
+    ($($op:ident, $name:literal, $inputs:expr, $node:ident => $kernel:expr, $gradient:expr;)*) => {$(
         pub(crate) struct $op;
 
         impl Operator for $op {
@@ -39,6 +46,14 @@ macro_rules! gelus {
                 $kernel
             }
 
+            fn gradient(
+                &self,
+                $node: &Node,
+                _: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                $gradient
+            }
+
             fn widens_half(&self) -> bool {
                 true
             }
@@ -47,20 +62,51 @@ macro_rules! gelus {
 }
 
 gelus! {
-    MicrosoftGelu, "Gelu", 1..=1, _node => Ok(biased_loop(elementwise::gelu));
-    BiasGelu, "BiasGelu", 2..=2, _node => Ok(biased_loop(elementwise::gelu));
-    FastGelu, "FastGelu", 1..=2, _node => Ok(biased_loop(elementwise::gelu_tanh));
-    QuickGelu, "QuickGelu", 1..=1, node => Ok(quick(node.float_or("alpha", 1.702)?));
+    MicrosoftGelu, "Gelu", 1..=1, _node =>
+        Ok(biased_loop(elementwise::gelu)), by_input(kernels::gelu);
+    BiasGelu, "BiasGelu", 2..=2, _node =>
+        Ok(biased_loop(elementwise::gelu)), biased_gradient(kernels::gelu);
+    FastGelu, "FastGelu", 1..=2, _node =>
+        Ok(biased_loop(elementwise::gelu_tanh)), biased_gradient(kernels::gelu_tanh);
+    QuickGelu, "QuickGelu", 1..=1, node => quick(node.float_or("alpha", 1.702)?), {
+        let alpha = node.float_or("alpha", 1.702)?;
+        by_input(move |dy, x| kernels::swish(dy, x, alpha))
+    };
+}
+
+/// Of f(x + bias): dx = dy·f′(x + bias), dbias = Σ dx over rows.
+fn biased_gradient(change: fn(&mut [f32], &[f32])) -> Result<Box<dyn Gradient>, OpError> {
+    gradient(Reads::NOTHING.input(0).input(1), move |run: &mut Backward| {
+        let mut dx = run.take_gradient();
+        let (x, size) = (run.input(0)?.slice::<f32>(), dx.shape().last().copied().unwrap_or(1));
+        let mut flows = vec![None; 2];
+        let Some(bias) = run.inputs.get(1).and_then(Option::as_ref) else {
+            for_rows(dx.slice_mut::<f32>(), 1, |first, dx| change(dx, &x[first..][..dx.len()]));
+            place(&mut flows, Some(0), dx, run);
+            return Ok(flows);
+        };
+        let (bias, mut dbias) = (bias.slice::<f32>(), run.tensor(&[size]));
+        let sums = dbias.slice_mut::<f32>();
+        change_rows(dx.slice_mut::<f32>(), size, sums, run.pool, |first, rows, sums| {
+            let mut moved = x[first * size..][..rows.len()].to_vec();
+            moved.chunks_exact_mut(size).for_each(|row| elementwise::add_assign(row, bias));
+            change(rows, &moved);
+            normalize::add_rows(sums, rows);
+        });
+        place(&mut flows, Some(0), dx, run);
+        place(&mut flows, Some(1), dbias, run);
+        Ok(flows)
+    })
 }
 
 fn biased_loop(loop_over: fn(&mut [f32])) -> Box<dyn Kernel> {
     Box::new(move |run: &mut Run| Ok(vec![biased(run, loop_over)?]))
 }
 
-fn quick(alpha: f32) -> Box<dyn Kernel> {
+fn quick(alpha: f32) -> Result<Box<dyn Kernel>, OpError> {
     /// Values whose gates are kept at once.
     const BLOCK: usize = 1024;
-    Box::new(move |run: &mut Run| {
+    Ok(Box::new(move |run: &mut Run| {
         run.typed::<f32>(0)?;
         let mut y = in_place_or_copy(run)?;
         for_rows(y.slice_mut::<f32>(), 1, |_, values| {
@@ -73,5 +119,5 @@ fn quick(alpha: f32) -> Box<dyn Kernel> {
             }
         });
         Ok(vec![y])
-    })
+    }))
 }

@@ -8,8 +8,15 @@ use attar_tensor::{DType, Tensor};
 use super::vector;
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
+use crate::gradient::add_assign;
 use crate::kernels::{elementwise, for_rows, normalize};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::normalization_gradient::{Form, Kind, place};
+use crate::rms_normalization::root_mean_square_gradient;
+use crate::row_sums::sum_rows;
+use crate::{
+    Backward, Fact, Flow, Forward, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Pool,
+    Reads, Run, Training, required,
+};
 
 /// y = LayerNormalization(x + skip + bias); inputs x, skip, scale, shift, bias. Output 3 is the sum.
 pub(crate) struct MicrosoftSkipLayerNormalization;
@@ -61,6 +68,16 @@ macro_rules! residual {
                 Ok(Box::new(move |run: &mut Run| residual(run, $places, epsilon, keeps_sum)))
             }
 
+            fn gradient(
+                &self,
+                node: &Node,
+                _: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                let epsilon = node.float_or("epsilon", 1e-12)?;
+                let output_count = node.outputs.len();
+                Ok(Box::new(ResidualGradient { places: $places, epsilon, output_count }))
+            }
+
             fn widens_half(&self) -> bool {
                 true
             }
@@ -87,12 +104,8 @@ fn infer_residual(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, Op
     Ok(facts)
 }
 
-fn residual(
-    run: &mut Run,
-    places: Places,
-    epsilon: f32,
-    keeps_sum: bool,
-) -> Result<Vec<Tensor>, OpError> {
+/// x + skip + bias in place of x where it dies here, and the size of a row.
+fn residual_sum(run: &mut Run, places: Places) -> Result<(Tensor, usize), OpError> {
     let (x, skip) = (run.typed::<f32>(0)?, run.typed::<f32>(1)?);
     let size = *x.shape().last().ok_or_else(|| OpError::value("input 0", "a scalar", "rows"))?;
     let skip_count = skip.element_count();
@@ -108,8 +121,7 @@ fn residual(
     }
     let mut y = in_place_or_copy(run)?;
     let skip = run.input(1)?.slice::<f32>();
-    let optional = |index: usize| vector(run, index, size);
-    let (scale, bias) = (run.input(2)?.slice::<f32>(), optional(places.bias)?);
+    let bias = vector(run, places.bias, size)?;
     for_rows(y.slice_mut::<f32>(), size, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(size).enumerate() {
             let at = (first + i) * size % skip_count;
@@ -119,19 +131,102 @@ fn residual(
             }
         }
     });
-    let sum = keeps_sum.then(|| {
-        let mut sum = run.pool.tensor(DType::F32, y.shape());
-        sum.slice_mut::<f32>().copy_from_slice(y.slice());
-        sum
-    });
+    Ok((y, size))
+}
+
+/// Rows normalized in place.
+fn normalize(
+    run: &Run,
+    y: &mut Tensor,
+    size: usize,
+    places: Places,
+    epsilon: f32,
+) -> Result<(), OpError> {
+    let scale = run.input(2)?.slice::<f32>();
+    let optional = |index: usize| vector(run, index, size);
     let shift = places.shift.map(optional).transpose()?.flatten();
     for_rows(y.slice_mut::<f32>(), size, |_, rows| match places.shift {
         Some(_) => normalize::layer_normalize_rows(rows, scale, shift, epsilon),
         None => normalize::root_mean_square_rows(rows, scale, epsilon),
     });
+    Ok(())
+}
+
+fn copied(x: &Tensor, pool: &Pool) -> Tensor {
+    let mut copy = pool.tensor(DType::F32, x.shape());
+    copy.slice_mut::<f32>().copy_from_slice(x.slice());
+    copy
+}
+
+fn residual(
+    run: &mut Run,
+    places: Places,
+    epsilon: f32,
+    keeps_sum: bool,
+) -> Result<Vec<Tensor>, OpError> {
+    let (mut y, size) = residual_sum(run, places)?;
+    let sum = keeps_sum.then(|| copied(&y, run.pool));
+    normalize(run, &mut y, size, places, epsilon)?;
     let Some(sum) = sum else { return Ok(vec![y]) };
     let none = || Tensor::zeros(DType::F32, &[0]);
     Ok(vec![y, none(), none(), sum])
+}
+
+/// What the normalization gives and what flows into the sum itself is the gradient of x, of skip and,
+/// summed over rows, of the bias.
+struct ResidualGradient {
+    places: Places,
+    epsilon: f32,
+    output_count: usize,
+}
+
+impl Gradient for ResidualGradient {
+    fn reads(&self) -> Reads {
+        Reads::NOTHING.input(2)
+    }
+
+    fn forward(&self, forward: &mut Forward, _: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
+        let run = &mut forward.run;
+        let (sum, size) = residual_sum(run, self.places)?;
+        let mut y = copied(&sum, run.pool);
+        normalize(run, &mut y, size, self.places, self.epsilon)?;
+        forward.saved.push(sum.clone());
+        let none = || Tensor::zeros(DType::F32, &[0]);
+        let outputs = [y, none(), none(), sum].into_iter();
+        Ok(outputs.take(self.output_count).collect())
+    }
+
+    fn backward(&self, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        let Places { shift, bias } = self.places;
+        let kind = if shift.is_some() { Kind::Deviation } else { Kind::RootMeanSquare };
+        let form = Form { kind, epsilon: self.epsilon, scale: 2, bias: shift };
+        let mut flows = vec![None; 5];
+        let sum = run.saved.pop().expect("the forward run saved the sum");
+        let size = run.input(2)?.element_count();
+        let mut dsum = match run.gradients[0].take() {
+            Some(dy) => form.flow_back(dy, &sum, &[size], &mut flows, run)?,
+            None => run.zeros(sum.shape()),
+        };
+        if let Some(other) = run.gradient(3) {
+            add_assign(dsum.slice_mut::<f32>(), other.slice::<f32>());
+        }
+        run.pool.recycle(sum);
+        let summed = |shape: &[usize]| {
+            let mut sums = run.tensor(shape);
+            sum_rows(dsum.slice::<f32>(), sums.slice_mut::<f32>(), run.pool);
+            sums
+        };
+        if run.wants(bias) {
+            flows[bias] = Some(summed(run.shape(bias)).into());
+        }
+        if run.wants(1) {
+            let is_repeated = run.shape(1).iter().product::<usize>() != dsum.element_count();
+            let dskip = if is_repeated { summed(run.shape(1)) } else { dsum.clone() };
+            flows[1] = Some(dskip.reshaped(run.shape(1)).into());
+        }
+        place(&mut flows, Some(0), dsum, run);
+        Ok(flows)
+    }
 }
 
 impl Operator for SimplifiedLayerNormalization {
@@ -175,6 +270,10 @@ impl Operator for SimplifiedLayerNormalization {
             });
             Ok(vec![y])
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        root_mean_square_gradient(node.int_or("axis", -1)?, node.float_or("epsilon", 1e-5)?)
     }
 
     fn widens_half(&self) -> bool {

@@ -5,10 +5,14 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::gemm::Gemm;
+use crate::gradient::{gradient, sum_to};
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
-use crate::kernels::{elementwise, for_rows};
+use crate::kernels::{elementwise, for_rows, gradient as kernels};
 use crate::matmul::{Sizes, batches, product_dims, product_macs};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Pool, Reads, Run,
+    Training, required,
+};
 
 /// `FusedMatMul` of ONNX Runtime, whose meaning is not that of attar's own.
 pub(crate) struct MicrosoftFusedMatMul;
@@ -43,6 +47,27 @@ impl Side {
             sizes.swap(rank - 2, rank - 1);
         }
         sizes
+    }
+}
+
+impl Side {
+    /// A tensor in the order in which it was multiplied, put back in that of its own `shape`.
+    fn unseen(self, tensor: &Tensor, shape: &[usize], pool: &Pool) -> Tensor {
+        if shape.len() < 2 || !(self.is_transposed || self.is_batch_moved) {
+            return tensor.reshaped(shape);
+        }
+        let (sizes, strides) = (self.seen(shape), self.seen(&strides_of(shape)));
+        let mut out = pool.tensor(DType::F32, shape);
+        let values = out.slice_mut::<f32>();
+        for (index, &value) in tensor.slice::<f32>().iter().enumerate() {
+            let (mut rest, mut at) = (index, 0);
+            for (&size, &stride) in sizes.iter().zip(&strides).rev() {
+                at += rest % size * stride;
+                rest /= size;
+            }
+            values[at] = value;
+        }
+        out
     }
 }
 
@@ -96,6 +121,13 @@ impl Operator for MicrosoftFusedMatMul {
         Ok(Box::new(move |run: &mut Run| multiply(run, sides, alpha, packed.as_ref())))
     }
 
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let sides = [Side::new(node, 'A')?, Side::new(node, 'B')?];
+        let alpha = node.float_or("alpha", 1.0)?;
+        let reads = Reads::NOTHING.input_if(1, training.wants(0)).input_if(0, training.wants(1));
+        gradient(reads, move |run: &mut Backward| flow_back(run, sides, alpha))
+    }
+
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
         let Ok(left) = Side::new(node, 'A') else { return Dim::Unknown };
         let a = inputs[0].and_then(|a| a.shape.as_ref()).map(|shape| left.seen(shape));
@@ -139,6 +171,43 @@ fn multiply(
         for_rows(out, 1, |_, values| values.iter_mut().for_each(|value| *value *= alpha));
     }
     Ok(vec![y])
+}
+
+/// Y = α·A′·B′: dA′ = α·dY·B′ᵀ, dB′ = α·A′ᵀ·dY, summed over the batch axes that were broadcast, and
+/// put back in the order of A and B.
+fn flow_back(
+    run: &mut Backward,
+    [left, right]: [Side; 2],
+    alpha: f32,
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let (a_shape, b_shape) = (run.shape(0), run.shape(1));
+    let sizes = Sizes::new(&left.seen(a_shape), &right.seen(b_shape))?;
+    let (m, k, n) = (sizes.m, sizes.k, sizes.n);
+    let flow = |side: Side, index: usize, rows: usize, columns: usize| {
+        let other = run.input(1 - index)?;
+        let (data, other_side) = (other.slice::<f32>(), [right, left][index]);
+        let starts = Starts::new(other.shape(), other_side);
+        let mut full = run.tensor(&[&sizes.batch[..], &[rows, columns]].concat());
+        let outs = full.slice_mut::<f32>().chunks_exact_mut((rows * columns).max(1));
+        for (text, (at, out)) in batches(&sizes).into_iter().zip(outs).enumerate() {
+            let dy = Strided::rows(&dy.slice::<f32>()[text * m * n..][..m * n], m, n);
+            let (a, b) = if index == 0 {
+                (dy, starts.matrix(data, at[1], [k, n]).transposed())
+            } else {
+                (starts.matrix(data, at[0], [m, k]).transposed(), dy)
+            };
+            gemm::add_matmul(out, a, b, alpha, false);
+        }
+        let batch = [&sizes.batch_a, &sizes.batch_b][index];
+        let seen = [&batch[..], &[rows, columns]].concat();
+        let summed = sum_to(full, &seen, run.pool);
+        Ok::<_, OpError>(side.unseen(&summed, run.shape(index), run.pool))
+    };
+    let da = if run.wants(0) { Some(flow(left, 0, m, k)?.into()) } else { None };
+    let db = if run.wants(1) { Some(flow(right, 1, k, n)?.into()) } else { None };
+    run.pool.recycle(dy);
+    Ok(vec![da, db])
 }
 
 /// Where the matrices of an operand start, and their strides.
@@ -223,6 +292,29 @@ impl Operator for FusedGemm {
             }
             Ok(outputs)
         }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let product = Gemm.gradient(node, training)?;
+        let alpha = node.float_or("activation_alpha", 0.01)?;
+        let slope: Box<dyn Fn(&mut [f32], &[f32]) + Send + Sync> =
+            match node.text("activation")?.unwrap_or("") {
+                "" => return Ok(product),
+                "Relu" => Box::new(|dy: &mut [f32], y: &[f32]| kernels::relu(dy, y, 0.0)),
+                "Tanh" => Box::new(kernels::tanh),
+                "Sigmoid" => Box::new(kernels::sigmoid),
+                "LeakyRelu" if alpha > 0.0 => {
+                    Box::new(move |dy: &mut [f32], y: &[f32]| kernels::relu(dy, y, alpha))
+                }
+                _ => return Err(OpError::NoGradient),
+            };
+        gradient(product.reads().output(0), move |run: &mut Backward| {
+            let mut du = run.take_gradient();
+            let y = run.output(0).slice::<f32>();
+            for_rows(du.slice_mut::<f32>(), 1, |first, du| slope(du, &y[first..][..du.len()]));
+            run.gradients[0] = Some(du);
+            product.backward(run)
+        })
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
