@@ -98,7 +98,11 @@ fn rotary_cases(cases: &mut Vec<Case>) {
                     ("c", f32s(&[8, 4])),
                     ("s", positive(&[8, 4])),
                 ];
-                cases.push(case(text, feeds).domain("com.microsoft", 1));
+                let made = case(text, feeds).domain("com.microsoft", 1);
+                let heads = if shape.len() == 3 { ", num_heads=4" } else { "" };
+                let plain = format!("y = RotaryEmbedding(x, c, s, p{heads}{settings})");
+                // ONNX has no form for one offset.
+                cases.push(if p.rank() == 2 { made.in_f64(plain) } else { made });
             }
         }
     }
@@ -155,7 +159,13 @@ fn packed_cases(cases: &mut Vec<Case>) {
         ];
         let sizes = "num_heads=3, qkv_hidden_sizes=24,24,12";
         let text = format!("y = Attention(x, w, b, m, , r, {sizes})");
-        cases.push(case(text, feeds).domain("com.microsoft", 1).within(TOLERANCE));
+        let plain = "m0 = MatMul(x, w)\nm1 = Add(m0, b)\nends = [24 24 12]\n\
+                     split = Cast(ends, to=7)\nq, k, v = Split(m1, split, axis=2)\n\
+                     keys = [0 0 0 -10000; 0 0 0 0]\none = [1]\naxes = Cast(one, to=7)\n\
+                     k1 = Unsqueeze(keys, axes)\nk2 = Unsqueeze(k1, axes)\nsum = Add(k2, r)\n\
+                     y = Attention(q, k, v, sum, q_num_heads=3, kv_num_heads=3)";
+        let made = case(text, feeds).domain("com.microsoft", 1).within(TOLERANCE);
+        cases.push(made.in_f64(plain));
     }
 }
 
@@ -165,29 +175,43 @@ fn multi_head_cases(cases: &mut Vec<Case>) {
     };
     let feeds =
         || vec![("q", f32s(&[2, 4, 24])), ("k", f32s(&[2, 4, 24])), ("v", f32s(&[2, 4, 30]))];
-    cases.push(multi_head("y = MultiHeadAttention(q, k, v, num_heads=3)", feeds()));
+    let heads = "q_num_heads=3, kv_num_heads=3";
+    let plain = format!("y = Attention(q, k, v, {heads})");
+    let text = "y = MultiHeadAttention(q, k, v, num_heads=3)";
+    cases.push(multi_head(text, feeds()).in_f64(plain.clone()));
     let text = "y = MultiHeadAttention(q, k, v, num_heads=3, unidirectional=1, scale=0.2)";
-    cases.push(multi_head(text, feeds()));
+    let causal = format!("y = Attention(q, k, v, {heads}, is_causal=1, scale=0.2)");
+    cases.push(multi_head(text, feeds()).in_f64(causal));
     let with = |name: &'static str, tensor: Tensor| {
         let mut feeds = feeds();
         feeds.push((name, tensor));
         feeds
     };
     let text = "y = MultiHeadAttention(q, k, v, b, num_heads=3)";
-    cases.push(multi_head(text, with("b", f32s(&[78]))));
+    let split = "ends = [24 24 30]\nsplit = Cast(ends, to=7)\n\
+                 bq, bk, bv = Split(b, split)\n\
+                 q2 = Add(q, bq)\nk2 = Add(k, bk)\nv2 = Add(v, bv)";
+    let biased = format!("{split}\ny = Attention(q2, k2, v2, {heads})");
+    cases.push(multi_head(text, with("b", f32s(&[78]))).in_f64(biased));
     for mask in masks(0).into_iter().flatten().filter(|mask| mask.shape() != [4]) {
         let text = "y = MultiHeadAttention(q, k, v, , m, num_heads=3)";
         cases.push(multi_head(text, with("m", mask)));
     }
     for shape in [&[2, 3, 4, 4][..], &[1, 3, 4, 4], &[2, 1, 4, 4]] {
         let text = "y = MultiHeadAttention(q, k, v, , , r, num_heads=3)";
-        cases.push(multi_head(text, with("r", f32s(shape))));
+        let added = format!("y = Attention(q, k, v, r, {heads})");
+        cases.push(multi_head(text, with("r", f32s(shape))).in_f64(added));
     }
     let text = "y = MultiHeadAttention(q, k, v, b, m, r, num_heads=3)";
     let mut all = with("b", f32s(&[78]));
     all.push(("m", i32s(&[2, 4], &[1, 1, 1, 0, 1, 1, 0, 0])));
     all.push(("r", f32s(&[1, 3, 4, 4])));
-    cases.push(multi_head(text, all));
+    let masked = "flags = Cast(m, to=11)\none = [1]\nscale = [10000]\nless = Sub(flags, one)\n\
+                  rows = Mul(less, scale)\naxis = [1]\naxes = Cast(axis, to=7)\n\
+                  first = Unsqueeze(rows, axes)\nsecond = Unsqueeze(first, axes)\n\
+                  sum = Add(second, r)";
+    let plain_all = format!("{split}\n{masked}\ny = Attention(q2, k2, v2, sum, {heads})");
+    cases.push(multi_head(text, all).in_f64(plain_all));
     let text = "y, k2, v2 = MultiHeadAttention(q, k, v, , , , pk, pv, num_heads=3)";
     let feeds = vec![
         ("q", f32s(&[2, 4, 24])),
@@ -202,7 +226,7 @@ fn multi_head_cases(cases: &mut Vec<Case>) {
         vec![("q", f32s(&[2, 4, 24])), ("k", f32s(&[2, 3, 6, 8])), ("v", f32s(&[2, 3, 6, 8]))];
     cases.push(multi_head(text, feeds));
     let feeds = vec![("q", f32s(&[2, 4, 24])), ("k", f32s(&[2, 6, 24])), ("v", f32s(&[2, 6, 30]))];
-    cases.push(multi_head(text, feeds));
+    cases.push(multi_head(text, feeds).in_f64(plain));
 }
 
 fn quantized_cases(cases: &mut Vec<Case>) {

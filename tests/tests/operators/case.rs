@@ -22,6 +22,9 @@ pub(crate) struct Case {
     domain: Option<(&'static str, i64)>,
     /// What ONNX Runtime runs instead, where it does not know the operator.
     equivalent: Option<String>,
+    /// Nodes of the newest opset that say the same in f64, where the operator knows f32 alone, with
+    /// the attributes of the first that the text cannot say.
+    in_f64: Option<(String, Vec<(&'static str, AttributeValue)>)>,
     /// Largest difference allowed, relative to the largest value of the output; 0 asks for the
     /// same bits. f32 sums of a few hundred terms differ by their order in the sixth digit.
     pub(crate) tolerance: f64,
@@ -37,6 +40,7 @@ pub(crate) fn case(text: impl Into<String>, feeds: Vec<(&'static str, Tensor)>) 
         attributes: Vec::new(),
         domain: None,
         equivalent: None,
+        in_f64: None,
         tolerance: 2e-6,
     }
 }
@@ -91,6 +95,30 @@ impl Case {
     pub(crate) fn equivalent_to(mut self, text: &str) -> Self {
         self.equivalent = Some(text.into());
         self
+    }
+
+    pub(crate) fn in_f64(mut self, text: impl Into<String>) -> Self {
+        self.in_f64 = Some((text.into(), Vec::new()));
+        self
+    }
+
+    /// As the Einsum of an equation, whose result `after` reads as `einsum`.
+    pub(crate) fn einsum_in_f64(mut self, equation: &str, inputs: &str, after: &str) -> Self {
+        let text = format!("einsum = Einsum({inputs})\n{after}");
+        self.in_f64 = Some((text, vec![("equation", equation.into())]));
+        self
+    }
+
+    /// The model whose run in f64 gradients are held against.
+    pub(crate) fn model_in_f64(&self) -> Option<Model> {
+        let (text, attributes) = self.in_f64.as_ref()?;
+        let plain = Self {
+            attributes: attributes.iter().map(|(name, value)| (0, *name, value.clone())).collect(),
+            domain: None,
+            opset: attar_ops::opset::NEWEST_OPSET,
+            ..self.clone()
+        };
+        Some(model_of_text(&plain, text))
     }
 
     pub(crate) fn within(mut self, tolerance: f64) -> Self {

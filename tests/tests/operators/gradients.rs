@@ -104,7 +104,7 @@ impl Reference {
             DType::F32 => tensor.converted(DType::F64).expect("floats convert"),
             _ => tensor.clone(),
         };
-        let mut model = trained.clone();
+        let mut model = case.model_in_f64().unwrap_or_else(|| trained.clone());
         let feeds = case.feeds.iter().map(|(name, t)| ((*name).to_string(), widen(t))).collect();
         for (name, tensor) in &case.feeds {
             model.graph.initializers.shift_remove(*name);

@@ -15,12 +15,16 @@ pub(crate) fn cases() -> Vec<Case> {
         let size = shape[shape.len() - 1];
         let x = || vec![("x", f32s(shape))];
         let biased = || vec![("x", f32s(shape)), ("b", f32s(&[size]))];
-        cases.push(microsoft("y = Gelu(x)", x()));
-        cases.push(microsoft("y = FastGelu(x)", x()));
-        cases.push(microsoft("y = FastGelu(x, b)", biased()));
-        cases.push(microsoft("y = BiasGelu(x, b)", biased()));
-        cases.push(microsoft("y = QuickGelu(x)", x()));
-        cases.push(microsoft("y = QuickGelu(x, alpha=1.0)", x()));
+        cases.push(microsoft("y = Gelu(x)", x()).in_f64("y = Gelu(x)"));
+        let tanh = "y = Gelu(x, approximate=tanh)";
+        cases.push(microsoft("y = FastGelu(x)", x()).in_f64(tanh));
+        let tanh = "t = Add(x, b)\ny = Gelu(t, approximate=tanh)";
+        cases.push(microsoft("y = FastGelu(x, b)", biased()).in_f64(tanh));
+        let exact = "t = Add(x, b)\ny = Gelu(t)";
+        cases.push(microsoft("y = BiasGelu(x, b)", biased()).in_f64(exact));
+        cases.push(microsoft("y = QuickGelu(x)", x()).in_f64("y = Swish(x, alpha=1.702)"));
+        let text = "y = QuickGelu(x, alpha=1.0)";
+        cases.push(microsoft(text, x()).in_f64("y = Swish(x, alpha=1.0)"));
     }
     products(&mut cases);
     normalizations(&mut cases);
@@ -28,27 +32,33 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn products(cases: &mut Vec<Case>) {
-    for (a, b, settings) in [
-        (&[3, 5][..], &[5, 4][..], "alpha=0.5"),
-        (&[5, 3], &[5, 4], "transA=1"),
-        (&[2, 3, 5], &[2, 4, 5], "transB=1, alpha=0.125"),
-        (&[2, 5, 3], &[4, 5], "transA=1, transB=1"),
-        (&[2, 6, 3, 5], &[2, 6, 4, 5], "transB=1, alpha=2.0"),
-        (&[3, 2, 5], &[2, 5, 4], "transBatchA=1"),
-        (&[3, 2, 6, 5], &[2, 6, 5, 4], "transBatchA=1"),
-        (&[3, 2, 5], &[5, 2, 4], "transBatchA=1, transBatchB=1"),
-        (&[5, 2, 3], &[2, 5, 4], "transBatchA=1, transA=1"),
+    for (a, b, settings, equation) in [
+        (&[3, 5][..], &[5, 4][..], "alpha=0.5", "ij,jk->ik"),
+        (&[5, 3], &[5, 4], "alpha=1.0, transA=1", "ji,jk->ik"),
+        (&[2, 3, 5], &[2, 4, 5], "alpha=0.125, transB=1", "bij,bkj->bik"),
+        (&[2, 5, 3], &[4, 5], "alpha=1.0, transA=1, transB=1", "bji,kj->bik"),
+        (&[2, 6, 3, 5], &[2, 6, 4, 5], "alpha=2.0, transB=1", "bhij,bhkj->bhik"),
+        (&[3, 2, 5], &[2, 5, 4], "alpha=1.0, transBatchA=1", "ibj,bjk->bik"),
+        (&[3, 2, 6, 5], &[2, 6, 5, 4], "alpha=1.0, transBatchA=1", "ibhj,bhjk->bhik"),
+        (&[3, 2, 5], &[5, 2, 4], "alpha=1.0, transBatchA=1, transBatchB=1", "ibj,jbk->bik"),
+        (&[5, 2, 3], &[2, 5, 4], "alpha=1.0, transBatchA=1, transA=1", "jbi,bjk->bik"),
     ] {
         let text = format!("y = FusedMatMul(a, b, {settings})");
         let feeds = vec![("a", f32s(a)), ("b", f32s(b))];
-        let made = microsoft(text, feeds).within(4e-6);
+        let alpha = settings.split(['=', ',']).nth(1).unwrap_or("1.0");
+        let made = microsoft(text, feeds).within(4e-6).einsum_in_f64(
+            equation,
+            "a, b",
+            &format!("alpha = [{alpha}]\ny = Mul(einsum, alpha)"),
+        );
         cases.push(made.clone());
         cases.push(made.constant(&["b"]));
     }
     for activation in ["Relu", "Tanh", "Sigmoid"] {
         let text = format!("y = FusedGemm(a, b, c, transB=1, alpha=0.5, activation={activation})");
         let feeds = vec![("a", f32s(&[3, 7])), ("b", f32s(&[5, 7])), ("c", f32s(&[5]))];
-        cases.push(microsoft(text, feeds).within(4e-6));
+        let plain = format!("t = Gemm(a, b, c, transB=1, alpha=0.5)\ny = {activation}(t)");
+        cases.push(microsoft(text, feeds).within(4e-6).in_f64(plain));
     }
 }
 
@@ -67,20 +77,34 @@ fn normalizations(cases: &mut Vec<Case>) {
                 let feeds = feeds.iter().filter(|(name, _)| names.contains(name)).cloned();
                 microsoft(text, feeds.collect()).within(5e-6)
             };
+            let layer = |inputs: &str, epsilon: &str| {
+                format!("y = LayerNormalization({inputs}, epsilon={epsilon})")
+            };
+            let root = |epsilon: &str| format!("y = RMSNormalization(t, g, epsilon={epsilon})");
             let text = "y = SkipLayerNormalization(x, s, g, h, b, epsilon=0.00001)";
-            cases.push(make(text, &["x", "s", "g", "h", "b"]));
-            cases.push(make("y = SkipLayerNormalization(x, s, g, h)", &["x", "s", "g", "h"]));
-            cases.push(make("y = SkipLayerNormalization(x, s, g)", &["x", "s", "g"]));
+            let plain = format!("u = Add(x, s)\nt = Add(u, b)\n{}", layer("t, g, h", "0.00001"));
+            cases.push(make(text, &["x", "s", "g", "h", "b"]).in_f64(plain));
+            let text = "y = SkipLayerNormalization(x, s, g, h)";
+            let plain = format!("t = Add(x, s)\n{}", layer("t, g, h", "0.000000000001"));
+            cases.push(make(text, &["x", "s", "g", "h"]).in_f64(plain.clone()));
             let text = "y, , , z = SkipLayerNormalization(x, s, g, h)";
-            cases.push(make(text, &["x", "s", "g", "h"]));
+            let plain = format!("{plain}\nz = Identity(t)");
+            cases.push(make(text, &["x", "s", "g", "h"]).in_f64(plain));
+            let text = "y = SkipLayerNormalization(x, s, g)";
+            let plain = format!("t = Add(x, s)\n{}", layer("t, g", "0.000000000001"));
+            cases.push(make(text, &["x", "s", "g"]).in_f64(plain));
             let text = "y, , , z = SkipSimplifiedLayerNormalization(x, s, g, b)";
-            cases.push(make(text, &["x", "s", "g", "b"]));
+            let sum = "u = Add(x, s)\nt = Add(u, b)";
+            let plain = format!("{sum}\n{}\nz = Identity(t)", root("0.000000000001"));
+            cases.push(make(text, &["x", "s", "g", "b"]).in_f64(plain));
             let text = "y = SkipSimplifiedLayerNormalization(x, s, g, epsilon=0.001)";
-            cases.push(make(text, &["x", "s", "g"]));
+            let plain = format!("t = Add(x, s)\n{}", root("0.001"));
+            cases.push(make(text, &["x", "s", "g"]).in_f64(plain));
         }
         let feeds = vec![("x", f32s(shape)), ("g", f32s(&[size]))];
         let text = "y = SimplifiedLayerNormalization(x, g, epsilon=0.001)";
-        cases.push(case(text, feeds).within(5e-6));
+        let plain = "y = RMSNormalization(x, g, epsilon=0.001)";
+        cases.push(case(text, feeds).within(5e-6).in_f64(plain));
     }
     let ids = Tensor::new(&[2, 3], &[0_i32, 4, 2, 1, 1, 3]);
     let feeds = vec![
@@ -101,6 +125,12 @@ fn normalizations(cases: &mut Vec<Case>) {
         ("y, n, z = EmbedLayerNormalization(i, s, w, p, t, g, b, m, o)", "iswptgbmo"),
     ] {
         let feeds = feeds.iter().filter(|(name, _)| names.contains(name)).cloned();
-        cases.push(microsoft(text, feeds.collect()).within(5e-6));
+        let made = microsoft(text, feeds.collect()).within(5e-6);
+        // The others take the positions from 0 on.
+        let looked_up = "a = Gather(w, i)\nc = Gather(p, o)\nd = Gather(t, s)\n\
+                         e = Add(a, c)\nf = Add(e, d)\n\
+                         y = LayerNormalization(f, g, b, epsilon=0.000000000001)\n\
+                         n = Identity(m)\nz = Identity(f)";
+        cases.push(if names.contains('o') { made.in_f64(looked_up) } else { made });
     }
 }

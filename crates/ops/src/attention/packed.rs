@@ -4,15 +4,21 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use super::backward::Order;
 use super::core::{self, Heads, Layout, Scores, Sizes, check_head_sizes};
 use super::padding::Padding;
 use super::past::{Rows, joined, past_rows};
+use crate::gradient::{gradient, sum_to};
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
 use crate::kernels::quantize;
 use crate::matmul::pack_right;
 use crate::microsoft::vector;
 use crate::quantized::{Integers, column_scales, left_zeros, product_rows, unsigned};
-use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
+use crate::row_sums::sum_rows;
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Reads, Run,
+    Training, required,
+};
 
 /// Inputs: x, weights, bias, mask, past, bias of the scores.
 pub(crate) struct PackedAttention;
@@ -153,6 +159,15 @@ impl Operator for PackedAttention {
             run.pool.recycle(qkv);
             result
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let settings = Settings::new(node, [3, 5, 4])?;
+        if settings.gives_present || node.input(4).is_some() {
+            // A cache is for generating text, which is no training.
+            return Err(OpError::NoGradient);
+        }
+        gradient(Reads::ALL_INPUTS, move |run: &mut Backward| flow_back(run, &settings))
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
@@ -336,28 +351,14 @@ fn attend(
         sizes.keys = pair[0].shape()[2];
         present = Some(pair);
     }
-    let past_count = sizes.keys - tokens;
-    let visible = |_: usize, query: usize| 0..past_count + query + 1;
-    let mask = settings.padding.addends(run, &sizes)?;
-    let scale = settings.scale.unwrap_or_else(|| 1.0 / (head_size as f32).sqrt());
     let whole = |half: usize| match &present {
         Some(pair) => Heads::apart(pair[half].slice(), sizes.keys, heads, head_size),
         None => new[half],
     };
-    let attention = core::Attention {
-        query,
-        key: whole(0),
-        value: whole(1),
-        scores: Scores {
-            mask,
-            visible: settings.is_causal.then_some(&visible),
-            ..Scores::scaled(scale)
-        },
-        layout: Layout::packed(&sizes),
-        sizes: sizes.clone(),
-    };
     let mut y = run.pool.tensor(DType::F32, &[batch, tokens, v_hidden]);
-    attention.run(y.slice_mut(), None, run.pool);
+    with_attention(run, settings, &sizes, [query, whole(0), whole(1)], |attention| {
+        attention.run(y.slice_mut(), None, run.pool);
+    })?;
     let Some(pair) = present.filter(|_| settings.gives_present) else { return Ok(vec![y]) };
     let mut both = run.pool.tensor(DType::F32, &[2, batch, heads, sizes.keys, head_size]);
     let half = both.element_count() / 2;
@@ -365,4 +366,96 @@ fn attend(
     keys.copy_from_slice(pair[0].slice());
     values.copy_from_slice(pair[1].slice());
     Ok(vec![y, both])
+}
+
+/// Calls `work` with the attention over queries, keys and values.
+fn with_attention<R>(
+    run: &Run,
+    settings: &Settings,
+    sizes: &Sizes,
+    [query, key, value]: [Heads<f32>; 3],
+    work: impl FnOnce(&core::Attention<f32>) -> R,
+) -> Result<R, OpError> {
+    let past_count = sizes.keys - sizes.queries;
+    let visible = |_: usize, query: usize| 0..past_count + query + 1;
+    let mask = settings.padding.addends(run, sizes)?;
+    let scale = settings.scale.unwrap_or_else(|| 1.0 / (sizes.head_size as f32).sqrt());
+    Ok(work(&core::Attention {
+        query,
+        key,
+        value,
+        scores: Scores {
+            mask,
+            visible: settings.is_causal.then_some(&visible),
+            ..Scores::scaled(scale)
+        },
+        layout: Layout::packed(sizes),
+        sizes: sizes.clone(),
+    }))
+}
+
+/// With [Q K V] = X·W + bias, computed once more: d[Q K V] from the attention, dX = d[Q K V]·Wᵀ,
+/// dW = Xᵀ·d[Q K V], dbias = Σ d[Q K V] over rows.
+fn flow_back(run: &mut Backward, settings: &Settings) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let run = &*run;
+    let forward = Run { inputs: run.inputs.clone(), pool: run.pool };
+    let (qkv, total) = project(&forward, None)?;
+    let [batch, tokens, size] = rows_of(run.input(0)?)?;
+    let (heads, hidden) = (settings.heads, settings.hidden(total)?);
+    let [head_size, value_size] = [hidden[1] / heads, hidden[2] / heads];
+    let starts = [0, hidden[0], hidden[0] + hidden[1]];
+    let part = |start: usize, size: usize| Heads {
+        data: qkv.slice::<f32>().get(start..).unwrap_or(&[]),
+        strides: [tokens * total, size, total],
+    };
+    let operands = [part(0, head_size), part(starts[1], head_size), part(starts[2], value_size)];
+    let sizes = Sizes {
+        batch,
+        heads,
+        kv_heads: heads,
+        queries: tokens,
+        keys: tokens,
+        head_size,
+        value_size,
+    };
+    let rows = Heads::packed(dy.slice(), tokens, heads, value_size);
+    let wants_scores = run.wants(settings.padding.bias);
+    let gradients = with_attention(&forward, settings, &sizes, operands, |attention| {
+        attention.flow_back(rows, [Order::Packed; 3], None, wants_scores, run.pool)
+    })?;
+    let mut dqkv = qkv;
+    let data = dqkv.slice_mut::<f32>();
+    let parts = [gradients.query, gradients.key, gradients.value];
+    for (part, (start, width)) in parts.into_iter().zip(starts.into_iter().zip(hidden)) {
+        let rows = data.chunks_exact_mut(total.max(1)).zip(part.slice().chunks_exact(width.max(1)));
+        rows.for_each(|(row, part)| row[start..start + width].copy_from_slice(part));
+        run.pool.recycle(part);
+    }
+    let mut flows = vec![None; run.shapes.len()];
+    if let Some(scores) = gradients.scores {
+        let index = settings.padding.bias;
+        flows[index] = Some(sum_to(scores, run.shape(index), run.pool).into());
+    }
+    if run.wants(2) {
+        let mut bias = run.tensor(run.shape(2));
+        sum_rows(dqkv.slice(), bias.slice_mut(), run.pool);
+        flows[2] = Some(bias.into());
+    }
+    let rows = Strided::rows(dqkv.slice::<f32>(), batch * tokens, total);
+    if run.wants(0) {
+        let w = Strided::rows(run.input(1)?.slice::<f32>(), size, total).transposed();
+        let mut dx = run.tensor(run.shape(0));
+        gemm::matmul(dx.slice_mut(), rows, Right::Strided(w), None);
+        flows[0] = Some(dx.into());
+    }
+    if run.wants(1) {
+        let x = Strided::rows(run.input(0)?.slice::<f32>(), batch * tokens, size).transposed();
+        let mut dw = run.tensor(run.shape(1));
+        gemm::matmul(dw.slice_mut(), x, Right::Strided(rows), None);
+        flows[1] = Some(dw.into());
+    }
+    run.pool.recycle(dqkv);
+    run.pool.recycle(dy);
+    Ok(flows)
 }

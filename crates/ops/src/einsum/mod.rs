@@ -5,13 +5,18 @@
 //! matrices: indices that both have and that are needed later are the batch, those that both have
 //! and nothing needs are summed over.
 
+mod backward;
 mod contraction;
 mod equation;
 
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::gradient;
+use crate::{
+    Backward, Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
+use backward::flow_back;
 use contraction::Operand;
 use equation::Equation;
 
@@ -61,20 +66,16 @@ impl Operator for Einsum {
                 }
             }
             let operands = tensors.iter().zip(&indices.inputs);
-            let mut operands = operands
+            let operands = operands
                 .map(|(x, indices)| Operand::new(run.pool, x, indices, &sizes))
-                .collect::<Result<Vec<_>, _>>()?
-                .into_iter();
-            let mut product = operands.next().expect("there is at least one operand");
-            while let Some(next) = operands.next() {
-                let is_needed = |index: &u32| {
-                    indices.output.contains(index)
-                        || operands.as_slice().iter().any(|later| later.indices.contains(index))
-                };
-                product = product.times(next, &is_needed, run.pool)?;
-            }
-            Ok(vec![product.arranged(&indices.output, run.pool)?])
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(vec![contracted(operands, &indices.output, run.pool)?])
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let equation = equation(node)?;
+        gradient(Reads::ALL_INPUTS, move |run: &mut Backward| flow_back(run, &equation))
     }
 
     fn widens_half(&self) -> bool {
@@ -92,4 +93,18 @@ impl Operator for Einsum {
         all.dedup();
         all.iter().fold(Dim::Known(1), |product, index| &product * &indices.dim(*index, &shapes))
     }
+}
+
+/// The sum over all indices but those of the output of the product of the operands.
+fn contracted(operands: Vec<Operand>, output: &[u32], pool: &Pool) -> Result<Tensor, OpError> {
+    let mut operands = operands.into_iter();
+    let mut product = operands.next().expect("there is at least one operand");
+    while let Some(next) = operands.next() {
+        let is_needed = |index: &u32| {
+            output.contains(index)
+                || operands.as_slice().iter().any(|later| later.indices.contains(index))
+        };
+        product = product.times(next, &is_needed, pool)?;
+    }
+    product.arranged(output, pool)
 }
