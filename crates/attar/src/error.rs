@@ -9,6 +9,7 @@ use attar_import::ImportError;
 use attar_onnx::OnnxError;
 use attar_ops::opset::OpsetError;
 use attar_runtime::RuntimeError;
+use attar_train::TrainError;
 
 /// Why a command could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum Error {
 
     #[error(transparent)]
     Import(#[from] ImportError),
+
+    #[error(transparent)]
+    Train(#[from] TrainError),
 
     #[error("{message}")]
     Usage { message: String, hint: String },
@@ -70,6 +74,7 @@ impl Error {
             Self::Runtime { source, .. } => source.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Import(error) => Some(error.hint().clone()),
+            Self::Train(error) => Some(error.hint()).filter(|hint| !hint.is_empty()),
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Recipe { .. } => Some("see `attar passes` and `attar compress --help`".into()),
             Self::File { .. } => None,

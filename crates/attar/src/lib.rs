@@ -17,6 +17,7 @@ mod recipe;
 mod run_folder;
 mod runtimes;
 mod subject;
+mod training;
 
 pub use attar_compress::{OptionEntry, PASSES, PassEntry};
 pub use attar_evaluate::{
@@ -27,6 +28,10 @@ pub use attar_graph::Model;
 pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS};
 pub use attar_ops::{Bindings, OPERATORS};
 pub use attar_runtime::{RunOptions, Runtime};
+pub use attar_train::{
+    Choice, Control, EpochReport, LOSSES, OPTIMIZERS, Schedule, StepReport, TrainerOptions,
+    ValidationReport,
+};
 pub use calibration::CalibrationSample;
 pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};
 pub use converting::{ConvertOutcome, ConvertRequest, convert};
@@ -42,6 +47,10 @@ pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use subject::Subject;
+pub use training::{
+    Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,
+    TrainingData, Validation, parse_choice, parse_schedule, set_choice, train, training_defaults,
+};
 
 use std::path::Path;
 

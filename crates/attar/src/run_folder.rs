@@ -107,11 +107,8 @@ impl RunFolder {
         written.map_err(Error::file(&self.path))
     }
 
-    /// Writes a file of the run by rename.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let (path, part) = (self.path.join(name), self.path.join(format!("{name}.part")));
-        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path));
-        written.map_err(Error::file(&path))
+        write(&self.path, name, bytes)
     }
 
     /// The model after the last step that is done.
@@ -147,18 +144,7 @@ impl RunFolder {
 
     /// Puts the result in place: the last checkpoint becomes `model.onnx`.
     pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
-        let target = self.path.join("model.onnx");
-        save(model, &target)?;
-        if let Some(preprocessing) = &subject.preprocessing {
-            let mut preprocessing = preprocessing.clone();
-            if let Some(text) = &mut preprocessing.text {
-                let tokenizer = subject.folder().join(&text.tokenizer);
-                crate::importing::copy(&tokenizer, &self.path.join("tokenizer.json"))?;
-                text.tokenizer = "tokenizer.json".into();
-            }
-            preprocessing.save(&self.path)?;
-        }
-        Ok(target)
+        publish(&self.path, subject, model)
     }
 
     /// The run is over; its checkpoints are no longer needed.
@@ -167,6 +153,29 @@ impl RunFolder {
         let _ = fs::remove_dir_all(self.path.join("checkpoints"));
         Ok(())
     }
+}
+
+/// Writes a file of a run by rename.
+pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let (path, part) = (folder.join(name), folder.join(format!("{name}.part")));
+    let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path));
+    written.map_err(Error::file(&path))
+}
+
+/// Writes a model with what is needed to feed it.
+pub(crate) fn publish(folder: &Path, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
+    let target = folder.join("model.onnx");
+    save(model, &target)?;
+    if let Some(preprocessing) = &subject.preprocessing {
+        let mut preprocessing = preprocessing.clone();
+        if let Some(text) = &mut preprocessing.text {
+            let tokenizer = subject.folder().join(&text.tokenizer);
+            crate::importing::copy(&tokenizer, &folder.join("tokenizer.json"))?;
+            text.tokenizer = "tokenizer.json".into();
+        }
+        preprocessing.save(folder)?;
+    }
+    Ok(target)
 }
 
 fn line(entry: &Entry) -> String {
@@ -231,7 +240,7 @@ fn read_journal(path: &Path) -> Result<Vec<Entry>, Error> {
     Ok(entries)
 }
 
-fn crc32(path: &Path) -> Result<u32, Error> {
+pub(crate) fn crc32(path: &Path) -> Result<u32, Error> {
     use std::io::Read;
     let mut file = fs::File::open(path).map_err(Error::file(path))?;
     let mut hasher = crc32fast::Hasher::new();

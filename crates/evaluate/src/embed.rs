@@ -51,6 +51,15 @@ pub(crate) fn row_output(
     })
 }
 
+/// The name of the output that is one row per example: the named one, or the only one of two axes.
+///
+/// # Errors
+/// None, or several.
+pub fn rows_output(session: &dyn Session, name: Option<&str>) -> Result<String, EvaluateError> {
+    let output = row_output(session, name, "a row per example")?;
+    Ok(session.outputs()[output].name.clone())
+}
+
 /// Runs one batch and takes the rows out of the chosen output.
 pub(crate) fn run_rows(
     session: &mut dyn Session,

@@ -15,7 +15,8 @@ mod text_input;
 
 pub use data::{DataKind, Dataset, Split};
 pub use embed::{
-    Embeddings, Scores, embed, gives_one_score, run_encoded, run_tensors, score_images, score_pairs,
+    Embeddings, Scores, embed, gives_one_score, rows_output, run_encoded, run_tensors,
+    score_images, score_pairs,
 };
 pub use error::EvaluateError;
 pub use image_input::{decode_image, gray_image, image_feeds};

@@ -42,7 +42,7 @@ pub trait Runtime {
 }
 
 /// A model prepared to run.
-pub trait Session {
+pub trait Session: Send {
     /// What must be fed, in model order.
     fn inputs(&self) -> &[Value];
 

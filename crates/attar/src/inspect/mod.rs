@@ -252,7 +252,7 @@ fn shape_text(dims: &[attar_graph::Dim]) -> String {
     format!("[{}]", dims.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
 }
 
-fn describe(value: &Value) -> String {
+pub(crate) fn describe(value: &Value) -> String {
     let dtype = value.dtype().map_or("?".into(), |dtype| dtype.to_string());
     let shape = value.shape().map_or("[…]".into(), shape_text);
     format!("{} {dtype}{shape}", value.name)

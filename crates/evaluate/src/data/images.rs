@@ -78,6 +78,23 @@ pub(crate) fn looks_like_images(folder: &Path) -> bool {
 }
 
 impl Images {
+    /// Fails for the first image whose class is `count` or more.
+    ///
+    /// # Errors
+    /// The image, by its file or its number.
+    pub fn check_classes(&self, count: usize) -> Result<(), EvaluateError> {
+        let Some(index) = self.labels.iter().position(|&label| label >= count) else {
+            return Ok(());
+        };
+        let path = match &self.images[index] {
+            ImageSource::File(path) => path.clone(),
+            ImageSource::Gray { .. } => format!("IDX image {index}").into(),
+        };
+        let (label, last) = (self.labels[index], count.saturating_sub(1));
+        let message = format!("it is of class {label}, and the model's classes are 0 to {last}");
+        Err(EvaluateError::Format { path, message })
+    }
+
     /// Of IDX files those of the split, or else those that are there.
     pub(crate) fn load(
         folder: &Path,

@@ -179,6 +179,36 @@ impl Dataset {
         }
     }
 
+    /// The examples of these indices; of retrieval with all documents.
+    ///
+    /// # Errors
+    /// None left.
+    pub fn subset(&self, indices: &[usize]) -> Result<Self, EvaluateError> {
+        fn pick<T: Clone>(list: &[T], indices: &[usize]) -> Vec<T> {
+            indices.iter().map(|&index| list[index].clone()).collect()
+        }
+        Ok(match self {
+            Self::Retrieval(data) => Self::Retrieval(Retrieval {
+                documents: data.documents.clone(),
+                queries: pick(&data.queries, indices),
+                relevant: pick(&data.relevant, indices),
+            }),
+            Self::Pairs(pairs) => Self::Pairs(Pairs {
+                first: pick(&pairs.first, indices),
+                second: pick(&pairs.second, indices),
+                scores: pick(&pairs.scores, indices),
+            }),
+            Self::Labelled(data) => Self::Labelled(data.subset(indices)),
+            Self::Text(texts) => Self::Text(pick(texts, indices)),
+            Self::Images(images) => Self::Images(Images {
+                images: pick(&images.images, indices),
+                labels: pick(&images.labels, indices),
+                names: images.names.clone(),
+            }),
+            Self::Tensors(data) => Self::Tensors(data.subset(indices)?),
+        })
+    }
+
     /// All texts of the data set; none for images and arrays.
     pub fn texts(&self) -> Vec<&str> {
         match self {
