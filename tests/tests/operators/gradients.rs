@@ -22,7 +22,7 @@ const TOLERANCE: f64 = 5e-5;
 const KINK_MIN: f64 = 1e-3;
 
 /// Inputs that are settings: no gradient flows to them.
-const SETTINGS: &[(&str, usize)] = &[("Resize", 1), ("Resize", 2), ("Upsample", 1)];
+const SETTINGS: &[(&str, usize)] = &[("Resize", 1), ("Resize", 2), ("RoiAlign", 1), ("Upsample", 1)];
 
 /// What became of a case.
 #[derive(Debug)]
