@@ -3,11 +3,12 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::gradient::gradient;
 use crate::kernels::{for_rows, quantize};
 use crate::onnx_type::dtype_attribute;
 use crate::quantization::{Parameters, integer_zero};
 use crate::quantize_linear::is_small_float;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct DequantizeLinear;
 
@@ -72,6 +73,26 @@ impl Operator for DequantizeLinear {
             run.pool.recycle(x);
             Ok(vec![narrow])
         }))
+    }
+
+    /// dscale = Σ dy·(q − zero).
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (axis, block_size) = (node.int_or("axis", 1)?, node.int_or("block_size", 0)?);
+        gradient(Reads::NOTHING.input(0).input(1).input(2), move |run| {
+            let dy = run.take_gradient();
+            let settings = Run { inputs: std::mem::take(&mut run.inputs), pool: run.pool };
+            let found = settings.input(0)?.dtype();
+            let q = settings.input(0)?.to_f32().ok_or(OpError::DType { index: 0, found })?;
+            let parameters = Parameters::new(&settings, axis, block_size, Tensor::to_f32)?;
+            let sums = parameters.sum_runs(dy.slice::<f32>(), &q, |dy, q, _, zero| {
+                dy.iter().zip(q).map(|(&dy, q)| f64::from(dy) * f64::from(q - zero)).sum()
+            });
+            let mut dscale = run.tensor(run.shape(1));
+            let to = dscale.slice_mut::<f32>().iter_mut();
+            to.zip(sums).for_each(|(to, sum)| *to = sum as f32);
+            run.pool.recycle(dy);
+            Ok(vec![None, Some(dscale.into())])
+        })
     }
 }
 

@@ -274,6 +274,7 @@ where
 ///
 /// # Errors
 /// None; the type is what operators return.
+#[allow(clippy::unnecessary_wraps)] // the type is what operators return
 pub(crate) fn gradient<F>(reads: Reads, backward: F) -> Result<Box<dyn Gradient>, OpError>
 where
     F: Fn(&mut Backward) -> Result<Vec<Option<Flow>>, OpError> + Send + Sync + 'static,

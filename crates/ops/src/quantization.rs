@@ -3,7 +3,7 @@
 use attar_tensor::{DType, Tensor};
 
 use crate::fact::resolve_axis;
-use crate::kernels::for_rows;
+use crate::kernels::{for_rows, for_rows_of_work};
 use crate::{OpError, Run};
 
 /// Which elements share a pair.
@@ -70,14 +70,18 @@ impl<Z: Copy + Default> Parameters<Z> {
 
     /// The pair of an element.
     pub(crate) fn of(&self, element: usize) -> (f32, Z) {
-        self.pair(match self.layout {
+        self.pair(self.index(element))
+    }
+
+    fn index(&self, element: usize) -> usize {
+        match self.layout {
             Layout::Single => 0,
             Layout::Axis { size, inner } => element / inner % size,
             Layout::Blocks { size, inner, block, count } => {
                 let (outer, place) = (element / (size * inner), element / inner % size);
                 (outer * count + place / block) * inner + element % inner
             }
-        })
+        }
     }
 
     /// Calls `convert` for every run of elements with one scale and zero point.
@@ -85,7 +89,7 @@ impl<Z: Copy + Default> Parameters<Z> {
         &self,
         y: &mut [T],
         x: &[S],
-        convert: fn(&mut [T], &[S], f32, Z),
+        convert: impl Fn(&mut [T], &[S], f32, Z) + Send + Sync,
     ) where
         Z: Send + Sync,
     {
@@ -107,6 +111,40 @@ impl<Z: Copy + Default> Parameters<Z> {
                 convert(y, x, scale, zero_point);
             }
         });
+    }
+}
+
+/// Elements whose sum is one term, whatever the number of threads.
+const TERM_SIZE: usize = 1 << 14;
+
+impl<Z: Copy + Default + Send + Sync> Parameters<Z> {
+    /// For every scale, the sum of `term` over the elements that share it.
+    pub(crate) fn sum_runs<S: Sync>(
+        &self,
+        dy: &[f32],
+        x: &[S],
+        term: impl Fn(&[f32], &[S], f32, Z) -> f64 + Send + Sync,
+    ) -> Vec<f64> {
+        let mut sums = vec![0.0; self.scales.len()];
+        let run_size = match self.layout {
+            Layout::Single => TERM_SIZE,
+            Layout::Axis { inner, .. } => inner,
+            Layout::Blocks { .. } => 1,
+        };
+        let index = |run: usize| match self.layout {
+            Layout::Single => 0,
+            _ => self.index(run * run_size),
+        };
+        let mut terms = vec![0.0; x.len().div_ceil(run_size)];
+        for_rows_of_work(&mut terms, 1, x.len(), |first, terms| {
+            for (run, sum) in (first..).zip(terms) {
+                let (scale, zero_point) = self.pair(index(run));
+                let range = run * run_size..((run + 1) * run_size).min(x.len());
+                *sum = term(&dy[range.clone()], &x[range], scale, zero_point);
+            }
+        });
+        terms.iter().enumerate().for_each(|(run, term)| sums[index(run)] += term);
+        sums
     }
 }
 

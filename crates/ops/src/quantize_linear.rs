@@ -13,7 +13,7 @@ use crate::{Fact, Kernel, OpError, Operator, Run, required};
 pub(crate) struct QuantizeLinear;
 
 /// The quantized type: that of the zero point, or of the attribute, or u8.
-fn target(node: &Node, zero_point: Option<DType>) -> Result<DType, OpError> {
+pub(crate) fn target(node: &Node, zero_point: Option<DType>) -> Result<DType, OpError> {
     let asked = dtype_attribute(node, "output_dtype")?;
     if let (Some(asked), Some(found)) = (asked, zero_point)
         && asked != found
@@ -28,7 +28,7 @@ fn target(node: &Node, zero_point: Option<DType>) -> Result<DType, OpError> {
 }
 
 /// The least and the greatest integer of a quantized type.
-fn integer_range(dtype: DType) -> Option<(i64, i64)> {
+pub(crate) fn integer_range(dtype: DType) -> Option<(i64, i64)> {
     Some(match dtype {
         DType::U8 => (0, 255),
         DType::I8 => (-128, 127),

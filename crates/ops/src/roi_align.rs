@@ -142,7 +142,7 @@ impl Alignment {
     }
 
     /// dx: each bin's gradient goes to the elements that it is the mean of, or to the greatest.
-    /// None flows to the regions, as in PyTorch.
+    /// None flows to the regions, as in `torchvision`.
     fn align_back(&self, run: &mut Backward) -> Result<Tensor, OpError> {
         let dy = run.take_gradient();
         let shape = run.shape(0);

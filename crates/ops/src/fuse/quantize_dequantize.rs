@@ -1,10 +1,48 @@
 //! `QuantizeLinear` read only by a `DequantizeLinear` with the same scalars → one operator.
 
+use std::collections::HashSet;
+
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::DType;
 
 use super::producer;
 use crate::ATTAR_DOMAIN;
+
+/// As [`plan`], for training: of every type and granularity, since nothing flows through integers.
+/// The scale may be a trained one.
+pub(super) fn plan_trained(model: &Model, trained: &HashSet<String>) -> Plan {
+    let graph = &model.graph;
+    let links = Links::new(graph);
+    let mut plan = Plan::default();
+    let is_same = |a: Option<&str>, b: Option<&str>| match (a, b) {
+        (Some(a), Some(b)) if a != b => {
+            let is_fixed = !trained.contains(a) && !trained.contains(b);
+            let (a, b) = (links.constant(a), links.constant(b));
+            is_fixed && a.is_some() && a == b
+        }
+        (a, b) => a == b,
+    };
+    for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| n.is("DequantizeLinear")) {
+        let Some((_, quantize)) = producer(&links, &node.inputs[0], "QuantizeLinear") else {
+            continue;
+        };
+        let is_pair = ["axis", "block_size"]
+            .iter()
+            .all(|name| node.attribute(name) == quantize.attribute(name));
+        let is_plain = node.attribute("output_dtype").is_none()
+            && quantize.attribute("precision").is_none()
+            && is_same(node.input(1), quantize.input(1))
+            && is_same(node.input(2), quantize.input(2));
+        if is_pair && is_plain {
+            let mut pair = quantize.clone();
+            pair.op_type = "QuantizeDequantize".into();
+            pair.name.clone_from(&node.name);
+            pair.outputs.clone_from(&node.outputs);
+            plan.push(Edit::ReplaceNode { index, node: pair.with_domain(ATTAR_DOMAIN) });
+        }
+    }
+    plan
+}
 
 pub fn plan(model: &Model) -> Plan {
     let graph = &model.graph;

@@ -7,7 +7,7 @@ use attar_graph::{GraphError, Model, Value, apply};
 
 use super::{
     Rewrite, attention, dead_nodes, gelu, hard_swish, layer_normalization, linear,
-    skip_layer_normalization,
+    quantize_dequantize, skip_layer_normalization,
 };
 use crate::fold_constants;
 use crate::opset::{NEWEST_OPSET, OpsetError, prepared};
@@ -32,6 +32,7 @@ const TRAINING_REWRITES: &[Rewrite] = &[
 ///
 /// # Errors
 /// A node of an operator set that has no counterpart in the newest, or a broken graph.
+#[allow(clippy::implicit_hasher)] // it is asked for names alone
 pub fn for_training(
     model: &Model,
     trained: &HashSet<String>,
@@ -45,6 +46,8 @@ pub fn for_training(
     model.opsets.insert(String::new(), newest);
     lift_constants(&mut model, trained);
     fold_around(&mut model, trained)?;
+    let plan = quantize_dequantize::plan_trained(&model, trained);
+    apply(&mut model.graph, &plan)?;
     if fuse {
         for (_, plan) in TRAINING_REWRITES {
             let plan = plan(&model);

@@ -61,17 +61,13 @@ fn rearrange(
 }
 
 /// The reverse of [`rearrange`], of a gradient.
-fn rearrange_back(
-    run: &mut Backward,
-    view: [usize; 6],
-    perm: [usize; 6],
-) -> Result<Vec<Option<Flow>>, OpError> {
+fn rearrange_back(run: &mut Backward, view: [usize; 6], perm: [usize; 6]) -> Vec<Option<Flow>> {
     let dy = run.take_gradient();
     let mut dx = run.tensor(run.shape(0));
     let seen = perm.map(|axis| view[axis]);
     permute(dx.slice_mut::<f32>(), dy.slice::<f32>(), &seen, &inverse(&perm));
     run.pool.recycle(dy);
-    Ok(vec![Some(dx.into())])
+    vec![Some(dx.into())]
 }
 
 impl Operator for SpaceToDepth {
@@ -111,7 +107,7 @@ impl Operator for SpaceToDepth {
         gradient(Reads::NOTHING, move |run| {
             let &[n, c, h, w] = image(run.shape(0))?;
             let perm = if channels_first { [0, 1, 3, 5, 2, 4] } else { [0, 3, 5, 1, 2, 4] };
-            rearrange_back(run, [n, c, h / b, b, w / b, b], perm)
+            Ok(rearrange_back(run, [n, c, h / b, b, w / b, b], perm))
         })
     }
 }
@@ -158,9 +154,9 @@ impl Operator for DepthToSpace {
             let &[n, c, h, w] = image(run.shape(0))?;
             let c = c / (b * b);
             if channels_first {
-                rearrange_back(run, [n, c, b, b, h, w], [0, 1, 4, 2, 5, 3])
+                Ok(rearrange_back(run, [n, c, b, b, h, w], [0, 1, 4, 2, 5, 3]))
             } else {
-                rearrange_back(run, [n, b, b, c, h, w], [0, 3, 4, 1, 5, 2])
+                Ok(rearrange_back(run, [n, b, b, c, h, w], [0, 3, 4, 1, 5, 2]))
             }
         })
     }
