@@ -11,8 +11,9 @@ use attar_tensor::{DType, Tensor};
 use crate::conv::settings::group;
 use crate::conv::{infer_fact, output_shape};
 use crate::geometry::{Axis, Geometry};
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
 
 pub(crate) struct DeformConv;
 
@@ -43,6 +44,38 @@ impl Operator for DeformConv {
         crate::conv::macs(inputs.get(1).copied().flatten(), outputs)
     }
 
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        gradient(Reads::NOTHING.input(0).input(1).input(2).input(4), move |run| {
+            let dy = run.take_gradient();
+            let inputs = Run { inputs: run.inputs.clone(), pool: run.pool };
+            let wide: Vec<f64> = dy.slice::<f32>().iter().map(|&dy| dy.into()).collect();
+            let deformed = deformed(&node, &inputs)?;
+            let flows = deformed.back(&wide);
+            let pixels: usize = dy.shape()[2..].iter().product();
+            let mut bias = vec![0.0; deformed.outputs];
+            for (at, plane) in wide.chunks_exact(pixels.max(1)).enumerate() {
+                bias[at % deformed.outputs] += plane.iter().sum::<f64>();
+            }
+            run.pool.recycle(dy);
+            let flow = |index: usize, values: &[f64]| {
+                run.wants(index).then(|| {
+                    let mut flow = run.tensor(run.shape(index));
+                    let places = flow.slice_mut::<f32>().iter_mut().zip(values);
+                    places.for_each(|(to, &value)| *to = value as f32);
+                    Flow::from(flow)
+                })
+            };
+            Ok(vec![
+                flow(0, &flows.x),
+                flow(1, &flows.w),
+                flow(2, &flows.offset),
+                flow(3, &bias),
+                flow(4, &flows.mask),
+            ])
+        })
+    }
+
     fn widens_half(&self) -> bool {
         true
     }
@@ -62,11 +95,37 @@ struct Deformed {
 }
 
 fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
-    let x = run.input(0)?;
+    let (x, w) = (run.input(0)?, run.input(1)?);
     let dtype = x.dtype();
     if !matches!(dtype, DType::F32 | DType::F64) {
         return Err(OpError::DType { index: 0, found: dtype });
     }
+    let deformed = deformed(node, run)?;
+    let numbers = |index: usize| -> Result<Vec<f64>, OpError> {
+        let tensor = run.input(index)?;
+        tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
+    };
+    let bias = run.optional(3).map(|_| numbers(3)).transpose()?;
+    if bias.as_ref().is_some_and(|bias| bias.len() != w.shape()[0]) {
+        return Err(OpError::shapes(w.shape(), run.input(3)?.shape()));
+    }
+    let sizes = deformed.axes.map(|axis| axis.output);
+    let output = output_shape(x.shape()[0], w.shape()[0], sizes.iter().copied(), false)?;
+    let mut y = vec![0.0_f64; output.iter().product()];
+    for_rows(&mut y, sizes[0] * sizes[1], |first, planes| {
+        for (index, plane) in planes.chunks_exact_mut(sizes[0] * sizes[1]).enumerate() {
+            let at = first + index;
+            plane.fill(bias.as_ref().map_or(0.0, |bias| bias[at % deformed.outputs]));
+            deformed.add_plane(plane, at / deformed.outputs, at % deformed.outputs);
+        }
+    });
+    let y = Tensor::new(&output, &y).converted(dtype);
+    Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
+}
+
+/// Reads and checks the inputs but the bias.
+fn deformed(node: &Node, run: &Run) -> Result<Deformed, OpError> {
+    let x = run.input(0)?;
     let (w, shape) = (run.input(1)?, x.shape());
     if w.rank() != 4 || shape.len() != 4 {
         return Err(OpError::Unsupported { what: "DeformConv over other than two axes".into() });
@@ -82,7 +141,6 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
     }
     let axes = Geometry::new(node, &w.shape()[2..])?.axes(&shape[2..])?;
     let sizes: Vec<usize> = axes.iter().map(|axis| axis.output).collect();
-    let output = output_shape(shape[0], w.shape()[0], sizes.iter().copied(), false)?;
     let taps = w.shape()[2] * w.shape()[3];
     let expect = |index: usize, channels: usize| -> Result<Vec<f64>, OpError> {
         let tensor = run.input(index)?;
@@ -96,12 +154,8 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
         let tensor = run.input(index)?;
         tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
     };
-    let bias = run.optional(3).map(|_| numbers(3)).transpose()?;
-    if bias.as_ref().is_some_and(|bias| bias.len() != w.shape()[0]) {
-        return Err(OpError::shapes(w.shape(), run.input(3)?.shape()));
-    }
     let mask = run.optional(4).map(|_| expect(4, offset_group * taps)).transpose()?;
-    let deformed = Deformed {
+    Ok(Deformed {
         x: numbers(0)?,
         w: numbers(1)?,
         offset: expect(2, 2 * offset_group * taps)?,
@@ -111,17 +165,7 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
         outputs: w.shape()[0],
         group,
         offset_group,
-    };
-    let mut y = vec![0.0_f64; output.iter().product()];
-    for_rows(&mut y, sizes[0] * sizes[1], |first, planes| {
-        for (index, plane) in planes.chunks_exact_mut(sizes[0] * sizes[1]).enumerate() {
-            let at = first + index;
-            plane.fill(bias.as_ref().map_or(0.0, |bias| bias[at % deformed.outputs]));
-            deformed.add_plane(plane, at / deformed.outputs, at % deformed.outputs);
-        }
-    });
-    let y = Tensor::new(&output, &y).converted(dtype);
-    Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
+    })
 }
 
 impl Deformed {
@@ -140,13 +184,7 @@ impl Deformed {
                 let weight = self.w[(o * inputs + c) * taps + tap];
                 let moved = (n * self.offset_group + part) * taps + tap;
                 for (pixel, y) in plane.iter_mut().enumerate() {
-                    let place = |axis: Axis, output: usize, tap: usize| {
-                        (output * axis.stride + tap * axis.dilation) as f64 - axis.pad as f64
-                    };
-                    let at_y = place(tall, pixel / wide.output, tap / wide.kernel)
-                        + self.offset[2 * moved * pixels + pixel];
-                    let at_x = place(wide, pixel % wide.output, tap % wide.kernel)
-                        + self.offset[(2 * moved + 1) * pixels + pixel];
+                    let [at_y, at_x] = self.place(moved, tap, pixel);
                     let mask = self.mask.as_ref().map_or(1.0, |mask| mask[moved * pixels + pixel]);
                     *y += weight * mask * interpolated(image, [tall.input, wide.input], at_y, at_x);
                 }
@@ -155,16 +193,121 @@ impl Deformed {
     }
 }
 
+/// The gradients of x, w, the offset and the mask.
+struct Flows {
+    x: Vec<f64>,
+    w: Vec<f64>,
+    offset: Vec<f64>,
+    mask: Vec<f64>,
+}
+
+impl Deformed {
+    /// Where a tap of an output pixel reads; `moved` counts item, part and tap.
+    fn place(&self, moved: usize, tap: usize, pixel: usize) -> [f64; 2] {
+        let [tall, wide] = self.axes;
+        let pixels = tall.output * wide.output;
+        let place = |axis: Axis, output: usize, tap: usize| {
+            (output * axis.stride + tap * axis.dilation) as f64 - axis.pad as f64
+        };
+        [
+            place(tall, pixel / wide.output, tap / wide.kernel)
+                + self.offset[2 * moved * pixels + pixel],
+            place(wide, pixel % wide.output, tap % wide.kernel)
+                + self.offset[(2 * moved + 1) * pixels + pixel],
+        ]
+    }
+
+    /// With v the interpolated pixel, m the mask and g = Σ dy[o]·w[o] over the outputs:
+    /// dw[o] = Σ dy[o]·m·v, dx = g·m·∂v/∂x, doffset = g·m·∂v, dmask = g·v.
+    fn back(&self, dy: &[f64]) -> Flows {
+        let [tall, wide] = self.axes;
+        let (taps, pixels) = (tall.kernel * wide.kernel, tall.output * wide.output);
+        let sizes = [tall.input, wide.input];
+        let (plane, inputs) = (sizes[0] * sizes[1], self.channels / self.group);
+        let outputs = self.outputs / self.group;
+        let mut flows = Flows {
+            x: vec![0.0; self.x.len()],
+            w: vec![0.0; self.w.len()],
+            offset: vec![0.0; self.offset.len()],
+            mask: vec![0.0; self.offset.len() / 2],
+        };
+        for channel in 0..self.x.len().checked_div(plane).unwrap_or(0) {
+            let (n, c) = (channel / self.channels, channel % self.channels);
+            let part = c / (self.channels / self.offset_group);
+            let image = channel * plane..(channel + 1) * plane;
+            let first = c / inputs * outputs;
+            for tap in 0..taps {
+                let moved = (n * self.offset_group + part) * taps + tap;
+                let weight_of = |o: usize| (o * inputs + c % inputs) * taps + tap;
+                for pixel in 0..pixels {
+                    let [y, x] = self.place(moved, tap, pixel);
+                    let mask = self.mask.as_ref().map_or(1.0, |m| m[moved * pixels + pixel]);
+                    let around = Around::new(sizes, y, x);
+                    let [v, slope_y, slope_x] = around.values(&self.x[image.clone()]);
+                    let mut g = 0.0;
+                    for o in first..first + outputs {
+                        let dy = dy[(n * self.outputs + o) * pixels + pixel];
+                        flows.w[weight_of(o)] += dy * mask * v;
+                        g += dy * self.w[weight_of(o)];
+                    }
+                    flows.mask[moved * pixels + pixel] += g * v;
+                    flows.offset[2 * moved * pixels + pixel] += g * mask * slope_y;
+                    flows.offset[(2 * moved + 1) * pixels + pixel] += g * mask * slope_x;
+                    around.add(&mut flows.x[image.clone()], g * mask);
+                }
+            }
+        }
+        flows
+    }
+}
+
+/// The four pixels around a place, `None` outside the image, and how far it is from the first.
+struct Around {
+    pixels: [Option<usize>; 4],
+    down: f64,
+    right: f64,
+}
+
+impl Around {
+    fn new([height, width]: [usize; 2], y: f64, x: f64) -> Self {
+        let (top, left) = (y.floor(), x.floor());
+        let pixel = |y: f64, x: f64| {
+            let is_inside = y >= 0.0 && x >= 0.0 && y < height as f64 && x < width as f64;
+            is_inside.then(|| y as usize * width + x as usize)
+        };
+        let pixels = [
+            pixel(top, left),
+            pixel(top, left + 1.0),
+            pixel(top + 1.0, left),
+            pixel(top + 1.0, left + 1.0),
+        ];
+        Self { pixels, down: y - top, right: x - left }
+    }
+
+    fn weights(&self) -> [f64; 4] {
+        let (down, right) = (self.down, self.right);
+        [(1.0 - down) * (1.0 - right), (1.0 - down) * right, down * (1.0 - right), down * right]
+    }
+
+    /// The interpolated value, and its derivatives by both coordinates.
+    fn values(&self, image: &[f64]) -> [f64; 3] {
+        let [a, b, c, d] = self.pixels.map(|pixel| pixel.map_or(0.0, |at| image[at]));
+        let weights = self.weights();
+        let value = weights[0] * a + weights[1] * b + weights[2] * c + weights[3] * d;
+        let slope_y = (1.0 - self.right) * (c - a) + self.right * (d - b);
+        [value, slope_y, (1.0 - self.down) * (b - a) + self.down * (d - c)]
+    }
+
+    fn add(&self, image: &mut [f64], value: f64) {
+        for (pixel, weight) in self.pixels.iter().zip(self.weights()) {
+            if let Some(at) = *pixel {
+                image[at] += value * weight;
+            }
+        }
+    }
+}
+
 /// The value between the four pixels around a place; those outside the image are 0.
-fn interpolated(image: &[f64], [height, width]: [usize; 2], y: f64, x: f64) -> f64 {
-    let pixel = |y: f64, x: f64| {
-        let is_inside = y >= 0.0 && x >= 0.0 && y < height as f64 && x < width as f64;
-        if is_inside { image[y as usize * width + x as usize] } else { 0.0 }
-    };
-    let (top, left) = (y.floor(), x.floor());
-    let (down, right) = (y - top, x - left);
-    (1.0 - down) * (1.0 - right) * pixel(top, left)
-        + (1.0 - down) * right * pixel(top, left + 1.0)
-        + down * (1.0 - right) * pixel(top + 1.0, left)
-        + down * right * pixel(top + 1.0, left + 1.0)
+fn interpolated(image: &[f64], sizes: [usize; 2], y: f64, x: f64) -> f64 {
+    Around::new(sizes, y, x).values(image)[0]
 }
