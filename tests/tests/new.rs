@@ -51,6 +51,12 @@ const VARIANTS: &[(&str, &[(&str, &str)])] = &[
     ("mlp", &[("features", "9"), ("hidden", "7"), ("activation", "gelu")]),
     ("mobilenet_v2", &[("size", "64"), ("width", "0.35")]),
     ("mobilenet_v2", &[("size", "224"), ("width", "0.25"), ("classes", "1000")]),
+    ("resnet", &[("depth", "18"), ("size", "96"), ("width", "0.25")]),
+    ("resnet", &[("depth", "18"), ("width", "0.25"), ("channels", "1")]),
+    ("resnet", &[("depth", "8"), ("size", "28"), ("width", "2")]),
+    ("text-cnn", &[("windows", "1,2,12"), ("filters", "9")]),
+    ("two-tower", &[("shared", "false"), ("hidden", "0")]),
+    ("two-tower", &[("hidden", "40,30"), ("dropout", "0.1"), ("normalize", "false")]),
 ];
 
 fn outputs(runtime: &dyn Runtime, file: &std::path::Path, batch: usize) -> Vec<Tensor> {

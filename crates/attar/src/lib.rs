@@ -22,7 +22,7 @@ mod training;
 pub use attar_compress::{OptionEntry, PASSES, PassEntry};
 pub use attar_evaluate::{
     Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent, Split,
-    TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordnet_topics,
+    TokenizerKind, TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordnet_topics,
 };
 pub use attar_graph::Model;
 pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS};
@@ -42,7 +42,7 @@ pub use evaluation::{
 };
 pub use importing::{ImportOutcome, ImportRequest, import};
 pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRow, inspect};
-pub use making::{NewRequest, new_model};
+pub use making::{NewRequest, TokenizerOutcome, TokenizerRequest, new_model, new_tokenizer};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};

@@ -1,9 +1,14 @@
 //! Making a model with first values, and writing it with what feeding it needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use attar_evaluate::{ImageInput, Preprocessing, Resample, TextInput, tokenizer_size};
+use attar_evaluate::data::Split;
+use attar_evaluate::{
+    Dataset, ImageInput, Preprocessing, Progress, Resample, TextInput, TokenizerKind,
+    TokenizerOptions, make_tokenizer, tokenizer_size,
+};
 use attar_import::ModelInput;
+use serde::Serialize;
 
 use crate::importing::{Parts, check_folder, folder_of};
 use crate::{Error, ImportOutcome};
@@ -66,4 +71,71 @@ pub fn new_model(request: &NewRequest) -> Result<ImportOutcome, Error> {
     let tokenizer = request.tokenizer.map(Path::to_path_buf);
     let parts = Parts { model: made.model, preprocessing, tokenizer, unused: Vec::new(), remarks };
     parts.write(folder, request.output)
+}
+
+/// A tokenizer to make from texts.
+pub struct TokenizerRequest<'a> {
+    pub kind: TokenizerKind,
+    /// A data set with texts; of a divided one what is trained on.
+    pub data: &'a Path,
+    pub skip_bad: bool,
+    /// Tokens at most.
+    pub vocabulary: usize,
+    /// How often a word or a pair of pieces must come.
+    pub count_min: u64,
+    pub lowercase: bool,
+    /// The tokenizer.json to write.
+    pub output: &'a Path,
+}
+
+/// The tokenizer that was made.
+#[derive(Debug, Serialize)]
+pub struct TokenizerOutcome {
+    pub tokenizer: PathBuf,
+    pub token_count: usize,
+    pub text_count: usize,
+    /// Words in the texts, each as often as it comes.
+    pub word_count: u64,
+    pub distinct_count: usize,
+    /// Of the words in the texts, those that the tokenizer does not know.
+    pub unknown: f64,
+    /// Rows that could not be read.
+    pub bad_count: usize,
+}
+
+/// Makes a tokenizer from texts, and writes it.
+///
+/// # Errors
+/// Data without texts, or a vocabulary too small for the letters in them.
+pub fn new_tokenizer(
+    request: &TokenizerRequest,
+    progress: &dyn Progress,
+) -> Result<TokenizerOutcome, Error> {
+    let found = Dataset::open_split(request.data, None, request.skip_bad, Split::Train)?;
+    let no_texts = |what: &str| Error::Usage {
+        message: format!("{} {what}", request.data.display()),
+        hint: "give texts: .txt, .jsonl, .csv or .tsv, or a folder in BEIR's layout".into(),
+    };
+    let (data, bad_count) = found.ok_or_else(|| no_texts("has nothing to train on"))?;
+    let texts = data.texts();
+    if texts.is_empty() {
+        return Err(no_texts(&format!("holds {}, no texts", data.kind_name())));
+    }
+    let TokenizerRequest { kind, vocabulary, count_min, lowercase, output, .. } = *request;
+    let options = TokenizerOptions { kind, vocabulary, count_min, lowercase };
+    let made = make_tokenizer(&texts, &options, progress)?;
+    let folder = folder_of(output);
+    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    let part = output.with_extension("part");
+    let written = std::fs::write(&part, &made.json).and_then(|()| std::fs::rename(&part, output));
+    written.map_err(Error::file(output))?;
+    Ok(TokenizerOutcome {
+        tokenizer: output.to_path_buf(),
+        token_count: made.token_count,
+        text_count: texts.len(),
+        word_count: made.word_count,
+        distinct_count: made.distinct_count,
+        unknown: made.unknown_count as f64 / made.word_count as f64,
+        bad_count,
+    })
 }

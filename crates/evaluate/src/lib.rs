@@ -12,6 +12,7 @@ mod prepare;
 mod preprocessing;
 mod size;
 mod text_input;
+mod vocabulary;
 
 pub use data::{DataKind, Dataset, Split};
 pub use embed::{
@@ -27,6 +28,7 @@ pub use prepare::{TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordne
 pub use preprocessing::{ImageInput, Preprocessing, Resample, TextInput};
 pub use size::model_size_bytes;
 pub use text_input::{Encoded, TextEncoder, tokenizer_size};
+pub use vocabulary::{MadeTokenizer, TokenizerKind, TokenizerOptions, make_tokenizer};
 
 /// Hears how far long work has come.
 pub trait Progress: Sync {

@@ -12,12 +12,14 @@ use crate::weights::Weights;
 pub(crate) struct Builder {
     pub(crate) weights: Weights,
     pub(crate) opset: i64,
+    /// What stands before the names of nodes and weights: one of several networks in the graph.
+    pub(crate) network: &'static str,
     graph: Graph,
 }
 
 impl Builder {
     pub(crate) fn new(name: &str, weights: Weights, opset: i64) -> Self {
-        Self { weights, opset, graph: Graph { name: name.into(), ..Graph::default() } }
+        Self { weights, opset, network: "", graph: Graph { name: name.into(), ..Graph::default() } }
     }
 
     pub(crate) fn input(&mut self, name: &str, dtype: DType, dims: &[Dim]) {
@@ -43,6 +45,9 @@ impl Builder {
 
     /// Adds a node without outputs yet, and names its output.
     pub(crate) fn push(&mut self, mut node: Node) -> String {
+        if !self.network.is_empty() {
+            node.name = format!("/{}{}", self.network, node.name);
+        }
         let output = format!("{}_output", node.name);
         node.outputs.push(output.clone());
         self.graph.nodes.push(node);
@@ -73,8 +78,12 @@ impl Builder {
 
     /// The weight `name` as an initializer; gives the name it has in the file.
     pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<String, ImportError> {
-        let (name, tensor) = self.weights.take(name, shape)?;
+        let (name, tensor) = self.weights.take(&self.in_network(name), shape)?;
         Ok(self.constant(&name, tensor))
+    }
+
+    fn in_network(&self, name: &str) -> String {
+        if self.network.is_empty() { name.into() } else { format!("{}.{name}", self.network) }
     }
 
     /// The matrix `name`, stored [rows, columns], transposed as a right factor needs it.
@@ -83,7 +92,7 @@ impl Builder {
         name: &str,
         shape: [usize; 2],
     ) -> Result<String, ImportError> {
-        let (name, tensor) = self.weights.take(name, &shape)?;
+        let (name, tensor) = self.weights.take(&self.in_network(name), &shape)?;
         Ok(self.constant(&name, transpose(&tensor, shape)))
     }
 

@@ -7,9 +7,12 @@ mod mlp;
 mod mobilenet_v2;
 mod options;
 mod recurrent;
+mod resnet;
 #[cfg(test)]
 mod tests;
 mod text;
+mod text_cnn;
+mod two_tower;
 
 use attar_graph::{Dim, Model};
 use attar_tensor::DType;
@@ -39,7 +42,7 @@ pub struct ArchitectureOption {
 }
 
 /// Every kind of network that can be made.
-pub const ARCHITECTURES: [&Architecture; 7] = [
+pub const ARCHITECTURES: [&Architecture; 10] = [
     &bert::BERT,
     &cnn::CNN,
     &recurrent::GRU,
@@ -47,6 +50,9 @@ pub const ARCHITECTURES: [&Architecture; 7] = [
     &recurrent::LSTM,
     &mlp::MLP,
     &mobilenet_v2::MOBILENET_V2,
+    &resnet::RESNET,
+    &text_cnn::TEXT_CNN,
+    &two_tower::TWO_TOWER,
 ];
 
 /// A network with first values, and what it is fed.

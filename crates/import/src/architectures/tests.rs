@@ -42,6 +42,7 @@ fn what_is_wrong_is_named_with_what_would_be_right() {
         ("bart", &[][..], "no new model is called `bart`; there are bert, cnn, "),
         ("bert", &[("width", "2")], "bert has no option `width`; it has layers, hidden, "),
         ("bert", &[("hidden", "100")], "`hidden` of bert is `100`, expected a multiple of the 12"),
+        ("resnet", &[("depth", "19")], "`depth` of resnet is `19`, expected 18, or 6n + 2: "),
         ("bert", &[("length", "600")], "`length` of bert is `600`, expected no more than the 512"),
         ("bert", &[("head", "x")], "`head` of bert is `x`, expected embedding, classifier, tokens"),
         ("mlp", &[("hidden", "3,,4")], "`hidden` of mlp is ``, expected a whole number from 1"),
@@ -65,4 +66,12 @@ fn sizes_are_those_of_the_papers() {
     let options = [("size", "224"), ("classes", "1000")];
     let model = made("mobilenet_v2", &options).unwrap().model;
     assert_eq!(parameters(&model), 3_504_872 + 34_112 + 2);
+    // He et al.: 0.27 M, and 0.85 M for 56 layers, running statistics not counted. Theirs had
+    // shortcuts without filters, of which there are two.
+    let resnet = |depth| {
+        let model = made("resnet", &[("depth", depth)]).unwrap().model;
+        let weights = model.graph.initializers.iter().filter(|(name, _)| !name.contains("running"));
+        weights.map(|(_, stored)| stored.tensor.element_count()).sum::<usize>()
+    };
+    assert_eq!((resnet("20"), resnet("56")), (272_474, 855_770));
 }

@@ -53,7 +53,7 @@ impl Texts {
         let (ids, mask) = (format!("{prefix}input_ids"), format!("{prefix}attention_mask"));
         b.input(&ids, DType::I64, &dims);
         b.input(&mask, DType::I64, &dims);
-        let cast = Node::new("Cast", &format!("/{prefix}mask/Cast"), &[&mask], &[]);
+        let cast = Node::new("Cast", "/mask/Cast", &[&mask], &[]);
         Self { ids, mask: b.push(cast.with_attribute("to", ONNX_FLOAT)) }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) use self::config::Config;
 use self::encoder::Encoder;
 use self::folder::Folder;
 use self::head::Head;
-pub(crate) use self::pooling::{Mode, Pooling};
+pub(crate) use self::pooling::{Mode, Pooling, normalize};
 use crate::build::{Builder, check_opset};
 use crate::config::ConfigFile;
 use crate::weights::Weights;

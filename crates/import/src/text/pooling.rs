@@ -131,7 +131,7 @@ fn mask_of_tokens(builder: &mut Builder, scope: &str, mask: &str) -> String {
 }
 
 /// x / max(‖x‖₂, 10⁻¹²)
-fn normalize(builder: &mut Builder, x: &str) -> String {
+pub(crate) fn normalize(builder: &mut Builder, x: &str) -> String {
     let length = builder.reduce("ReduceL2", "/normalize/ReduceL2", x, 1, true);
     let least = builder.scalar("normalize.length_min", 1e-12);
     let length = builder.node("Max", "/normalize/Max", &[&length, &least]);
