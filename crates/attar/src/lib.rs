@@ -29,8 +29,8 @@ pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_O
 pub use attar_ops::{Bindings, OPERATORS};
 pub use attar_runtime::{RunOptions, Runtime};
 pub use attar_train::{
-    Choice, Control, EpochReport, LOSSES, OPTIMIZERS, Schedule, StepReport, TrainerOptions,
-    ValidationReport,
+    Choice, Control, EpochReport, LOSSES, OPTIMIZERS, Schedule, SettingEntry, Span, StepReport,
+    TrainerOptions, ValidationReport,
 };
 pub use calibration::CalibrationSample;
 pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};

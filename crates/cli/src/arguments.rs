@@ -71,6 +71,16 @@ impl DataArguments {
         Ok(data)
     }
 
+    /// Data to train on, and to watch training by.
+    pub(crate) fn open_training(
+        &self,
+        path: &Path,
+        validation: &attar::Validation,
+        seed: u64,
+    ) -> Result<attar::TrainingData, Error> {
+        attar::TrainingData::open(path, validation, self.data_kind, self.skip_bad, seed)
+    }
+
     /// Calibration data may be of another kind than what is evaluated on.
     pub(crate) fn open_calibration(&self, path: &Path) -> Result<Dataset, Error> {
         let (data, bad_count) = Dataset::open(path, None, self.skip_bad)?;

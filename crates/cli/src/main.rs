@@ -4,6 +4,7 @@
 mod arguments;
 mod commands;
 mod print;
+mod progress;
 mod table;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ enum Command {
     New(commands::new::New),
     Convert(commands::convert::Convert),
     Prepare(commands::prepare::Prepare),
+    Train(Box<commands::train::Train>),
     Compress(commands::compress::Compress),
     Evaluate(commands::evaluate::Evaluate),
     Bench(commands::bench::Bench),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::New(command) => command.run(cli.json),
         Command::Convert(command) => command.run(cli.json),
         Command::Prepare(command) => command.run(cli.json),
+        Command::Train(command) => command.run(cli.json),
         Command::Compress(command) => command.run(cli.json),
         Command::Evaluate(command) => command.run(cli.json),
         Command::Bench(command) => command.run(cli.json),

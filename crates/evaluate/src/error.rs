@@ -12,6 +12,10 @@ pub enum EvaluateError {
     #[error("{}:{line}: {message}", path.display())]
     Row { path: PathBuf, line: usize, message: String },
 
+    /// A label that a model has no score for.
+    #[error("{}:{line}: {message}", path.display())]
+    Class { path: PathBuf, line: usize, message: String },
+
     #[error("{}: {message}", path.display())]
     Format { path: PathBuf, message: String },
 
@@ -58,6 +62,10 @@ impl EvaluateError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Row { .. } => "mend the row, or leave bad rows out: `--skip-bad`".into(),
+            Self::Class { .. } => {
+                "make a model of more classes, or see whether its attar.toml has the right `labels`"
+                    .into()
+            }
             Self::UnknownKind { .. } => {
                 "name its kind with `--data-kind`: retrieval, pairs, labelled, text, images or tensors"
                     .into()

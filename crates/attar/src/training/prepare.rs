@@ -5,7 +5,7 @@ use attar_evaluate::{Dataset, EvaluateError, Preprocessing};
 use attar_graph::Dim;
 use attar_runtime::{RunOptions, Session};
 use attar_tensor::Tensor;
-use attar_train::{Rng, Source, TrainerOptions};
+use attar_train::{Rng, TrainerOptions};
 
 use super::choice::default_loss;
 use super::feeder::Feeder;
@@ -21,6 +21,12 @@ pub struct TrainDefaults {
     pub loss: &'static str,
     pub epochs: usize,
     pub learning_rate: f64,
+}
+
+impl Default for TrainDefaults {
+    fn default() -> Self {
+        Self { loss: "mse", epochs: 3, learning_rate: 1e-3 }
+    }
 }
 
 /// What fits a model and its data; the learning rate is one for `optimizer`.

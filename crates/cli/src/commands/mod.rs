@@ -11,3 +11,4 @@ pub(crate) mod operators;
 pub(crate) mod passes;
 pub(crate) mod prepare;
 mod quality;
+pub(crate) mod train;

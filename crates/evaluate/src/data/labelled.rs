@@ -103,7 +103,7 @@ impl Labelled {
     }
 
     fn row_error(&self, row: usize, message: String) -> EvaluateError {
-        EvaluateError::Row { path: self.path.clone(), line: self.lines[row], message }
+        EvaluateError::Class { path: self.path.clone(), line: self.lines[row], message }
     }
 
     /// The rows of these indices, with all class names.

@@ -126,7 +126,7 @@ impl Tensors {
         let TensorLabels::Classes(classes) = &self.labels else { return Ok(()) };
         match classes.iter().position(|&class| class >= count) {
             None => Ok(()),
-            Some(row) => Err(EvaluateError::Row {
+            Some(row) => Err(EvaluateError::Class {
                 path: self.path.clone(),
                 line: row + 1,
                 message: format!(
