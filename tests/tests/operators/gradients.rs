@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use attar_graph::{Model, Value};
+use attar_graph::{AttributeValue, Model, Value};
 use attar_ops::{OpError, Pool};
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
@@ -45,6 +45,7 @@ pub(crate) enum Checked {
 /// When it does not run.
 pub(crate) fn check_gradients(case: &Case, unfused: bool) -> Checked {
     let mut model = model_of(case);
+    keep_all(&mut model);
     let trained = trained_names(case, &model);
     if trained.is_empty() {
         return Checked::NothingFlows;
@@ -73,6 +74,27 @@ pub(crate) fn check_gradients(case: &Case, unfused: bool) -> Checked {
     match compare(case, &model, &tape, &reference) {
         Ok(()) => Checked::Agrees,
         Err(difference) => Checked::Differs(difference),
+    }
+}
+
+/// Makes `Dropout` drop nothing: what it drops is drawn anew in every run.
+fn keep_all(model: &mut Model) {
+    let dropouts = model.graph.nodes.iter_mut().filter(|node| node.is("Dropout"));
+    let count = dropouts.map(|node| {
+        node.inputs.truncate(1);
+        node.inputs.push("dropout/nothing".into());
+    });
+    if count.count() > 0 {
+        model.graph.set_initializer("dropout/nothing", Tensor::scalar(0.0_f32));
+    }
+}
+
+/// A batch normalization whose scale or bias is trained runs on the batch's statistics.
+fn on_batch_statistics(model: &mut Model, trained: &[String]) {
+    for node in model.graph.nodes.iter_mut().filter(|node| node.is("BatchNormalization")) {
+        if node.inputs[1..3].iter().any(|input| trained.contains(input)) {
+            node.attributes.insert("training_mode".into(), AttributeValue::from(1_i64).into());
+        }
     }
 }
 
@@ -105,6 +127,7 @@ impl Reference {
             _ => tensor.clone(),
         };
         let mut model = case.model_in_f64().unwrap_or_else(|| trained.clone());
+        on_batch_statistics(&mut model, tape.trained());
         let feeds = case.feeds.iter().map(|(name, t)| ((*name).to_string(), widen(t))).collect();
         for (name, tensor) in &case.feeds {
             model.graph.initializers.shift_remove(*name);

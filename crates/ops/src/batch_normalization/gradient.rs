@@ -307,7 +307,13 @@ impl Norm {
                 c[i] = -factor[i] * sums[i] * over;
             }
             self.add_running(run, &mut b, &mut c, over);
-            let mix = Mix { a: &factor, b: &b, c: &c, mean };
+            // A single row is its own mean: what is made of it does not depend on it.
+            let is_single = self.is_training && rows == 1;
+            let a = if is_single { &zeros } else { &factor };
+            if is_single {
+                c.fill(0.0);
+            }
+            let mix = Mix { a, b: &b, c: &c, mean };
             flows[0] = Some(mixed_flow(&mut dy, &x, line, mix, run.pool));
         }
         run.pool.recycle(dy);

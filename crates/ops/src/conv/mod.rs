@@ -74,9 +74,12 @@ impl Operator for Convolution {
         if let Some(w) = constant.filter(|w| w.dtype() == DType::F32) {
             return Ok(Box::new(ConvKernel::new(node, w, is_channels_last)?));
         }
-        let node = node.clone();
+        let (node, held) = (node.clone(), constant.cloned());
         // Weights that are computed are packed anew on each run; f64 needs no packing.
         Ok(Box::new(move |run: &mut Run| {
+            if run.optional(1).is_none() && let Some(w) = run.inputs.get_mut(1) {
+                w.clone_from(&held);
+            }
             if run.input(0)?.dtype() == DType::F64 {
                 return wide::run(&node, run, is_channels_last);
             }
