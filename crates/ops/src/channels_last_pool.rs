@@ -5,8 +5,12 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+use crate::gradient::gradient;
+use crate::kernels::for_rows;
 use crate::kernels::normalize::add_rows;
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct ChannelsLastGlobalAveragePool;
 
@@ -53,6 +57,26 @@ impl Operator for ChannelsLastGlobalAveragePool {
             }
             Ok(vec![y])
         }))
+    }
+
+    /// dx = dy/pixels at every pixel.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(Reads::NOTHING, |run| {
+            let mut dy = run.take_gradient();
+            let mut dx = run.tensor(run.shape(0));
+            let channels = dy.shape().last().copied().unwrap_or(1).max(1);
+            let pixels = dx.element_count() / dy.element_count().max(1);
+            dy.slice_mut::<f32>().iter_mut().for_each(|dy| *dy /= pixels as f32);
+            let flow = dy.slice::<f32>();
+            for_rows(dx.slice_mut::<f32>(), pixels * channels, |first, images| {
+                let flows = flow[first * channels..].chunks_exact(channels);
+                for (image, flow) in images.chunks_exact_mut(pixels * channels).zip(flows) {
+                    image.chunks_exact_mut(channels).for_each(|pixel| pixel.copy_from_slice(flow));
+                }
+            });
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
     }
 }
 

@@ -8,13 +8,17 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::conv::backward::{Window, column_sums};
 use crate::conv::engine::{Engine, Job};
 use crate::conv::layout::{to_channels_first, to_channels_last};
 use crate::conv::settings::{Settings, group};
+use crate::conv::transposed::{Transposed, contributor};
 use crate::conv::{Shape, kernel_sizes, output_shape};
 use crate::geometry::{Axis, Geometry, Padding, list};
-use crate::kernels::for_rows;
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    ATTAR_DOMAIN, Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 pub(crate) struct ConvTranspose {
     op_type: &'static str,
@@ -60,13 +64,20 @@ impl Operator for ConvTranspose {
         if let Some(w) = constant.filter(|w| w.dtype() == DType::F32) {
             return Ok(Box::new(TransposeKernel::new(node, w, is_channels_last)?));
         }
-        let node = node.clone();
+        let (node, held) = (node.clone(), constant.cloned());
         Ok(Box::new(move |run: &mut Run| {
+            if run.optional(1).is_none() && let Some(w) = run.inputs.get_mut(1) {
+                w.clone_from(&held);
+            }
             if run.input(0)?.dtype() == DType::F64 {
                 return wide(&node, run);
             }
             TransposeKernel::new(&node, run.typed::<f32>(1)?, is_channels_last)?.run(run)
         }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient(self, node, training)
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
@@ -209,135 +220,39 @@ fn infer(
 
 struct TransposeKernel {
     sizes: Sizes,
-    /// [inputs, outputs per group, kernel…]
-    shape: Vec<usize>,
-    group: usize,
-    /// Per group, the 1×1 convolution from its inputs to [tap, output].
-    engine: Engine,
+    transposed: Transposed,
     is_channels_last: bool,
 }
 
 impl TransposeKernel {
     fn new(node: &Node, w: &Tensor, is_channels_last: bool) -> Result<Self, OpError> {
-        let (shape, group) = (w.shape(), group(node)?);
-        if shape.len() < 3 || shape.contains(&0) || !shape[0].is_multiple_of(group) {
-            return Err(OpError::value("the weight", shape, format!("inputs in {group} groups")));
-        }
-        let (inputs, outputs) = (shape[0] / group, shape[1]);
-        let taps: usize = shape[2..].iter().product();
-        let values = w.values::<f32>();
-        // [group, tap, output, input]
-        let mut matrix = Vec::with_capacity(values.len());
-        for g in 0..group {
-            for row in 0..taps * outputs {
-                let (tap, o) = (row / outputs, row % outputs);
-                let at = |c: usize| ((g * inputs + c) * outputs + o) * taps + tap;
-                matrix.extend((0..inputs).map(|c| values[at(c)]));
-            }
-        }
-        let rows = group * taps * outputs;
-        let plain = Node::new("Conv", "", &[], &[]).with_attribute("group", group as i64);
-        let settings = Settings::new(&plain, &[1, 1])?;
-        let engine = Engine::new_dense(&matrix, &[rows, inputs, 1, 1], settings)?;
-        let sizes = Sizes::new(node, &shape[2..])?;
-        Ok(Self { sizes, shape: shape.to_vec(), group, engine, is_channels_last })
+        let transposed = Transposed::new(&w.values::<f32>(), w.shape(), group(node)?)?;
+        let sizes = Sizes::new(node, &w.shape()[2..])?;
+        Ok(Self { sizes, transposed, is_channels_last })
     }
-
-    /// Adds up what the products give to each output pixel, in the order of taps.
-    fn gather(&self, y: &mut [f32], products: &[f32], bias: Option<&[f32]>, axes: &[Axis]) {
-        let (per_group, group) = (self.shape[1], self.group);
-        let outputs = per_group * group;
-        let (wide, outer) = axes.split_last().expect("there is a spatial axis");
-        let lines: usize = outer.iter().map(|axis| axis.input).product();
-        let outer_taps: usize = outer.iter().map(|axis| axis.kernel).product();
-        let outer_pixels: usize = outer.iter().map(|axis| axis.output).product();
-        let taps = outer_taps * wide.kernel;
-        // Along a line, what each place gets: from which tap and pixel.
-        let given: Vec<Vec<(usize, usize)>> = (0..wide.input)
-            .map(|place| {
-                let from = |tap| Some((tap, contributor(std::slice::from_ref(wide), place, tap)?));
-                (0..wide.kernel).filter_map(from).collect()
-            })
-            .collect();
-        for_rows(y, wide.input * outputs, |first, rows| {
-            for (index, line) in rows.chunks_exact_mut(wide.input * outputs).enumerate() {
-                let (n, place) = ((first + index) / lines, (first + index) % lines);
-                for row in line.chunks_exact_mut(outputs) {
-                    match bias {
-                        Some(bias) => row.copy_from_slice(bias),
-                        None => row.fill(0.0),
-                    }
-                }
-                for outer_tap in 0..outer_taps {
-                    let Some(from) = contributor(outer, place, outer_tap) else { continue };
-                    let start = (n * outer_pixels + from) * wide.output * taps * outputs;
-                    for (row, given) in line.chunks_exact_mut(outputs).zip(&given) {
-                        for &(tap, pixel) in given {
-                            let tap = outer_tap * wide.kernel + tap;
-                            let products = &products[start + pixel * taps * outputs..];
-                            for (g, row) in row.chunks_exact_mut(per_group).enumerate() {
-                                let products = &products[(g * taps + tap) * per_group..];
-                                row.iter_mut()
-                                    .zip(products)
-                                    .for_each(|(y, &product)| *y += product);
-                            }
-                        }
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// The input pixel whose window has its tap on an output place, both in row-major order.
-fn contributor(axes: &[Axis], mut place: usize, mut tap: usize) -> Option<usize> {
-    let (mut at, mut pitch) = (0, 1);
-    for axis in axes.iter().rev() {
-        let shifted = place % axis.input + axis.pad;
-        let from = shifted.checked_sub(tap % axis.kernel * axis.dilation)?;
-        if !from.is_multiple_of(axis.stride) || from / axis.stride >= axis.output {
-            return None;
-        }
-        at += from / axis.stride * pitch;
-        place /= axis.input;
-        tap /= axis.kernel;
-        pitch *= axis.output;
-    }
-    Some(at)
 }
 
 impl Kernel for TransposeKernel {
     fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
         let x = run.typed::<f32>(0)?;
+        let weight = &self.transposed.shape;
         let shape = Shape::new(x.shape(), self.is_channels_last);
-        if x.rank() != self.shape.len() || shape.channels != self.shape[0] {
-            return Err(OpError::shapes(x.shape(), &self.shape));
+        if x.rank() != weight.len() || shape.channels != weight[0] {
+            return Err(OpError::shapes(x.shape(), weight));
         }
         let axes = self.sizes.axes(shape.spatial)?;
-        let outputs = self.shape[1] * self.group;
+        let outputs = weight[1] * self.transposed.group;
         let sizes = || axes.iter().map(|axis| axis.input);
         let output = output_shape(shape.batch, outputs, sizes(), self.is_channels_last)?;
         let output_last = output_shape(shape.batch, outputs, sizes(), true)?;
         let bias = bias::<f32>(run, outputs)?;
+        let taps: usize = weight[2..].iter().product();
+        let pixels: usize = shape.spatial.iter().product();
+        output_shape(1, outputs * taps, [pixels].into_iter(), true)?;
         let pool = run.pool;
         let x = if self.is_channels_last { x.clone() } else { to_channels_last(pool, x) };
-        let pixels: usize = shape.spatial.iter().product();
-        let taps: usize = self.shape[2..].iter().product();
-        let wide = output_shape(shape.batch, outputs * taps, [pixels].into_iter(), true)?;
-        let mut products = pool.tensor(DType::F32, &wide);
-        let unit = Axis { input: pixels, output: pixels, ..Axis::UNIT };
-        let job = Job {
-            x: x.slice(),
-            batch: shape.batch,
-            axes: vec![Axis::UNIT, unit],
-            bias: None,
-            addend: None,
-            pool,
-        };
-        self.engine.run(products.slice_mut(), &job);
         let mut y = pool.tensor(DType::F32, &output_last);
-        self.gather(y.slice_mut(), products.slice(), bias.map(Tensor::slice), &axes);
-        pool.recycle(products);
+        self.transposed.run(y.slice_mut(), x.slice(), &axes, bias.map(Tensor::slice), pool);
         if self.is_channels_last {
             return Ok(vec![y]);
         }
@@ -394,4 +309,73 @@ fn wide(node: &Node, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
         }
     }
     Ok(vec![Tensor::new(&output, &y)])
+}
+
+/// dx is the convolution of dy with w; dw is that convolution's weight gradient with x and dy in
+/// each other's place; db = Σ dy over pixels.
+fn gradient(
+    operator: &ConvTranspose,
+    node: &Node,
+    training: &Training,
+) -> Result<Box<dyn Gradient>, OpError> {
+    let (node, is_last) = (node.clone(), operator.is_channels_last);
+    let reads = Reads::NOTHING.input_if(1, training.wants(0)).input_if(0, training.wants(1));
+    crate::gradient::gradient(reads, move |run| backward(run, &node, is_last))
+}
+
+fn backward(
+    run: &mut Backward,
+    node: &Node,
+    is_last: bool,
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let pool = run.pool;
+    let dy = run.take_gradient();
+    let dy_last = if is_last { dy.clone() } else { to_channels_last(pool, &dy) };
+    pool.recycle(dy);
+    let (shape, weight) = (Shape::new(run.shape(0), is_last), run.shape(1));
+    let axes = Sizes::new(node, &weight[2..])?.axes(shape.spatial)?;
+    let group = group(node)?;
+    let db = run.wants(2).then(|| {
+        let mut db = run.tensor(run.shape(2));
+        column_sums(db.slice_mut(), dy_last.slice(), pool);
+        db
+    });
+    let dw = if run.wants(1) {
+        let mut dw = run.tensor(weight);
+        let x = run.input(0)?;
+        let x_last = if is_last { x.clone() } else { to_channels_last(pool, x) };
+        let window = Window::new(shape.batch, axes.clone(), weight, group, pool)?;
+        window.weight_gradient(dw.slice_mut(), dy_last.slice(), x_last.slice());
+        pool.recycle(x_last);
+        Some(dw)
+    } else {
+        None
+    };
+    let dx = if run.wants(0) {
+        let mut shape_last = run.shape(0).to_vec();
+        if !is_last {
+            shape_last[1..].rotate_left(1);
+        }
+        let mut dx = run.tensor(&shape_last);
+        let plain = Node::new("Conv", "", &[], &[]).with_attribute("group", group as i64);
+        let settings = Settings::new(&plain, &weight[2..])?;
+        let engine = Engine::new(run.input(1)?.slice(), weight, settings)?;
+        let mut axes = axes;
+        if axes.len() == 1 {
+            axes.insert(0, Axis::UNIT);
+        }
+        let (x, batch) = (dy_last.slice(), shape.batch);
+        engine.run(dx.slice_mut(), &Job { x, batch, axes, bias: None, addend: None, pool });
+        if is_last {
+            Some(dx)
+        } else {
+            let first = to_channels_first(pool, &dx);
+            pool.recycle(dx);
+            Some(first)
+        }
+    } else {
+        None
+    };
+    pool.recycle(dy_last);
+    Ok([dx, dw, db].into_iter().map(|flow| flow.map(Flow::from)).collect())
 }

@@ -5,8 +5,11 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use crate::kernels::{elementwise, normalize};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::gradient;
+use crate::kernels::{elementwise, for_rows, normalize};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 #[derive(Clone, Copy)]
 enum Pooling {
@@ -50,6 +53,16 @@ macro_rules! global_pools {
                     return Err(OpError::value("p", p, "at least 1"));
                 }
                 Ok(Box::new(move |run: &mut Run| pool(run, $pooling, p)))
+            }
+
+            fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+                let p = node.int_or("p", 2)?;
+                let reads = match $pooling {
+                    Pooling::Average => Reads::NOTHING,
+                    Pooling::Max => Reads::NOTHING.input(0),
+                    Pooling::Lp => Reads::NOTHING.input(0).output(0),
+                };
+                gradient(reads, move |run| pool_back(run, $pooling, p))
             }
         }
     )*};
@@ -141,4 +154,53 @@ fn row_f64(plane: &[f64], pooling: Pooling, p: i64) -> f64 {
             plane.iter().map(power).sum::<f64>().powf(1.0 / p as f64)
         }
     }
+}
+
+/// dx of each plane of size n: dy/n; dy at the first greatest; dy·sign(x)·|x|ᵖ⁻¹·y¹⁻ᵖ.
+fn pool_back(run: &mut Backward, pooling: Pooling, p: i64) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let mut dx = run.tensor(run.shape(0));
+    let inner: usize = run.shape(0)[2..].iter().product();
+    let flow = dy.slice::<f32>();
+    let x = if matches!(pooling, Pooling::Average) { &[] } else { run.input(0)?.slice::<f32>() };
+    let y = if matches!(pooling, Pooling::Lp) { run.output(0).slice::<f32>() } else { &[] };
+    for_rows(dx.slice_mut::<f32>(), inner, |first, planes| {
+        for (index, plane) in planes.chunks_exact_mut(inner).enumerate() {
+            let at = first + index;
+            match pooling {
+                Pooling::Average => plane.fill(flow[at] / inner as f32),
+                Pooling::Max => {
+                    plane.fill(0.0);
+                    plane[first_greatest(&x[at * inner..(at + 1) * inner])] = flow[at];
+                }
+                Pooling::Lp => {
+                    let x = &x[at * inner..(at + 1) * inner];
+                    power_slopes(plane, x, y[at], flow[at], p);
+                }
+            }
+        }
+    });
+    run.pool.recycle(dy);
+    Ok(vec![Some(dx.into())])
+}
+
+fn first_greatest(x: &[f32]) -> usize {
+    let mut best = 0;
+    for (at, &x_at) in x.iter().enumerate() {
+        if x_at > x[best] || x[best].is_nan() {
+            best = at;
+        }
+    }
+    best
+}
+
+/// dx = dy·sign(x)·|x|ᵖ⁻¹·y¹⁻ᵖ, and 0 where y is.
+pub(crate) fn power_slopes(dx: &mut [f32], x: &[f32], y: f32, dy: f32, p: i64) {
+    let slope = |x: f32| match p {
+        _ if y == 0.0 || x == 0.0 => 0.0,
+        1 => x.signum(),
+        2 => x / y,
+        _ => (x.abs() / y).powf((p - 1) as f32) * x.signum(),
+    };
+    dx.iter_mut().zip(x).for_each(|(dx, &x)| *dx = dy * slope(x));
 }

@@ -6,10 +6,13 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
-use crate::kernels::for_rows;
+use crate::gradient::gradient;
+use crate::kernels::{for_rows, normalize as rows};
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct InstanceNormalization;
 
@@ -30,6 +33,11 @@ impl Operator for InstanceNormalization {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let epsilon = node.float_or("epsilon", 1e-5)?;
         Ok(Box::new(move |run: &mut Run| normalize(run, None, epsilon)))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let epsilon = node.float_or("epsilon", 1e-5)?;
+        gradient(Reads::NOTHING.input(0).input(1), move |run| back(run, None, epsilon))
     }
 }
 
@@ -57,6 +65,11 @@ impl Operator for GroupNormalization {
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let (groups, epsilon) = (group_count(node)?, node.float_or("epsilon", 1e-5)?);
         Ok(Box::new(move |run: &mut Run| normalize(run, Some(groups), epsilon)))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let (groups, epsilon) = (group_count(node)?, node.float_or("epsilon", 1e-5)?);
+        gradient(Reads::NOTHING.input(0).input(1), move |run| back(run, Some(groups), epsilon))
     }
 }
 
@@ -120,4 +133,68 @@ fn normalize_as<T: RowMath>(
         }
     });
     Ok(y)
+}
+
+/// With x̂ = (x − mean)·s, s = 1/√(variance + ε), g = dy·scale and n values to a group:
+/// dx = s·(g − Σg/n − x̂·Σ(g·x̂)/n); dscale = Σ dy·x̂ and dbias = Σ dy of each channel.
+fn back(
+    run: &mut Backward,
+    groups: Option<usize>,
+    epsilon: f32,
+) -> Result<Vec<Option<Flow>>, OpError> {
+    let dy = run.take_gradient();
+    let x = run.input(0)?;
+    let channels = x.shape()[1];
+    let each = channels / groups.unwrap_or(channels).max(1);
+    let inner: usize = x.shape()[2..].iter().product();
+    let row_size = (each * inner).max(1);
+    let (values, flow, scale) =
+        (x.slice::<f32>(), dy.slice::<f32>(), run.input(1)?.slice::<f32>());
+    // Per plane: mean and s of its group, Σ dy and Σ dy·x̂.
+    let planes = x.element_count() / inner.max(1);
+    let mut found = run.tensor(&[planes, 4]);
+    for_rows(found.slice_mut::<f32>(), each * 4, |first, rows| {
+        for (index, group) in rows.chunks_exact_mut(each * 4).enumerate() {
+            let at = (first + index) * row_size;
+            let (mean, variance) = f32::statistics(&values[at..at + row_size]);
+            let inverse = 1.0 / (variance + epsilon).sqrt();
+            for (plane, found) in group.chunks_exact_mut(4).enumerate() {
+                let range = at + plane * inner..at + (plane + 1) * inner;
+                let (sum, product) = rows::flow_sums(&flow[range.clone()], &values[range], mean);
+                found.copy_from_slice(&[mean, inverse, sum, product * inverse]);
+            }
+        }
+    });
+    let found_of = found.slice::<f32>();
+    let mut dx = run.tensor(run.shape(0));
+    for_rows(dx.slice_mut::<f32>(), row_size, |first, out| {
+        for (index, out) in out.chunks_exact_mut(row_size).enumerate() {
+            let at = first + index;
+            let group = &found_of[at * each * 4..(at + 1) * each * 4];
+            let channel = |plane: usize| scale[at * each % channels + plane];
+            let over = |of: usize| {
+                let term = |(plane, found): (usize, &[f32])| channel(plane) * found[of];
+                group.chunks_exact(4).enumerate().map(term).sum::<f32>() / row_size as f32
+            };
+            let (sum, product) = (over(2), over(3));
+            let (mean, inverse) = (group[0], group[1]);
+            for (plane, dx) in out.chunks_exact_mut(inner.max(1)).enumerate() {
+                let range = at * row_size + plane * inner..at * row_size + (plane + 1) * inner;
+                let (x, dy) = (&values[range.clone()], &flow[range]);
+                let factors = [channel(plane) * inverse, -inverse * inverse * product, -inverse * sum];
+                rows::flow_back(dx, dy, x, mean, factors);
+            }
+        }
+    });
+    let sums = |of: usize| {
+        let mut sums = run.zeros(&[channels]);
+        for (plane, found) in found_of.chunks_exact(4).enumerate() {
+            sums.slice_mut::<f32>()[plane % channels] += found[of];
+        }
+        Flow::from(sums)
+    };
+    let (dscale, dbias) = (run.wants(1).then(|| sums(3)), run.wants(2).then(|| sums(2)));
+    run.pool.recycle(found);
+    run.pool.recycle(dy);
+    Ok(vec![run.wants(0).then(|| dx.into()), dscale, dbias])
 }

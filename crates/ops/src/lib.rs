@@ -50,6 +50,7 @@ mod cumulative;
 mod deform_conv;
 mod dequantize_linear;
 mod det;
+mod dropout;
 mod dynamic_quantize_linear;
 mod einsum;
 mod expand;
@@ -149,7 +150,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &attention::PackedAttention,
     &attention::QAttention,
     &attention::RotaryEmbedding,
-    &batch_normalization::BatchNormalization,
+    &batch_normalization::BATCH_NORMALIZATION,
+    &batch_normalization::CHANNELS_LAST_BATCH_NORMALIZATION,
+    &batch_normalization::FUSED_BATCH_NORMALIZATION,
     &binary::Add,
     &binary::Div,
     &binary::Mod,
@@ -197,6 +200,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &deform_conv::DeformConv,
     &dequantize_linear::DequantizeLinear,
     &det::Det,
+    &dropout::Dropout,
     &dynamic_quantize_linear::DynamicQuantizeLinear,
     &einsum::Einsum,
     &expand::Expand,
@@ -212,7 +216,6 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &grid_sample::GridSample,
     &group_normalization::GroupNormalization,
     &group_normalization::InstanceNormalization,
-    &identity::Dropout,
     &identity::Identity,
     &indexing::Compress,
     &indexing::GatherElements,

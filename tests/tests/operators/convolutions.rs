@@ -9,6 +9,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(dense());
     cases.extend(transposed());
     cases.extend(fused());
+    cases.extend(normalized());
     cases.extend(integers());
     cases.extend(deformed());
     cases.extend(of_microsoft());
@@ -117,6 +118,50 @@ fn fused() -> Vec<Case> {
             }
             cases.push(case);
         }
+    }
+    cases
+}
+
+/// Small networks of convolutions, normalizations and activations, as they are trained.
+fn normalized() -> Vec<Case> {
+    let inverted = "a = Conv(x, w)\nb = BatchNormalization(a, s, o, m, v)\nc = Clip(b, zero, six)
+        d = Conv(c, u, group=20, pads=1,1,1,1, strides=2,2)\ne = BatchNormalization(d, t, o, m, v)
+        f = HardSwish(e)\ng = Conv(f, p)\ny = BatchNormalization(g, q, r, n, k)";
+    let residual = "a = Conv(x, w)\nb = BatchNormalization(a, s, o, m, v)\nc = Relu(b)
+        d = Conv(c, h, pads=1,1,1,1)\ne = BatchNormalization(d, t, o, m, v)\nf = Add(e, c)
+        g = Relu(f)\ni = GlobalAveragePool(g)\nj = Mul(i, s4)\nl = Add(j, o3)\ny = Flatten(l)";
+    let plain = "a = Conv(x, w, o)\nb = Relu(a)\nc = Conv(b, u, group=20, strides=2,1)
+        y = MaxPool(c, kernel_shape=2,2)";
+    let mut cases = Vec::new();
+    for text in [inverted, residual, plain] {
+        let parameters = [
+            ("x", f32s(&[2, 6, 7, 6])),
+            ("w", f32s(&[20, 6, 1, 1])),
+            ("u", f32s(&[20, 1, 3, 3])),
+            ("h", f32s(&[20, 20, 3, 3])),
+            ("p", f32s(&[5, 20, 1, 1])),
+            ("s", f32s(&[20])),
+            ("t", positive(&[20])),
+            ("o", f32s(&[20])),
+            ("q", f32s(&[5])),
+            ("r", f32s(&[5])),
+            ("s4", f32s(&[1, 20, 1, 1])),
+            ("o3", f32s(&[20, 1, 1])),
+            ("m", f32s(&[20])),
+            ("v", positive(&[20])),
+            ("n", f32s(&[5])),
+            ("k", positive(&[5])),
+            ("zero", Tensor::scalar(0.0_f32)),
+            ("six", Tensor::scalar(2.0_f32)),
+        ];
+        let is_read = |name: &str| {
+            text.contains(&format!(" {name},")) || text.contains(&format!(" {name})"))
+        };
+        let feeds = parameters.into_iter().filter(|(name, _)| *name == "x" || is_read(name));
+        let all = case(text, feeds.collect()).within(3e-5);
+        let statistics = ["m", "v", "n", "k", "zero", "six"];
+        cases.push(all.clone().constant(&statistics));
+        cases.push(all.constant(&[&statistics[..], &["s", "t", "o", "q", "r"]].concat()));
     }
     cases
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use attar_graph::{Model, Value};
+use attar_graph::{AttributeValue, Model, Value};
 use attar_ops::{OpError, Pool};
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
@@ -53,6 +53,7 @@ pub(crate) enum Checked {
 pub(crate) fn check_gradients(case: &Case, unfused: bool) -> Checked {
     let case = &tamed(case);
     let mut model = model_of(case);
+    keep_all(&mut model);
     let trained = trained_names(case, &model);
     if trained.is_empty() {
         return Checked::NothingFlows;
@@ -100,6 +101,27 @@ fn tamed(case: &Case) -> Case {
     case
 }
 
+/// Makes `Dropout` drop nothing: what it drops is drawn anew in every run.
+fn keep_all(model: &mut Model) {
+    let dropouts = model.graph.nodes.iter_mut().filter(|node| node.is("Dropout"));
+    let count = dropouts.map(|node| {
+        node.inputs.truncate(1);
+        node.inputs.push("dropout/nothing".into());
+    });
+    if count.count() > 0 {
+        model.graph.set_initializer("dropout/nothing", Tensor::scalar(0.0_f32));
+    }
+}
+
+/// A batch normalization whose scale or bias is trained runs on the batch's statistics.
+fn on_batch_statistics(model: &mut Model, trained: &[String]) {
+    for node in model.graph.nodes.iter_mut().filter(|node| node.is("BatchNormalization")) {
+        if node.inputs[1..3].iter().any(|input| trained.contains(input)) {
+            node.attributes.insert("training_mode".into(), AttributeValue::from(1_i64).into());
+        }
+    }
+}
+
 /// The f32 feeds that are no settings.
 fn trained_names(case: &Case, model: &Model) -> Vec<String> {
     let is_setting = |name: &str| {
@@ -131,6 +153,7 @@ impl Reference {
             _ => tensor.clone(),
         };
         let mut model = case.model_in_f64().unwrap_or_else(|| trained.clone());
+        on_batch_statistics(&mut model, tape.trained());
         let feeds = case.feeds.iter().map(|(name, t)| ((*name).to_string(), widen(t))).collect();
         for (name, tensor) in &case.feeds {
             model.graph.initializers.shift_remove(*name);

@@ -48,13 +48,18 @@ pub(crate) fn cases() -> Vec<Case> {
         let text = format!("y, m, i = LayerNormalization(x, s, b, axis={at})");
         cases.push(case(text, feeds).within(1e-5));
     }
-    let statistics = vec![
-        ("x", f32s(&[3, 4, 5, 6])),
-        ("s", f32s(&[4])),
-        ("b", f32s(&[4])),
-        ("m", f32s(&[4])),
-        ("v", positive(&[4])),
-    ];
+    let batches = |shape: &[usize]| {
+        let mut feeds = parameters(shape, shape[1]);
+        feeds.extend([("m", f32s(&shape[1..2])), ("v", positive(&shape[1..2]))]);
+        feeds
+    };
+    for shape in [&[3, 4, 5, 6][..], &[7, 19], &[2, 3, 9], &[2, 2, 3, 4, 2]] {
+        let text = "y = BatchNormalization(x, s, b, m, v, epsilon=0.01)";
+        cases.push(case(text, batches(shape)).within(1e-5).constant(&["m", "v"]));
+        let frozen = case(text, batches(shape)).within(1e-5);
+        cases.push(frozen.constant(&["s", "b", "m", "v"]));
+    }
+    let statistics = batches(&[3, 4, 5, 6]);
     let text = "y, p, q = BatchNormalization(x, s, b, m, v, training_mode=1, momentum=0.8)";
     cases.push(case(text, statistics).within(1e-5));
     cases

@@ -289,48 +289,63 @@ impl Engine {
         let channels = self.shape[0];
         let [tall, wide] = [job.axes[0], job.axes[1]];
         let rows = self.block_rows(job, wide.input * channels);
-        // Outputs whose window lies inside along the width: from..to.
-        let reach = (wide.kernel - 1) * wide.dilation;
-        let from = wide.pad.div_ceil(wide.stride).min(wide.output);
-        let to = (wide.input + wide.pad).checked_sub(reach + 1);
-        let to = to.map_or(0, |to| to / wide.stride + 1).clamp(from, wide.output);
         self.for_blocks(y, job, rows, |n, first, count, y| {
             let image = &job.x[n * tall.input * wide.input * channels..];
             let image = &image[..tall.input * wide.input * channels];
-            let mut taps = Vec::with_capacity(tall.kernel * wide.kernel);
             for index in 0..count {
                 let out_y = first + index;
                 let line = &mut y[index * wide.output * channels..][..wide.output * channels];
                 let addend_at = (n * tall.output + out_y) * wide.output * channels;
-                let edges = (0..from).chain(to..wide.output).map(|at| (at, 1));
-                let inside = (to > from).then_some((from, to - from));
-                for (out_x, pixels) in edges.chain(inside) {
-                    taps.clear();
-                    for ky in 0..tall.kernel {
-                        let Some(y) = tall.source(out_y, ky) else { continue };
-                        for kx in 0..wide.kernel {
-                            let Some(x) = wide.source(out_x, kx) else { continue };
-                            let weight = (ky * wide.kernel + kx) * channels;
-                            taps.push(((y * wide.input + x) * channels, weight));
-                        }
-                    }
+                for_runs([tall, wide], channels, out_y, |out_x, pixels, taps| {
                     let out = out_x * channels;
                     let row = DepthwiseRow {
                         x: image,
                         first: 0,
                         step: wide.stride * channels,
-                        taps: &taps,
+                        taps,
                         w,
                         bias,
                         addend: job.addend.map(|addend| &addend[addend_at + out..]),
                         finish: self.finish(),
                         pixels,
                         channels,
+                        out_step: channels,
                     };
                     channels_last::depthwise_row(&mut line[out..], &row);
-                }
+                });
             }
         });
+    }
+}
+
+/// Hands out the pixels of output line `out_y` of a depthwise convolution: those whose window
+/// crosses a side one by one, the others together. With them goes, for each tap that lies on the
+/// image, its place under the first pixel and where its weights begin.
+pub(super) fn for_runs(
+    [tall, wide]: [Axis; 2],
+    channels: usize,
+    out_y: usize,
+    mut visit: impl FnMut(usize, usize, &[(usize, usize)]),
+) {
+    // Outputs whose window lies inside along the width: from..to.
+    let reach = (wide.kernel - 1) * wide.dilation;
+    let from = wide.pad.div_ceil(wide.stride).min(wide.output);
+    let to = (wide.input + wide.pad).checked_sub(reach + 1);
+    let to = to.map_or(0, |to| to / wide.stride + 1).clamp(from, wide.output);
+    let edges = (0..from).chain(to..wide.output).map(|at| (at, 1));
+    let inside = (to > from).then_some((from, to - from));
+    let mut taps = Vec::with_capacity(tall.kernel * wide.kernel);
+    for (out_x, pixels) in edges.chain(inside) {
+        taps.clear();
+        for ky in 0..tall.kernel {
+            let Some(y) = tall.source(out_y, ky) else { continue };
+            for kx in 0..wide.kernel {
+                let Some(x) = wide.source(out_x, kx) else { continue };
+                let weight = (ky * wide.kernel + kx) * channels;
+                taps.push(((y * wide.input + x) * channels, weight));
+            }
+        }
+        visit(out_x, pixels, &taps);
     }
 }
 

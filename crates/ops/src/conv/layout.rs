@@ -5,7 +5,10 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::kernels::transpose::transpose_matrix;
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Pool, Run, required};
+use crate::gradient::gradient;
+use crate::{
+    ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
+};
 
 pub(crate) struct ToLayout {
     op_type: &'static str,
@@ -51,6 +54,17 @@ impl Operator for ToLayout {
             let convert = if is_to_last { to_channels_last } else { to_channels_first };
             Ok(vec![convert(run.pool, x)])
         }))
+    }
+
+    /// dx is dy moved back.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let convert = if self.is_to_last { to_channels_first } else { to_channels_last };
+        gradient(Reads::NOTHING, move |run| {
+            let dy = run.take_gradient();
+            let dx = convert(run.pool, &dy);
+            run.pool.recycle(dy);
+            Ok(vec![Some(dx.into())])
+        })
     }
 }
 

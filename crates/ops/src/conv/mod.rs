@@ -4,11 +4,14 @@
 //! y[o] = bias[o] + Σ w[o, c, i, j] · x[c, y·stride + i·dilation − pad, …], by group. The fused
 //! forms add their fourth input, then apply `activation`.
 
+pub(crate) mod backward;
 pub(crate) mod engine;
+mod gradient;
 pub(crate) mod integer;
 pub(crate) mod layout;
 pub(crate) mod settings;
 mod strip;
+pub(crate) mod transposed;
 mod wide;
 
 use attar_graph::{Dim, Node};
@@ -18,7 +21,7 @@ use self::engine::{Engine, Job};
 use self::layout::{to_channels_first, to_channels_last};
 use self::settings::Settings;
 use crate::geometry::{Axis, Geometry};
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+use crate::{ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 /// A convolution, in one of its forms.
 pub(crate) struct Convolution {
@@ -71,15 +74,22 @@ impl Operator for Convolution {
         if let Some(w) = constant.filter(|w| w.dtype() == DType::F32) {
             return Ok(Box::new(ConvKernel::new(node, w, is_channels_last)?));
         }
-        let node = node.clone();
+        let (node, held) = (node.clone(), constant.cloned());
         // Weights that are computed are packed anew on each run; f64 needs no packing.
         Ok(Box::new(move |run: &mut Run| {
+            if run.optional(1).is_none() && let Some(w) = run.inputs.get_mut(1) {
+                w.clone_from(&held);
+            }
             if run.input(0)?.dtype() == DType::F64 {
-                return wide::run(&node, run);
+                return wide::run(&node, run, is_channels_last);
             }
             let kernel = ConvKernel::new(&node, run.typed::<f32>(1)?, is_channels_last)?;
             kernel.run(run)
         }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient::gradient(self, node, training)
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {

@@ -8,10 +8,14 @@ use super::settings::Settings;
 use crate::geometry::Axis;
 use crate::{OpError, Run};
 
-pub(super) fn run(node: &Node, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+pub(super) fn run(
+    node: &Node,
+    run: &mut Run,
+    is_channels_last: bool,
+) -> Result<Vec<Tensor>, OpError> {
     let (x, w) = (run.typed::<f64>(0)?, run.typed::<f64>(1)?);
     let (shape, weight) = (x.shape(), w.shape());
-    if shape.len() != weight.len() || shape.len() < 3 || node.attribute("activation").is_some() {
+    if shape.len() != weight.len() || shape.len() < 3 || is_channels_last {
         return Err(OpError::shapes(shape, weight));
     }
     let settings = Settings::new(node, &weight[2..])?;
@@ -21,6 +25,13 @@ pub(super) fn run(node: &Node, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
     }
     let axes = settings.geometry.axes(&shape[2..])?;
     let output = output_shape(shape[0], weight[0], axes.iter().map(|axis| axis.output), false)?;
+    let addend = match run.optional(3) {
+        Some(addend) if addend.shape() != output => {
+            return Err(OpError::shapes(&output, addend.shape()));
+        }
+        Some(_) => Some(run.typed::<f64>(3)?.values::<f64>()),
+        None => None,
+    };
     let bias = match run.optional(2) {
         Some(bias) if bias.shape() != [weight[0]] => {
             return Err(OpError::shapes(weight, bias.shape()));
@@ -50,6 +61,11 @@ pub(super) fn run(node: &Node, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
             }
         }
     }
+    if let Some(addend) = addend {
+        y.iter_mut().zip(addend.iter()).for_each(|(y, addend)| *y += addend);
+    }
+    let name = node.text("activation")?.unwrap_or("");
+    y.iter_mut().for_each(|y| *y = settings.activation.apply_wide(name, *y));
     Ok(vec![Tensor::new(&output, &y)])
 }
 

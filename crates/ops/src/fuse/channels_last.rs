@@ -50,6 +50,7 @@ struct Layout<'a> {
 const UNARY: &[&str] = &[
     "Abs",
     "Clip",
+    "Dropout",
     "Erf",
     "Exp",
     "Gelu",
@@ -79,6 +80,13 @@ impl Layout<'_> {
             return self.convolution(node);
         }
         let is_last = |input: &String| self.last_of.contains_key(input);
+        let is_norm = node.is("BatchNormalization") || is_own(node, "FusedBatchNormalization");
+        if is_norm && is_last(&node.inputs[0]) {
+            let mut node = self.with_inputs(node, &node.inputs[..1]);
+            node.op_type = "ChannelsLastBatchNormalization".into();
+            node.domain = ATTAR_DOMAIN.into();
+            return Some(node);
+        }
         if !node.domain.is_empty() || !node.inputs.iter().any(is_last) {
             return None;
         }
@@ -102,6 +110,13 @@ impl Layout<'_> {
         }
     }
 
+    /// Of a value that is no constant: its shape with channels last, if it is a vector.
+    fn vector_shape(&self, value: &str, rank: usize) -> Option<Vec<usize>> {
+        let fact = self.facts.get(value).filter(|fact| fact.dtype == DType::F32)?;
+        let sizes = fact.shape.as_ref()?.iter().map(|dim| usize::try_from(dim.known()?).ok());
+        moved_shape(&sizes.collect::<Option<Vec<_>>>()?, rank)
+    }
+
     fn rank(&self, value: &str) -> Option<usize> {
         self.facts.get(value)?.rank()
     }
@@ -111,12 +126,11 @@ impl Layout<'_> {
     }
 
     fn convolution(&mut self, node: &Node) -> Option<Node> {
-        let weight = self.links.constant(node.input(1)?)?;
-        let addend = node.input(3);
-        let is_f32 = weight.dtype() == DType::F32
-            && self.is_f32(node.input(0)?)
-            && addend.is_none_or(|addend| self.is_f32(addend));
-        if !is_f32 || weight.rank() < 3 || self.rank(node.input(0)?)? != weight.rank() {
+        let (weight, addend) = (node.input(1)?, node.input(3));
+        let values = [node.input(0), Some(weight), addend];
+        let is_f32 = values.into_iter().flatten().all(|value| self.is_f32(value));
+        let rank = self.rank(weight)?;
+        if !is_f32 || rank < 3 || self.rank(node.input(0)?)? != rank {
             return None;
         }
         let values: Vec<String> =
@@ -154,19 +168,38 @@ impl Layout<'_> {
     fn binary(&mut self, node: &Node) -> Option<Node> {
         let rank = node.inputs.iter().filter(|input| self.last_of.contains_key(*input));
         let rank = rank.filter_map(|input| self.rank(input)).max().filter(|&rank| rank >= 3)?;
-        // Constants that broadcast are moved along; other operands must have all axes.
-        let mut constants = Vec::new();
+        // Constants that broadcast are moved along, and so are vectors of channels that training
+        // changes; other operands must have all axes.
+        let (mut constants, mut vectors) = (Vec::new(), Vec::new());
         for input in &node.inputs {
             match self.links.constant(input) {
                 Some(constant) if constant.element_count() == 1 && constant.rank() <= rank => {}
-                Some(constant) => constants.push((input.clone(), moved(constant, rank)?)),
+                Some(constant) => {
+                    let shape = moved_shape(constant.shape(), rank)?;
+                    constants.push((input.clone(), constant.reshaped(&shape)));
+                }
+                None if self.last_of.contains_key(input) => {}
+                None if let Some(shape) = self.vector_shape(input, rank) => {
+                    vectors.push((input.clone(), shape));
+                }
                 None if self.rank(input) == Some(rank) && self.is_f32(input) => {}
                 None => return None,
             }
         }
-        let is_value = |input: &&String| self.links.constant(input).is_none();
+        let is_vector = |input: &String| vectors.iter().any(|(vector, _)| vector == input);
+        let is_value = |input: &&String| self.links.constant(input).is_none() && !is_vector(input);
         let values: Vec<String> = node.inputs.iter().filter(is_value).cloned().collect();
         let mut converted = self.with_inputs(node, &values);
+        for (index, (input, shape)) in vectors.into_iter().enumerate() {
+            let name = format!("{}/vector{index}", last_name(&node.outputs[0]));
+            let sizes = format!("{name}/shape");
+            let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
+            let tensor = Tensor::new(&[shape.len()], &shape);
+            self.plan.push(Edit::SetInitializer { name: sizes.clone(), tensor });
+            let reshape = Node::new("Reshape", &name, &[&input, &sizes], &[&name]);
+            self.plan.push(Edit::AddNode { node: reshape });
+            converted.inputs.iter_mut().filter(|i| **i == input).for_each(|i| i.clone_from(&name));
+        }
         for (input, tensor) in constants {
             let name = last_name(&input);
             converted.inputs.iter_mut().filter(|i| **i == input).for_each(|i| i.clone_from(&name));
@@ -261,14 +294,14 @@ fn rotated<T: attar_tensor::Element>(vector: &Tensor) -> Tensor {
     Tensor::new(vector.shape(), &values)
 }
 
-/// A constant that broadcasts against channels-first values, as it does with channels last: only
-/// one with a single axis that is not 1.
-fn moved(constant: &Tensor, rank: usize) -> Option<Tensor> {
-    let mut shape = vec![1; rank.checked_sub(constant.rank())?];
-    shape.extend(constant.shape());
-    shape[1..].rotate_left(1);
-    let is_vector = shape.iter().filter(|&&size| size != 1).count() <= 1;
-    is_vector.then(|| constant.reshaped(&shape))
+/// The shape of what broadcasts against channels-first values, for channels last: only of what has
+/// a single axis that is not 1.
+fn moved_shape(shape: &[usize], rank: usize) -> Option<Vec<usize>> {
+    let mut moved = vec![1; rank.checked_sub(shape.len())?];
+    moved.extend(shape);
+    moved[1..].rotate_left(1);
+    let is_vector = moved.iter().filter(|&&size| size != 1).count() <= 1;
+    is_vector.then_some(moved)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! standard ONNX.
 
 pub mod attention;
+mod batch_activation;
 pub mod batch_normalization;
 pub mod channels_last;
 pub mod dead_nodes;

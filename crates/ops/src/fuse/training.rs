@@ -3,11 +3,11 @@
 
 use std::collections::HashSet;
 
-use attar_graph::{GraphError, Model, Value, apply};
+use attar_graph::{GraphError, Model, Plan, Value, apply};
 
 use super::{
-    Rewrite, attention, dead_nodes, gelu, hard_swish, layer_normalization, linear,
-    quantize_dequantize, skip_layer_normalization,
+    Rewrite, attention, batch_activation, channels_last, dead_nodes, gelu, hard_swish,
+    layer_normalization, linear, quantize_dequantize, skip_layer_normalization, window,
 };
 use crate::fold_constants;
 use crate::opset::{NEWEST_OPSET, OpsetError, prepared};
@@ -23,6 +23,15 @@ const TRAINING_REWRITES: &[Rewrite] = &[
     ("hard-swish", hard_swish::plan),
     ("dead-nodes", dead_nodes::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("dead-nodes", dead_nodes::plan),
+];
+
+/// Rewrites that would put constants into weights, or move them: to them, trained initializers are
+/// values like others.
+const AROUND_TRAINED: &[Rewrite] = &[
+    ("batch-activation", batch_activation::plan),
+    ("window", window::plan),
+    ("channels-last", channels_last::plan),
     ("dead-nodes", dead_nodes::plan),
 ];
 
@@ -45,13 +54,17 @@ pub fn for_training(
     let newest = model.opset().max(NEWEST_OPSET);
     model.opsets.insert(String::new(), newest);
     lift_constants(&mut model, trained);
-    fold_around(&mut model, trained)?;
+    // Constants are folded with the trained ones unknown, so that none is folded into another.
+    around_trained(&mut model, trained, |model| fold_constants(model, false))?;
     let plan = quantize_dequantize::plan_trained(&model, trained);
     apply(&mut model.graph, &plan)?;
     if fuse {
         for (_, plan) in TRAINING_REWRITES {
             let plan = plan(&model);
             apply(&mut model.graph, &plan)?;
+        }
+        for (_, plan) in AROUND_TRAINED {
+            around_trained(&mut model, trained, plan)?;
         }
     }
     Ok(model)
@@ -72,8 +85,12 @@ fn lift_constants(model: &mut Model, trained: &HashSet<String>) {
     lifted.into_iter().for_each(|(name, tensor)| graph.set_initializer(name, tensor));
 }
 
-/// Folds constants with the trained ones unknown, so that none is folded into another.
-fn fold_around(model: &mut Model, trained: &HashSet<String>) -> Result<(), GraphError> {
+/// Applies a plan that is made with the trained initializers as inputs of the graph.
+fn around_trained(
+    model: &mut Model,
+    trained: &HashSet<String>,
+    plan: impl Fn(&Model) -> Plan,
+) -> Result<(), GraphError> {
     let stored: Vec<_> = (model.graph.initializers.iter())
         .filter(|(name, _)| trained.contains(*name))
         .map(|(name, stored)| (name.clone(), stored.clone()))
@@ -85,7 +102,7 @@ fn fold_around(model: &mut Model, trained: &HashSet<String>) -> Result<(), Graph
         model.graph.inputs.retain(|input| input.name != *name);
         model.graph.inputs.push(Value::tensor(name, stored.tensor.dtype(), shape));
     }
-    let plan = fold_constants(model, false);
+    let plan = plan(model);
     apply(&mut model.graph, &plan)?;
     model.graph.inputs = inputs;
     stored.into_iter().for_each(|(name, stored)| {

@@ -207,6 +207,7 @@ macro_rules! unrolled {
         })*
     };
 }
+pub(super) use unrolled;
 
 /// Sums, clamps and stores pixels at..at + P.
 ///
@@ -262,7 +263,7 @@ unsafe fn tile<L: Lanes, const V: usize, const P: usize>(out: *mut f32, row: &De
 /// # Safety
 /// The pointer is readable for `count` values.
 #[inline(always)]
-unsafe fn load<L: Lanes>(from: *const f32, count: usize) -> L {
+pub(super) unsafe fn load<L: Lanes>(from: *const f32, count: usize) -> L {
     // SAFETY: the caller's promise.
     unsafe { if count == 16 { L::load(from) } else { L::load_part(from, count) } }
 }
@@ -270,7 +271,7 @@ unsafe fn load<L: Lanes>(from: *const f32, count: usize) -> L {
 /// # Safety
 /// The pointer is writable for `count` values.
 #[inline(always)]
-unsafe fn store<L: Lanes>(value: L, to: *mut f32, count: usize) {
+pub(super) unsafe fn store<L: Lanes>(value: L, to: *mut f32, count: usize) {
     // SAFETY: the caller's promise.
     unsafe { if count == 16 { value.store(to) } else { value.store_part(to, count) } }
 }
@@ -314,9 +315,11 @@ pub(crate) struct DepthwiseRow<'a> {
     pub(crate) finish: Finish,
     pub(crate) pixels: usize,
     pub(crate) channels: usize,
+    /// From one pixel's outputs to the next one's.
+    pub(crate) out_step: usize,
 }
 
-/// Computes one row; the outputs of a pixel lie next to those of the one before.
+/// Computes one row. `out` begins at the first pixel's first output.
 ///
 /// # Panics
 /// When the row reaches beyond a slice.
@@ -329,7 +332,7 @@ pub(crate) fn depthwise_row(out: &mut [f32], row: &DepthwiseRow) {
         last + tap + row.channels <= row.x.len() && weight + row.channels <= row.w.len()
     };
     assert!(row.taps.iter().all(is_inside) && row.channels <= row.bias.len());
-    let written = row.pixels * row.channels;
+    let written = (row.pixels - 1) * row.out_step + row.channels;
     assert!(written <= out.len() && row.addend.is_none_or(|addend| written <= addend.len()));
     let out = out.as_mut_ptr();
     match isa() {
@@ -423,7 +426,7 @@ unsafe fn depthwise_tile<L: Lanes, const P: usize, const FULL: bool>(
         let (low, high) = row.finish.bounds();
         let (low, high) = (L::splat(low), L::splat(high));
         unrolled!(p < P, {
-            let place = (at + p) * row.channels + channel;
+            let place = (at + p) * row.out_step + channel;
             let mut sum = sums[p];
             if let Some(addend) = row.addend {
                 sum = sum.add(load::<L>(addend.as_ptr().add(place), count));
@@ -432,7 +435,7 @@ unsafe fn depthwise_tile<L: Lanes, const P: usize, const FULL: bool>(
         });
         if row.finish.is_more_than_bounds() {
             for p in 0..P {
-                let place = (at + p) * row.channels + channel;
+                let place = (at + p) * row.out_step + channel;
                 finish_values::<L>(out.add(place), count, &row.finish);
             }
         }
@@ -529,6 +532,7 @@ mod tests {
                     finish: FINISHES[case % 4],
                     pixels,
                     channels,
+                    out_step: channels,
                 };
                 let mut expected = vec![0.0; pixels * channels];
                 // SAFETY: the slices above hold all that the row names.

@@ -4,6 +4,7 @@
 // A loop becomes vector code only with everything it calls inlined into it.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod batch_normalization;
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
@@ -11,6 +12,7 @@ pub(crate) mod gradient;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
+pub(crate) mod outer;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
@@ -18,6 +20,7 @@ pub(crate) mod reducing;
 mod registers;
 pub(crate) mod resample;
 pub(crate) mod slopes;
+pub(crate) mod slope;
 pub(crate) mod softmax;
 pub(crate) mod transpose;
 

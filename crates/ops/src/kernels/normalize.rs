@@ -120,6 +120,38 @@ vectorized! {
         }
     }
 
+    /// Σ dy and Σ dy·(x − mean).
+    pub(crate) fn flow_sums<FMA>(dy: &[f32], x: &[f32], mean: f32) -> (f32, f32) {
+        let (mut sums, mut products) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        let (dy_chunks, dy_rest) = dy.as_chunks::<LANES>();
+        let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+        for (dy, x) in dy_chunks.iter().zip(x_chunks) {
+            for lane in 0..LANES {
+                sums[lane] += dy[lane];
+                products[lane] = fma::<FMA>(dy[lane], x[lane] - mean, products[lane]);
+            }
+        }
+        for (lane, (&dy, &x)) in dy_rest.iter().zip(x_rest).enumerate() {
+            sums[lane] += dy;
+            products[lane] = fma::<FMA>(dy, x - mean, products[lane]);
+        }
+        (sum_lanes(sums), sum_lanes(products))
+    }
+
+    /// dx = a·dy + b·(x − mean) + c.
+    pub(crate) fn flow_back<FMA>(
+        dx: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        mean: f32,
+        factors: [f32; 3],
+    ) {
+        let [a, b, c] = factors;
+        for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
+            *dx = fma::<FMA>(a, dy, fma::<FMA>(b, x - mean, c));
+        }
+    }
+
     /// Divides each row of `data` by its root mean square, in place, and multiplies by `scale`,
     /// which has the row's size.
     pub(crate) fn rms_normalize_rows<FMA>(data: &mut [f32], scale: &[f32], epsilon: f32) {

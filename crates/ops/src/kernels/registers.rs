@@ -20,6 +20,8 @@ pub(super) trait Lanes: Copy {
     /// The lesser and the greater; of a NaN in `self`, the NaN.
     unsafe fn min(self, bound: Self) -> Self;
     unsafe fn max(self, bound: Self) -> Self;
+    /// Self where low < z < high, 0 elsewhere.
+    unsafe fn within(self, z: Self, low: Self, high: Self) -> Self;
 }
 
 #[derive(Clone, Copy)]
@@ -89,6 +91,12 @@ impl Lanes for Portable {
     unsafe fn max(self, bound: Self) -> Self {
         self.each(bound, |a, b| if b > a { b } else { a })
     }
+
+    #[inline(always)]
+    unsafe fn within(self, z: Self, low: Self, high: Self) -> Self {
+        let is_within = |i: usize| z.0[i] > low.0[i] && z.0[i] < high.0[i];
+        Self(std::array::from_fn(|i| if is_within(i) { self.0[i] } else { 0.0 }))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -97,7 +105,8 @@ pub(super) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, __mmask16, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+        __m256, __m512, __mmask16, _CMP_GT_OQ, _CMP_LT_OQ, _mm256_add_ps, _mm256_and_ps,
+        _mm256_cmp_ps, _mm512_cmp_ps_mask, _mm512_mask_cmp_ps_mask, _mm512_maskz_mov_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
         _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps,
         _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
         _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
@@ -165,6 +174,15 @@ mod x86 {
         #[inline(always)]
         unsafe fn max(self, bound: Self) -> Self {
             Self(unsafe { _mm512_max_ps(bound.0, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn within(self, z: Self, low: Self, high: Self) -> Self {
+            unsafe {
+                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(z.0, low.0);
+                let both = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(above, z.0, high.0);
+                Self(_mm512_maskz_mov_ps(both, self.0))
+            }
         }
     }
 
@@ -235,6 +253,17 @@ mod x86 {
         #[inline(always)]
         unsafe fn max(self, bound: Self) -> Self {
             unsafe { Self(_mm256_max_ps(bound.0, self.0), _mm256_max_ps(bound.1, self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn within(self, z: Self, low: Self, high: Self) -> Self {
+            unsafe {
+                let low_0 = _mm256_cmp_ps::<_CMP_GT_OQ>(z.0, low.0);
+                let low_1 = _mm256_cmp_ps::<_CMP_GT_OQ>(z.1, low.1);
+                let both_0 = _mm256_and_ps(low_0, _mm256_cmp_ps::<_CMP_LT_OQ>(z.0, high.0));
+                let both_1 = _mm256_and_ps(low_1, _mm256_cmp_ps::<_CMP_LT_OQ>(z.1, high.1));
+                Self(_mm256_and_ps(self.0, both_0), _mm256_and_ps(self.1, both_1))
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `MaxPool` (opset 1), `AveragePool` (opset 1) and `LpPool` (opset 2), over any count of axes:
 //! y[o] = max, mean or (Σ |x|ᵖ)^(1/p) of x[o·stride + tap·dilation − pad] over the taps.
 
+mod gradient;
+
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Element, Tensor};
 
@@ -11,7 +13,7 @@ use crate::kernels::pooling::{
     sums_f32, sums_f64,
 };
 use crate::real::{Real, by_real};
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 /// The pooling of a window, as an operator.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,6 +54,10 @@ macro_rules! poolings {
                 _: &[Option<&Tensor>],
             ) -> Result<Box<dyn Kernel>, OpError> {
                 Ok(Box::new(PoolKernel::new(node, $pooling)?))
+            }
+
+            fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+                gradient::gradient(PoolKernel::new(node, $pooling)?)
             }
         }
     )*};
@@ -216,6 +222,21 @@ impl PoolKernel {
     }
 }
 
+/// What a mean is taken over, by column and by row of a plane: the product of both.
+fn counts(windows: &Windows, counts_padding: bool) -> (Vec<usize>, Vec<usize>) {
+    let count = |axis: &Axis, output| {
+        if counts_padding { axis.padded_tap_count(output) } else { axis.taps(output).len() }
+    };
+    let (last, leading) = windows.split();
+    let columns = (0..last.output).map(|o| count(last, o)).collect();
+    let mut rows = vec![1_usize];
+    for axis in leading {
+        rows =
+            rows.iter().flat_map(|n| (0..axis.output).map(move |o| n * count(axis, o))).collect();
+    }
+    (columns, rows)
+}
+
 fn average<T: Summed>(
     run: &Run,
     x: &Tensor,
@@ -223,16 +244,8 @@ fn average<T: Summed>(
     shape: &[usize],
     counts_padding: bool,
 ) -> Result<Vec<Tensor>, OpError> {
-    let count = |axis: &Axis, output| {
-        if counts_padding { axis.padded_tap_count(output) } else { axis.taps(output).len() }
-    };
-    let (last, leading) = windows.split();
-    let columns: Vec<T> = (0..last.output).map(|o| T::of(count(last, o) as f64)).collect();
-    let mut rows = vec![1_usize];
-    for axis in leading {
-        rows =
-            rows.iter().flat_map(|n| (0..axis.output).map(move |o| n * count(axis, o))).collect();
-    }
+    let (columns, rows) = counts(windows, counts_padding);
+    let columns: Vec<T> = columns.iter().map(|&count| T::of(count as f64)).collect();
     let mut y = run.output(x.dtype(), shape)?;
     windows.for_each(run, y.slice_mut::<T>(), x.slice::<T>(), T::sums, |row, out| {
         T::divide(out, rows[row], &columns);

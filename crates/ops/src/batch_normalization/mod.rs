@@ -2,19 +2,50 @@
 //! (Ioffe & Szegedy, 2015, arXiv:1502.03167). In training mode, mean and variance are those of the
 //! input, and running ← running · momentum + found · (1 − momentum).
 
+mod gradient;
+
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use self::gradient::Norm;
 use crate::kernels::for_rows;
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Run, Training, required,
+};
 
-pub(crate) struct BatchNormalization;
+pub(crate) struct BatchNormalization {
+    op_type: &'static str,
+    domain: &'static str,
+    is_channels_last: bool,
+}
+
+/// `BatchNormalization` of ONNX.
+pub(crate) const BATCH_NORMALIZATION: BatchNormalization =
+    BatchNormalization { op_type: "BatchNormalization", domain: "", is_channels_last: false };
+
+/// The same with the activation behind it, made by fusion for training.
+pub(crate) const FUSED_BATCH_NORMALIZATION: BatchNormalization = BatchNormalization {
+    op_type: "FusedBatchNormalization",
+    domain: ATTAR_DOMAIN,
+    is_channels_last: false,
+};
+
+/// The same where the channels are the last axis.
+pub(crate) const CHANNELS_LAST_BATCH_NORMALIZATION: BatchNormalization = BatchNormalization {
+    op_type: "ChannelsLastBatchNormalization",
+    domain: ATTAR_DOMAIN,
+    is_channels_last: true,
+};
 
 impl Operator for BatchNormalization {
     fn op_type(&self) -> &'static str {
-        "BatchNormalization"
+        self.op_type
+    }
+
+    fn domain(&self) -> &'static str {
+        self.domain
     }
 
     fn since_opset(&self) -> i64 {
@@ -45,6 +76,10 @@ impl Operator for BatchNormalization {
                 what: "running statistics outside of training mode".into(),
             });
         }
+        if !self.domain.is_empty() {
+            let norm = Norm::new(node, training, self.is_channels_last)?;
+            return Ok(Box::new(move |run: &mut Run| Ok(vec![norm.forward(run)?.y])));
+        }
         let settings = Settings {
             epsilon: f64::from(node.float_or("epsilon", 1e-5)?),
             momentum: f64::from(node.float_or("momentum", 0.9)?),
@@ -54,6 +89,14 @@ impl Operator for BatchNormalization {
             let x = widened(run.input(0)?);
             by_real!(x, 0, T => settings.run::<T>(run, &x))
         }))
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        gradient::gradient(node, training, self.is_channels_last)
+    }
+
+    fn differs_in_training(&self) -> bool {
+        true
     }
 }
 
