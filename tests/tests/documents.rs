@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use attar_compress::PASSES;
-use attar_ops::OPERATORS;
+use attar_ops::{OPERATORS, has_gradient};
 
 fn check(file: &str, expected: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
@@ -19,16 +19,19 @@ fn check(file: &str, expected: &str) {
 #[test]
 fn the_table_of_operators_is_that_of_the_code() {
     let mut text = String::from(
-        "# Operators\n\nWhat `builtin` runs and attar infers shapes and cost for. Made from \
-         `OPERATORS` in `crates/ops`; `attar operators` prints the same.\n\n\
-         | operator | domain | since opset |\n| --- | --- | --- |\n",
+        "# Operators\n\nWhat `builtin` runs and attar infers shapes and cost for. Through those \
+         with a gradient, weights before them train. Made from `OPERATORS` in `crates/ops`; \
+         `attar operators` prints the same.\n\n\
+         | operator | domain | since opset | gradient |\n| --- | --- | --- | --- |\n",
     );
     for operator in OPERATORS {
         let (domain, since) = match operator.domain() {
             "" => ("ai.onnx", operator.since_opset().to_string()),
             domain => (domain, "made by fusion".into()),
         };
-        text.push_str(&format!("| {} | {domain} | {since} |\n", operator.op_type()));
+        let gradient = if has_gradient(*operator) { "yes" } else { "" };
+        let name = operator.op_type();
+        text.push_str(&format!("| {name} | {domain} | {since} | {gradient} |\n"));
     }
     check("operators.md", &text);
 }

@@ -26,7 +26,7 @@ pub use attar_evaluate::{
 };
 pub use attar_graph::Model;
 pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_OPTIONS};
-pub use attar_ops::{Bindings, OPERATORS};
+pub use attar_ops::{Bindings, OPERATORS, has_gradient};
 pub use attar_runtime::{RunOptions, Runtime};
 pub use attar_train::{
     Choice, Control, EpochReport, LOSSES, OPTIMIZERS, Schedule, SettingEntry, Span, StepReport,

@@ -3,8 +3,9 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::gradient::zero_gradient;
 use crate::onnx_type::dtype_attribute;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct EyeLike;
 
@@ -49,5 +50,10 @@ impl Operator for EyeLike {
             let y = Tensor::new(x.shape(), &y).converted(dtype);
             Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
         }))
+    }
+
+    /// The input gives its shape alone.
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        zero_gradient()
     }
 }

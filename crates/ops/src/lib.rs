@@ -478,6 +478,13 @@ pub fn operator(domain: &str, op_type: &str) -> Option<&'static dyn Operator> {
     OPERATORS.iter().copied().find(|op| op.op_type() == op_type && op.domain() == domain)
 }
 
+/// Whether an operator can be trained through.
+pub fn has_gradient(operator: &dyn Operator) -> bool {
+    let node = Node::new(operator.op_type(), "", &[], &[]).with_domain(operator.domain());
+    let gradient = operator.gradient(&node, &Training { constants: &[], wanted: &[] });
+    !matches!(gradient, Err(OpError::NoGradient))
+}
+
 /// The operator of a node, once its count of inputs and its version are ones the operator takes.
 ///
 /// # Errors

@@ -5,7 +5,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::gather::Gather;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::gradient::zero_gradient;
+use crate::moves::moved_gradient;
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct ArrayFeatureExtractor;
 
@@ -45,6 +47,11 @@ impl Operator for ArrayFeatureExtractor {
             gather.run(&mut Run { inputs: vec![Some(x), Some(columns)], pool: run.pool })
         }))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let kernel = self.kernel(node, &[])?;
+        moved_gradient(kernel, |index| index == 0, node.inputs.len())
+    }
 }
 
 impl Operator for Binarizer {
@@ -75,5 +82,9 @@ impl Operator for Binarizer {
             let y = Tensor::new(x.shape(), &bits).converted(x.dtype());
             Ok(vec![y.map_err(|_| error)?])
         }))
+    }
+
+    fn gradient(&self, _: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        zero_gradient()
     }
 }

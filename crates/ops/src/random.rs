@@ -7,7 +7,10 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor, element_count};
 
 use crate::onnx_type::dtype_attribute;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Forward, Gradient, Kernel, OpError, Operator, Reads, Run, Training,
+    required,
+};
 
 /// The generator of Steele, Lea & Flood, 2014 (`SplitMix64`).
 struct Generator(u64);
@@ -122,6 +125,18 @@ macro_rules! random {
                     Ok(vec![draw.tensor(Generator::new(&node)?, &shape, dtype)?])
                 }))
             }
+
+            fn gradient(
+                &self,
+                node: &Node,
+                _: &Training,
+            ) -> Result<Box<dyn Gradient>, OpError> {
+                Ok(Box::new(Drawn { operator: &$op, node: node.clone() }))
+            }
+
+            fn differs_in_training(&self) -> bool {
+                true
+            }
         }
     )*};
 }
@@ -131,6 +146,30 @@ random! {
     RandomNormalLike, 1, 1, Draw::normal;
     RandomUniform, 1, 0, Draw::uniform;
     RandomUniformLike, 1, 1, Draw::uniform;
+}
+
+/// In training every step draws other numbers, and the same when it is repeated. They are constant
+/// to what the node reads: a shape, or probabilities.
+struct Drawn {
+    operator: &'static dyn Operator,
+    node: Node,
+}
+
+impl Gradient for Drawn {
+    fn reads(&self) -> Reads {
+        Reads::NOTHING
+    }
+
+    fn forward(&self, forward: &mut Forward, _: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
+        let own = self.node.float_or("seed", 0.0)?.to_bits();
+        let seed = own ^ (forward.seed as u32) ^ ((forward.seed >> 32) as u32);
+        let node = self.node.clone().with_attribute("seed", f32::from_bits(seed));
+        self.operator.kernel(&node, &[])?.run(&mut forward.run)
+    }
+
+    fn backward(&self, _: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+        Ok(Vec::new())
+    }
 }
 
 fn shape_attribute(node: &Node) -> Result<Vec<usize>, OpError> {
@@ -171,6 +210,14 @@ impl Operator for Bernoulli {
                 values.iter().map(|&p| f64::from(u8::from(generator.uniform() < p))).collect();
             Ok(vec![converted(&Tensor::new(x.shape(), &drawn), dtype)?])
         }))
+    }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        Ok(Box::new(Drawn { operator: &Bernoulli, node: node.clone() }))
+    }
+
+    fn differs_in_training(&self) -> bool {
+        true
     }
 }
 
@@ -234,6 +281,14 @@ impl Operator for Multinomial {
             converted(&Tensor::new(&[batch, count], &drawn), dtype).map(|y| vec![y])
         }))
     }
+
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        Ok(Box::new(Drawn { operator: &Multinomial, node: node.clone() }))
+    }
+
+    fn differs_in_training(&self) -> bool {
+        true
+    }
 }
 
 /// The class whose share of the weights, laid end to end, holds `place`.
@@ -250,6 +305,23 @@ fn pick(weights: &[f64], mut place: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Pool, Run};
+
+    #[test]
+    fn a_step_of_training_draws_its_own_numbers() {
+        let node = Node::new("RandomNormal", "x", &[], &["x"]).with_attribute("shape", vec![4_i64]);
+        let training = Training { constants: &[], wanted: &[] };
+        let gradient = RandomNormal.gradient(&node, &training).unwrap();
+        let kernel = RandomNormal.kernel(&node, &[]).unwrap();
+        let drawn = |seed: u64| {
+            let run = Run { inputs: Vec::new(), pool: &Pool::default() };
+            let mut forward = Forward { run, saved: Vec::new(), updates: Vec::new(), seed };
+            gradient.forward(&mut forward, kernel.as_ref()).unwrap().remove(0)
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+        assert_ne!(drawn(1), drawn(1 << 40));
+    }
 
     #[test]
     fn the_draws_have_the_mean_and_deviation_asked_for() {

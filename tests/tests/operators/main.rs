@@ -258,9 +258,10 @@ fn inferred_shapes_are_those_that_runs_give() {
 
 #[test]
 fn gradients_equal_finite_differences() {
-    let without = gradients::without_gradient(&all_cases());
-    let known: Vec<&str> = gradients::WITHOUT_GRADIENT.iter().map(|(op, _)| *op).collect();
-    let unexpected: Vec<&String> =
-        without.iter().filter(|op| !known.contains(&op.as_str())).collect();
-    println!("without gradient, and no reason given: {unexpected:?}");
+    let agreed = gradients::agreed(&all_cases());
+    // Some cases alone do not show every gradient.
+    if std::env::var_os("ATTAR_GRADIENTS").is_none() {
+        let problems = gradients::problems(&agreed);
+        assert!(problems.is_empty(), "{}", problems.join("\n"));
+    }
 }
