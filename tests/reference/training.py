@@ -7,7 +7,7 @@ tests/tests/training_reference.rs to compare with.
 Of each network, training/ holds NAME.onnx, the network before the first step; NAME.safetensors, its
 weights after the last, by the names of the ONNX file; and in reference.json how it was trained, and
 the loss of each step. All is computed in f64. The batches are not kept: `noise` and `integers` make
-them from the number of the step, and the test makes the same.
+them from their number, and the test makes the same.
 
 The convolutional network is put together here, the others by `attar new`, so that this holds too
 that what attar makes is what PyTorch has of that name.
@@ -30,6 +30,8 @@ from torch.nn import functional as F
 
 FOLDER = Path(__file__).parent / "training"
 STEPS = 20
+# The same batches come again and again, so that there is something to learn.
+BATCHES = 4
 
 
 def integers(shape, step, bound):
@@ -94,14 +96,14 @@ class Network:
         return most * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def train(self, logits):
-        """Trains and writes; `logits` gives the scores of a step's batch, and its classes."""
+        """Trains and writes; `logits` gives the scores of a batch, and its classes."""
         optimizer = self.optimizer()
         losses = []
         for step in range(STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step)
             optimizer.zero_grad()
-            scores, classes = logits(self, step)
+            scores, classes = logits(self, step % BATCHES)
             loss = F.cross_entropy(scores, torch.tensor(classes))
             loss.backward()
             if self.settings["clip_norm"]:
@@ -297,7 +299,7 @@ SGD = dict(
 # which softmax cancels), and a step by the ratio of such would be of any size.
 ADAMW = dict(
     optimizer="adamw",
-    learning_rate=0.002,
+    learning_rate=0.01,
     beta1=0.9,
     beta2=0.99,
     epsilon=1e-5,
@@ -311,7 +313,11 @@ RECURRENT = "--vocabulary 40 --embedding 10 --hidden 12 --pooling last --classes
 NETWORKS = {
     "cnn": (None, SGD, cnn_logits),
     "lstm": (f"lstm {RECURRENT} --layers 2", ADAMW, recurrent_logits(nn.LSTM, (0, 2, 3, 1))),
-    "gru": (f"gru {RECURRENT} --bidirectional false", SGD, recurrent_logits(nn.GRU, (1, 0, 2))),
+    "gru": (
+        f"gru {RECURRENT} --bidirectional false",
+        SGD | {"learning_rate": 0.2},
+        recurrent_logits(nn.GRU, (1, 0, 2)),
+    ),
     "bert": (
         "bert --layers 2 --hidden 24 --heads 3 --ffn 40 --vocabulary 50 --positions 10 --length 8 "
         "--head classifier --classes 3 --dropout 0",
@@ -338,8 +344,9 @@ def main():
                 (FOLDER / f"{name}.onnx").write_bytes(file.read_bytes())
         reference[name] = Network(name, settings).train(logits)
         losses = reference[name]["losses"]
-        print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f}")
-    text = json.dumps({"steps": STEPS, "networks": reference}, indent=1)
+        first, last = sum(losses[:BATCHES]) / BATCHES, sum(losses[-BATCHES:]) / BATCHES
+        print(f"{name}: loss {first:.4f} to {last:.4f}")
+    text = json.dumps({"steps": STEPS, "batches": BATCHES, "networks": reference}, indent=1)
     (FOLDER / "reference.json").write_text(text + "\n", encoding="utf-8")
 
 
