@@ -14,7 +14,7 @@ use std::sync::Arc;
 use attar_graph::{Model, Node};
 use attar_ops::Pool;
 use attar_ops::optimize::Moments;
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use crate::selection::trained_initializers;
 use crate::zeros::HeldZeros;
@@ -29,6 +29,7 @@ pub use step::StepOutcome;
 
 /// A model in training.
 pub struct Trainer {
+    /// Its variables are empty: see `variables`.
     model: Model,
     options: TrainerOptions,
     tape: Tape,
@@ -73,6 +74,11 @@ impl Trainer {
             tensor.map(Tensor::aligned).ok_or(TrainError::NoInitializer { name: name.clone() })
         };
         let variables = tape.variables().iter().map(contents).collect::<Result<Vec<_>, _>>()?;
+        let mut model = model.clone();
+        // They stand in `variables` from here on; held here too, the first step would copy them.
+        for name in tape.variables() {
+            replace(&mut model, name, Tensor::zeros(DType::F32, &[0]));
+        }
         let weights = &variables[..tape.trained().len()];
         let zeros = |weight: &Tensor| Moments::zeros(weight.shape(), optimizer.moments().len());
         let held = |weight| options.weights.hold_zeros.then(|| HeldZeros::of(weight)).flatten();
@@ -82,7 +88,7 @@ impl Trainer {
             .build()
             .map_err(|error| TrainError::data(error.to_string(), "ask for fewer threads"))?;
         Ok(Self {
-            model: model.clone(),
+            model,
             moments: weights.iter().map(zeros).collect(),
             held: weights.iter().map(held).collect(),
             average: options.weights.average.map(|_| variables.clone()),

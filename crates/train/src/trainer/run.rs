@@ -17,8 +17,10 @@ pub struct Outcome {
     pub step: u64,
     /// Epochs that are done.
     pub epoch: usize,
-    /// The best metric, and the step it was measured after.
-    pub best: Option<(f64, u64)>,
+    /// The best metric.
+    pub best: Option<f64>,
+    /// The step that it was measured after.
+    pub best_step: Option<u64>,
     /// Whether the monitor stopped it before its end.
     pub is_stopped: bool,
     /// Whether validations no longer got better.
@@ -73,7 +75,8 @@ impl Trainer {
             Ok(Outcome {
                 step: progress.step,
                 epoch: progress.epoch,
-                best: progress.best.map(|best| (best.metric, best.step)),
+                best: progress.best.map(|best| best.metric),
+                best_step: progress.best.map(|best| best.step),
                 is_stopped: is_stopped && !session.is_over(),
                 is_early: progress.is_early,
             })
@@ -102,9 +105,9 @@ impl Session<'_, '_> {
     fn run(&mut self) -> Result<Control, TrainError> {
         let mut control = Control::GoOn;
         loop {
-            // A run that was stopped after a step has this before it still.
-            if control == Control::GoOn {
-                control = self.settle()?;
+            // A run that is stopped after a step has this before it still.
+            if (control == Control::GoOn || self.is_over()) && self.settle()? == Control::Stop {
+                control = Control::Stop;
             }
             if control == Control::Stop || self.is_over() {
                 break;

@@ -176,8 +176,7 @@ fn a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits() {
     let source = Points::new(0.1);
     let (whole, outcome) = train(LAYERS, full_options(), &source);
     assert_eq!(outcome.step, 24);
-    let best = outcome.best.unwrap();
-    assert!(best.1 < 24, "the test wants a best before the end");
+    assert!(outcome.best_step.unwrap() < 24, "the test wants a best before the end");
     let mut rng = Rng::new(&[5]);
     for turn in 0..6 {
         let folder = Folder::new(&format!("resume-{turn}"));
@@ -406,6 +405,6 @@ fn a_run_that_gets_no_better_ends_with_its_best_weights() {
     let source = Points::new(0.0);
     let outcome = trainer.run(&source, None, &mut Silent, Some(&mut Falling(0.0))).unwrap();
     assert!(outcome.is_early);
-    assert_eq!((outcome.epoch, outcome.best), (5, Some((10.0, 21))));
+    assert_eq!((outcome.epoch, outcome.best, outcome.best_step), (5, Some(10.0), Some(21)));
     assert_ne!(trainer.model(), trainer.present_model());
 }
