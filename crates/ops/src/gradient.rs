@@ -4,7 +4,8 @@
 use attar_tensor::{DType, Tensor, element_count};
 
 use crate::broadcast::Loops;
-use crate::kernels::{elementwise, for_rows};
+use crate::kernels::{elementwise, for_rows, for_rows_of_work};
+use crate::reduce::fold::{F32Sum, fold};
 use crate::{Kernel, OpError, Pool, Run};
 
 /// What is known of a node when it is made ready to train.
@@ -228,22 +229,49 @@ pub(crate) fn sum_to(gradient: Tensor, shape: &[usize], pool: &Pool) -> Tensor {
         return gradient.reshaped(shape);
     }
     let mut sum = pool.tensor(DType::F32, shape);
-    let sums = sum.slice_mut::<f32>();
-    sums.fill(0.0);
-    let values = gradient.slice::<f32>();
+    let (sums, values) = (sum.slice_mut::<f32>(), gradient.slice::<f32>());
+    if sums.is_empty() {
+        return sum;
+    }
     let loops = Loops::new([shape], gradient.shape());
-    let (inner, [stride]) = (loops.inner_size(), loops.inner_strides());
-    let mut rows = values.chunks_exact(inner.max(1));
-    loops.for_each_row(|[at]| {
-        let row = rows.next().unwrap_or(&[]);
-        if stride == 0 {
-            sums[at] += row.iter().sum::<f32>();
-        } else {
-            elementwise::add_assign(&mut sums[at..at + inner], row);
+    let (outer, chunk_count) = (loops.sizes[0], chunk_count(&loops, sums.len(), values.len()));
+    if chunk_count == 1 {
+        fold(sums, values, &loops, &F32Sum, |sum| sum);
+        pool.recycle(gradient);
+        return sum;
+    }
+    // The outermost axis is summed over in chunks, and these in their order.
+    let chunk_rows = outer.div_ceil(chunk_count);
+    let row_size = values.len() / outer;
+    let chunk_count = outer.div_ceil(chunk_rows);
+    let mut parts = pool.tensor(DType::F32, &[chunk_count, sums.len()]);
+    for_rows_of_work(parts.slice_mut::<f32>(), sums.len(), values.len(), |first, parts| {
+        for (chunk, part) in (first..).zip(parts.chunks_exact_mut(sums.len())) {
+            let rows = chunk * chunk_rows..((chunk + 1) * chunk_rows).min(outer);
+            let (mut sizes, strides) = (loops.sizes.clone(), loops.strides.clone());
+            sizes[0] = rows.len();
+            let values = &values[rows.start * row_size..rows.end * row_size];
+            fold(part, values, &Loops { sizes, strides }, &F32Sum, |sum| sum);
         }
     });
+    let mut chunks = parts.slice::<f32>().chunks_exact(sums.len());
+    sums.copy_from_slice(chunks.next().expect("there are two chunks or more"));
+    chunks.for_each(|part| elementwise::add_assign(sums, part));
+    pool.recycle(parts);
     pool.recycle(gradient);
     sum
+}
+
+/// Into how many chunks an outermost axis that is summed over is cut: as many as fill several
+/// threads, as long as their sums are small beside what is summed. The sizes alone decide.
+fn chunk_count(loops: &Loops<1>, sum_count: usize, value_count: usize) -> usize {
+    const CHUNK_MIN: usize = 1 << 15;
+    const CHUNKS_MAX: usize = 16;
+    if loops.strides[0][0] != 0 {
+        return 1;
+    }
+    let room = value_count / (4 * sum_count);
+    (value_count / CHUNK_MIN).min(room).min(loops.sizes[0]).clamp(1, CHUNKS_MAX)
 }
 
 /// a += b, element by element, on every thread.
@@ -318,4 +346,49 @@ pub(crate) fn gradient_by_kernel(
 /// None; the type is what operators return.
 pub(crate) fn zero_gradient() -> Result<Box<dyn Gradient>, OpError> {
     gradient(Reads::NOTHING, |_| Ok(Vec::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_broadcast_is_summed_over_every_axis_it_was_repeated_on() {
+        let pool = Pool::default();
+        for (from, to) in [
+            (vec![300, 500], vec![500]),
+            (vec![300, 500], vec![]),
+            (vec![70, 4, 33, 33], vec![4, 1, 1]),
+            (vec![70, 4, 33, 33], vec![70, 1, 33, 1]),
+            (vec![5, 2, 3], vec![1, 2, 1]),
+        ] {
+            let count = element_count(&from).unwrap();
+            let values: Vec<f32> = (0..count).map(|i| (i % 7) as f32 - 2.0).collect();
+            let gradient = Tensor::new(&from, &values);
+            let mut expected = vec![0.0; element_count(&to).unwrap()];
+            let loops = Loops::new([&to], &from);
+            let (inner, [stride]) = (loops.inner_size(), loops.inner_strides());
+            let mut rows = values.chunks_exact(inner);
+            loops.for_each_row(|[at]| {
+                let row = rows.next().unwrap().iter().enumerate();
+                row.for_each(|(i, x)| expected[at + i * stride] += f64::from(*x));
+            });
+            let sum = sum_to(gradient, &to, &pool);
+            assert_eq!(sum.shape(), to);
+            let exact: Vec<f32> = expected.iter().map(|&sum| sum as f32).collect();
+            assert_eq!(sum.slice::<f32>(), exact, "{from:?} to {to:?}");
+        }
+    }
+
+    #[test]
+    fn a_sum_has_the_same_bits_on_any_number_of_threads() {
+        let values: Vec<f32> = (0..200_000).map(|i| (i as f32).sin()).collect();
+        let sum_on = |threads: usize| {
+            let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let gradient = Tensor::new(&[2000, 100], &values);
+            let sum = || sum_to(gradient, &[100], &Pool::default());
+            builder.build().unwrap().install(sum).slice::<f32>().to_vec()
+        };
+        assert_eq!(sum_on(1), sum_on(3));
+    }
 }

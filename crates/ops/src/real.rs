@@ -20,6 +20,7 @@ pub(crate) trait Real:
     fn of(value: f64) -> Self;
     fn wide(self) -> f64;
     fn abs(self) -> Self;
+    fn exp(self) -> Self;
     fn sqrt(self) -> Self;
     fn powf(self, exponent: Self) -> Self;
 }
@@ -40,6 +41,10 @@ macro_rules! real {
 
             fn abs(self) -> Self {
                 $ty::abs(self)
+            }
+
+            fn exp(self) -> Self {
+                $ty::exp(self)
             }
 
             fn sqrt(self) -> Self {

@@ -2,7 +2,7 @@
 //! 18 (the others). Integers are reduced in their own type and wrap; of no elements come 0, 1 for
 //! the product, and the ends of the type for its extremes.
 
-mod fold;
+pub(crate) mod fold;
 mod gradient;
 
 use attar_graph::{Dim, Node};

@@ -68,3 +68,30 @@ pub fn plan(model: &Model) -> Plan {
     }
     plan
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attar_graph::testing::graph_from_text;
+
+    /// How many pairs become fake quantizations, where `trained` is a trained value.
+    fn pairs(text: &str, trained: &str) -> usize {
+        let model = Model { graph: graph_from_text(text), ..Model::default() };
+        plan_trained(&model, &HashSet::from([trained.to_string()])).edits.len()
+    }
+
+    #[test]
+    fn a_pair_of_any_granularity_trains_as_one_operator() {
+        let scales = "s = [0.5, 0.25]\nt = [0.5, 0.25]\n";
+        let pair = |q: &str, d: &str| {
+            format!("{scales}q = QuantizeLinear({q})\ny = DequantizeLinear(q, {d})")
+        };
+        assert_eq!(pairs(&pair("x, s, z, axis=0", "s, z, axis=0"), "s"), 1);
+        assert_eq!(pairs(&pair("x, s", "s"), "s"), 1);
+        // Two scales that are equal now, unless one of them learns.
+        assert_eq!(pairs(&pair("x, s", "t"), "w"), 1);
+        assert_eq!(pairs(&pair("x, s", "t"), "s"), 0);
+        assert_eq!(pairs(&pair("x, s, z, axis=0", "s, z, axis=1"), "s"), 0);
+        assert_eq!(pairs(&pair("x, s, z", "s"), "s"), 0);
+    }
+}

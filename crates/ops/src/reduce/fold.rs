@@ -7,7 +7,7 @@ use crate::kernels::{elementwise, for_rows_of_work, normalize};
 use crate::number::Number;
 
 /// What is kept of the elements seen so far, and what one more makes of it.
-pub(super) trait Fold<T: Copy>: Sync {
+pub(crate) trait Fold<T: Copy>: Sync {
     type So: Copy + Send + Sync;
 
     fn initial(&self) -> Self::So;
@@ -29,7 +29,7 @@ pub(super) trait Fold<T: Copy>: Sync {
 ///
 /// Elements are taken in order, whatever the number of threads, and zeros that padding appends
 /// change no sum.
-pub(super) fn fold<T: Element, F: Fold<T>>(
+pub(crate) fn fold<T: Element, F: Fold<T>>(
     y: &mut [T],
     x: &[T],
     loops: &Loops<1>,
@@ -120,7 +120,7 @@ impl<T: Number> Fold<T> for Exponentials {
 }
 
 /// A sum of f32, in vector code.
-pub(super) struct F32Sum;
+pub(crate) struct F32Sum;
 
 impl Fold<f32> for F32Sum {
     type So = f32;
