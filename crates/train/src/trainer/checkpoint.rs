@@ -26,7 +26,8 @@ pub struct Checkpoints {
     pub every_steps: Option<u64>,
     /// Seconds after which one is written.
     pub every_seconds: Option<u64>,
-    /// Goes on from the newest whole checkpoint of the folder, if there is one.
+    /// Goes on from the newest whole checkpoint of the folder, if there is one. Else those that are
+    /// there are removed.
     pub resume: bool,
     /// What else decides the result, such as the data: a checkpoint of another is refused.
     pub fingerprint: String,
@@ -34,6 +35,10 @@ pub struct Checkpoints {
 
 /// Checkpoints kept of a run.
 const KEPT: usize = 2;
+/// What names of files begin with.
+const STEP: &str = "step-";
+const BEST: &str = "best-";
+const PREFIXES: [&str; 2] = [STEP, BEST];
 const KEY: &str = "attar";
 const FORMAT: u32 = 1;
 
@@ -51,7 +56,7 @@ impl Trainer {
     /// Keeps the run as it stands.
     pub(super) fn save(&self, checkpoints: &Checkpoints) -> Result<PathBuf, TrainError> {
         let folder = &checkpoints.folder;
-        let path = folder.join(format!("step-{:08}.safetensors", self.progress.step));
+        let path = folder.join(format!("{STEP}{:08}.safetensors", self.progress.step));
         let mut tensors = named("weight", self.tape.variables(), &self.variables);
         for (index, moment) in self.optimizer.moments().iter().enumerate() {
             let of = self.moments.iter().map(|moments| &moments.tensors[index]);
@@ -81,15 +86,28 @@ impl Trainer {
         &mut self,
         checkpoints: &Checkpoints,
     ) -> Result<Option<PathBuf>, TrainError> {
-        let mut failure = None;
-        for path in files(&checkpoints.folder, "step-")?.into_iter().rev() {
+        let mut failures = Vec::new();
+        for path in files(&checkpoints.folder, STEP)?.into_iter().rev() {
             match self.restore(&path, checkpoints) {
-                Ok(()) => return Ok(Some(path)),
-                Err(error) if is_broken(&error) => failure = failure.or(Some(error)),
+                Ok(()) => {
+                    failures.iter().for_each(|(path, _)| drop(fs::remove_file(path)));
+                    return Ok(Some(path));
+                }
+                Err(error) if is_broken(&error) => failures.push((path, error)),
                 Err(error) => return Err(error),
             }
         }
-        failure.map_or(Ok(None), Err)
+        failures.into_iter().next().map_or(Ok(None), |(_, error)| Err(error))
+    }
+
+    /// Makes room for a run that begins anew: checkpoints of an earlier one would pass for newer.
+    pub(super) fn clear(checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        for prefix in PREFIXES {
+            for path in files(&checkpoints.folder, prefix)? {
+                fs::remove_file(&path).map_err(|error| file_error(&path, &error))?;
+            }
+        }
+        Ok(())
     }
 
     fn restore(&mut self, path: &Path, checkpoints: &Checkpoints) -> Result<(), TrainError> {
@@ -143,7 +161,7 @@ impl Trainer {
 
 /// Removes all but the newest checkpoints, and best weights that none of them names.
 fn remove_older(folder: &Path) -> Result<(), TrainError> {
-    let steps = files(folder, "step-")?;
+    let steps = files(folder, STEP)?;
     let (older, kept) = steps.split_at(steps.len().saturating_sub(KEPT));
     let mut named: Vec<PathBuf> = Vec::new();
     for path in kept {
@@ -151,15 +169,16 @@ fn remove_older(folder: &Path) -> Result<(), TrainError> {
             named.extend(header.progress.best.map(|best| best_path(folder, best.step)));
         }
     }
-    let bests = files(folder, "best-")?;
+    let bests = files(folder, BEST)?;
     let unnamed = bests.iter().filter(|path| !named.contains(path));
-    // What cannot be removed costs space alone.
-    older.iter().chain(unnamed).for_each(|path| drop(fs::remove_file(path)));
+    // What cannot be removed, or was cut short, costs space alone.
+    let parts = with_extension(folder, "part")?;
+    older.iter().chain(&parts).chain(unnamed).for_each(|path| drop(fs::remove_file(path)));
     Ok(())
 }
 
 fn best_path(folder: &Path, step: u64) -> PathBuf {
-    folder.join(format!("best-{step:08}.safetensors"))
+    folder.join(format!("{BEST}{step:08}.safetensors"))
 }
 
 fn named<'a>(
@@ -172,18 +191,22 @@ fn named<'a>(
 
 /// The files of a kind, oldest first. Their names sort by step.
 fn files(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>, TrainError> {
+    let mut paths = with_extension(folder, "safetensors")?;
+    let name =
+        |path: &Path| path.file_name().map_or(Vec::new(), |name| name.as_encoded_bytes().into());
+    paths.retain(|path| name(path).starts_with(prefix.as_bytes()));
+    paths.sort();
+    Ok(paths)
+}
+
+fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, TrainError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(file_error(folder, &error)),
     };
-    let is_one = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with(prefix) && name.ends_with(".safetensors")
-    };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_one).collect();
-    paths.sort();
-    Ok(paths)
+    let is_one = |path: &PathBuf| path.extension().is_some_and(|found| found == extension);
+    Ok(entries.flatten().map(|entry| entry.path()).filter(is_one).collect())
 }
 
 fn file_error(path: &Path, error: &dyn std::fmt::Display) -> TrainError {

@@ -53,7 +53,8 @@ impl Progress {
             return true;
         }
         self.loss_smoothed = SMOOTHING * self.loss_smoothed + (1.0 - SMOOTHING) * loss;
-        factor.is_none_or(|factor| self.loss_smoothed <= factor * self.loss_at_first)
+        // A loss that begins near zero, as a student's that is its teacher, may rise to what is usual.
+        factor.is_none_or(|factor| self.loss_smoothed <= factor * self.loss_at_first.max(1.0))
     }
 
     /// Takes note of a metric. Whether it is the best.

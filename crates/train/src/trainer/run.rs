@@ -41,6 +41,9 @@ impl Trainer {
         monitor: &mut dyn Monitor,
         validate: Option<&mut dyn Validate>,
     ) -> Result<Outcome, TrainError> {
+        if let Some(checkpoints) = checkpoints.filter(|checkpoints| !checkpoints.resume) {
+            Self::clear(checkpoints)?;
+        }
         let resumed = checkpoints.filter(|checkpoints| checkpoints.resume);
         if let Some(path) = resumed.map_or(Ok(None), |checkpoints| self.resume(checkpoints))? {
             monitor.resumed(&path, self.progress.step);

@@ -98,7 +98,9 @@ impl Trainer {
             return Err(TrainError::NotFinite { step, loss: measured.loss, culprit });
         }
         let updates = std::mem::take(&mut recording.updates);
-        tape.backward(&self.variables, recording, measured.gradients, sums, pool)?;
+        let mut gradients = measured.gradients;
+        gradients.resize(recording.outputs.len(), None);
+        tape.backward(&self.variables, recording, gradients, sums, pool)?;
         Ok((measured.loss, updates))
     }
 
