@@ -11,8 +11,11 @@ use attar_tensor::{DType, Tensor};
 use crate::conv::settings::group;
 use crate::conv::{infer_fact, output_shape};
 use crate::geometry::{Axis, Geometry};
+use crate::gradient::gradient;
 use crate::kernels::for_rows;
-use crate::{Fact, Kernel, OpError, Operator, Run, required};
+use crate::{
+    Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
+};
 
 pub(crate) struct DeformConv;
 
@@ -39,6 +42,12 @@ impl Operator for DeformConv {
         Ok(Box::new(move |run: &mut Run| convolve(&node, run)))
     }
 
+    fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        let node = node.clone();
+        let reads = Reads::NOTHING.input(0).input(1).input(2).input(4);
+        gradient(reads, move |run| back(&node, run))
+    }
+
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
         crate::conv::macs(inputs.get(1).copied().flatten(), outputs)
     }
@@ -61,13 +70,13 @@ struct Deformed {
     offset_group: usize,
 }
 
-fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
-    let x = run.input(0)?;
-    let dtype = x.dtype();
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(OpError::DType { index: 0, found: dtype });
-    }
-    let (w, shape) = (run.input(1)?, x.shape());
+/// What a run reads, and the shape of its output; the bias is left to the caller.
+fn deformed(node: &Node, inputs: &[Option<Tensor>]) -> Result<(Deformed, Vec<usize>), OpError> {
+    let input = |index: usize| {
+        inputs.get(index).and_then(Option::as_ref).ok_or(OpError::MissingInput { index })
+    };
+    let (x, w) = (input(0)?, input(1)?);
+    let shape = x.shape();
     if w.rank() != 4 || shape.len() != 4 {
         return Err(OpError::Unsupported { what: "DeformConv over other than two axes".into() });
     }
@@ -84,23 +93,18 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
     let sizes: Vec<usize> = axes.iter().map(|axis| axis.output).collect();
     let output = output_shape(shape[0], w.shape()[0], sizes.iter().copied(), false)?;
     let taps = w.shape()[2] * w.shape()[3];
-    let expect = |index: usize, channels: usize| -> Result<Vec<f64>, OpError> {
-        let tensor = run.input(index)?;
-        let expected = [shape[0], channels, sizes[0], sizes[1]];
-        if tensor.shape() != expected {
-            return Err(OpError::shapes(&expected, tensor.shape()));
-        }
-        tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
-    };
     let numbers = |index: usize| -> Result<Vec<f64>, OpError> {
-        let tensor = run.input(index)?;
+        let tensor = input(index)?;
         tensor.to_f64().ok_or(OpError::DType { index, found: tensor.dtype() })
     };
-    let bias = run.optional(3).map(|_| numbers(3)).transpose()?;
-    if bias.as_ref().is_some_and(|bias| bias.len() != w.shape()[0]) {
-        return Err(OpError::shapes(w.shape(), run.input(3)?.shape()));
-    }
-    let mask = run.optional(4).map(|_| expect(4, offset_group * taps)).transpose()?;
+    let expect = |index: usize, channels: usize| -> Result<Vec<f64>, OpError> {
+        let expected = [shape[0], channels, sizes[0], sizes[1]];
+        if input(index)?.shape() != expected {
+            return Err(OpError::shapes(&expected, input(index)?.shape()));
+        }
+        numbers(index)
+    };
+    let mask = input(4).is_ok().then(|| expect(4, offset_group * taps)).transpose()?;
     let deformed = Deformed {
         x: numbers(0)?,
         w: numbers(1)?,
@@ -112,9 +116,26 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
         group,
         offset_group,
     };
+    Ok((deformed, output))
+}
+
+fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
+    let dtype = run.input(0)?.dtype();
+    if !matches!(dtype, DType::F32 | DType::F64) {
+        return Err(OpError::DType { index: 0, found: dtype });
+    }
+    let (deformed, output) = deformed(node, &run.inputs)?;
+    let bias = match run.optional(3) {
+        Some(bias) if bias.shape() != [deformed.outputs] => {
+            return Err(OpError::shapes(&[deformed.outputs], bias.shape()));
+        }
+        Some(bias) => Some(bias.to_f64().ok_or(OpError::DType { index: 3, found: bias.dtype() })?),
+        None => None,
+    };
+    let pixels = output[2] * output[3];
     let mut y = vec![0.0_f64; output.iter().product()];
-    for_rows(&mut y, sizes[0] * sizes[1], |first, planes| {
-        for (index, plane) in planes.chunks_exact_mut(sizes[0] * sizes[1]).enumerate() {
+    for_rows(&mut y, pixels, |first, planes| {
+        for (index, plane) in planes.chunks_exact_mut(pixels).enumerate() {
             let at = first + index;
             plane.fill(bias.as_ref().map_or(0.0, |bias| bias[at % deformed.outputs]));
             deformed.add_plane(plane, at / deformed.outputs, at % deformed.outputs);
@@ -124,47 +145,146 @@ fn convolve(node: &Node, run: &Run) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![y.map_err(|_| OpError::DType { index: 0, found: dtype })?])
 }
 
+/// With v the value between pixels: dw = Σ dy·mask·v, dmask = Σ dy·w·v, doffset = Σ dy·w·mask·v′,
+/// dx the share of each of the four pixels; db = Σ dy.
+fn back(node: &Node, run: &mut Backward) -> Result<Vec<Option<Flow>>, OpError> {
+    let flow = run.take_gradient();
+    let dy = flow.to_f64().ok_or(OpError::DType { index: 0, found: flow.dtype() })?;
+    let (deformed, output) = deformed(node, &run.inputs)?;
+    let mut flows = Flows {
+        x: vec![0.0; deformed.x.len()],
+        w: vec![0.0; deformed.w.len()],
+        offset: vec![0.0; deformed.offset.len()],
+        mask: vec![0.0; deformed.offset.len() / 2],
+    };
+    let pixels = output[2] * output[3];
+    let mut bias = vec![0.0; deformed.outputs];
+    for (index, dy) in dy.chunks_exact(pixels.max(1)).enumerate() {
+        let (n, o) = (index / deformed.outputs, index % deformed.outputs);
+        bias[o] += dy.iter().sum::<f64>();
+        deformed.plane_back(dy, n, o, &mut flows);
+    }
+    run.pool.recycle(flow);
+    let all = [flows.x, flows.w, flows.offset, bias, flows.mask].into_iter().enumerate();
+    let narrow = |(index, values): (usize, Vec<f64>)| {
+        run.wants(index).then(|| {
+            let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+            Tensor::new(run.shape(index), &values).into()
+        })
+    };
+    Ok(all.map(narrow).collect())
+}
+
+/// What flows back, laid out like the inputs.
+struct Flows {
+    x: Vec<f64>,
+    w: Vec<f64>,
+    offset: Vec<f64>,
+    mask: Vec<f64>,
+}
+
 impl Deformed {
     /// Adds every tap to the plane of one output of one image.
     fn add_plane(&self, plane: &mut [f64], n: usize, o: usize) {
         let [tall, wide] = self.axes;
-        let taps = tall.kernel * wide.kernel;
-        let pixels = tall.output * wide.output;
-        let inputs = self.channels / self.group;
-        let first = o / (self.outputs / self.group) * inputs;
-        for c in 0..inputs {
-            let channel = first + c;
-            let part = channel / (self.channels / self.offset_group);
-            let image = &self.x[(n * self.channels + channel) * tall.input * wide.input..];
-            for tap in 0..taps {
-                let weight = self.w[(o * inputs + c) * taps + tap];
-                let moved = (n * self.offset_group + part) * taps + tap;
+        for c in 0..self.channels / self.group {
+            let (weights, image, moved) = self.of_channel(n, o, c);
+            for tap in 0..tall.kernel * wide.kernel {
                 for (pixel, y) in plane.iter_mut().enumerate() {
-                    let place = |axis: Axis, output: usize, tap: usize| {
-                        (output * axis.stride + tap * axis.dilation) as f64 - axis.pad as f64
-                    };
-                    let at_y = place(tall, pixel / wide.output, tap / wide.kernel)
-                        + self.offset[2 * moved * pixels + pixel];
-                    let at_x = place(wide, pixel % wide.output, tap % wide.kernel)
-                        + self.offset[(2 * moved + 1) * pixels + pixel];
-                    let mask = self.mask.as_ref().map_or(1.0, |mask| mask[moved * pixels + pixel]);
-                    *y += weight * mask * interpolated(image, [tall.input, wide.input], at_y, at_x);
+                    let (at_y, at_x, mask) = self.place(moved + tap, tap, pixel);
+                    let value =
+                        interpolated(&self.x[image..], [tall.input, wide.input], at_y, at_x);
+                    *y += self.w[weights + tap] * mask * value;
+                }
+            }
+        }
+    }
+
+    /// Where the weights and the image of an output's channel begin, and its first moved tap.
+    fn of_channel(&self, n: usize, o: usize, c: usize) -> (usize, usize, usize) {
+        let [tall, wide] = self.axes;
+        let taps = tall.kernel * wide.kernel;
+        let inputs = self.channels / self.group;
+        let channel = o / (self.outputs / self.group) * inputs + c;
+        let part = channel / (self.channels / self.offset_group);
+        let image = (n * self.channels + channel) * tall.input * wide.input;
+        ((o * inputs + c) * taps, image, (n * self.offset_group + part) * taps)
+    }
+
+    /// Row and column that a moved tap reads, and its mask.
+    fn place(&self, moved: usize, tap: usize, pixel: usize) -> (f64, f64, f64) {
+        let [tall, wide] = self.axes;
+        let pixels = tall.output * wide.output;
+        let place = |axis: Axis, output: usize, tap: usize| {
+            (output * axis.stride + tap * axis.dilation) as f64 - axis.pad as f64
+        };
+        let y = place(tall, pixel / wide.output, tap / wide.kernel)
+            + self.offset[2 * moved * pixels + pixel];
+        let x = place(wide, pixel % wide.output, tap % wide.kernel)
+            + self.offset[(2 * moved + 1) * pixels + pixel];
+        (y, x, self.mask.as_ref().map_or(1.0, |mask| mask[moved * pixels + pixel]))
+    }
+
+    /// Adds what flows back from the plane of one output of one image.
+    fn plane_back(&self, dy: &[f64], n: usize, o: usize, flows: &mut Flows) {
+        let [tall, wide] = self.axes;
+        let pixels = tall.output * wide.output;
+        let sizes = [tall.input, wide.input];
+        for c in 0..self.channels / self.group {
+            let (weights, image, first) = self.of_channel(n, o, c);
+            for tap in 0..tall.kernel * wide.kernel {
+                let (moved, weight) = (first + tap, self.w[weights + tap]);
+                for (pixel, &dy) in dy.iter().enumerate() {
+                    let (at_y, at_x, mask) = self.place(moved, tap, pixel);
+                    let (mut value, mut down, mut right) = (0.0, 0.0, 0.0);
+                    for corner in corners(sizes, at_y, at_x).into_iter().flatten() {
+                        let x = self.x[image + corner.place];
+                        value += corner.share * x;
+                        down += corner.along_y * x;
+                        right += corner.along_x * x;
+                        flows.x[image + corner.place] += dy * weight * mask * corner.share;
+                    }
+                    flows.w[weights + tap] += dy * mask * value;
+                    flows.mask[moved * pixels + pixel] += dy * weight * value;
+                    flows.offset[2 * moved * pixels + pixel] += dy * weight * mask * down;
+                    flows.offset[(2 * moved + 1) * pixels + pixel] += dy * weight * mask * right;
                 }
             }
         }
     }
 }
 
-/// The value between the four pixels around a place; those outside the image are 0.
-fn interpolated(image: &[f64], [height, width]: [usize; 2], y: f64, x: f64) -> f64 {
-    let pixel = |y: f64, x: f64| {
-        let is_inside = y >= 0.0 && x >= 0.0 && y < height as f64 && x < width as f64;
-        if is_inside { image[y as usize * width + x as usize] } else { 0.0 }
-    };
+/// One of the four pixels around a place: its share of the value there, and how the share changes
+/// with row and column.
+struct Corner {
+    place: usize,
+    share: f64,
+    along_y: f64,
+    along_x: f64,
+}
+
+/// The pixels around a place that lie inside the image.
+fn corners([height, width]: [usize; 2], y: f64, x: f64) -> [Option<Corner>; 4] {
     let (top, left) = (y.floor(), x.floor());
     let (down, right) = (y - top, x - left);
-    (1.0 - down) * (1.0 - right) * pixel(top, left)
-        + (1.0 - down) * right * pixel(top, left + 1.0)
-        + down * (1.0 - right) * pixel(top + 1.0, left)
-        + down * right * pixel(top + 1.0, left + 1.0)
+    let corner = |is_low: bool, is_right: bool| {
+        let (row, column) =
+            (top + f64::from(u8::from(is_low)), left + f64::from(u8::from(is_right)));
+        let is_inside = row >= 0.0 && column >= 0.0 && row < height as f64 && column < width as f64;
+        let (share_y, slope_y) = if is_low { (down, 1.0) } else { (1.0 - down, -1.0) };
+        let (share_x, slope_x) = if is_right { (right, 1.0) } else { (1.0 - right, -1.0) };
+        is_inside.then(|| Corner {
+            place: row as usize * width + column as usize,
+            share: share_y * share_x,
+            along_y: slope_y * share_x,
+            along_x: share_y * slope_x,
+        })
+    };
+    [corner(false, false), corner(false, true), corner(true, false), corner(true, true)]
+}
+
+/// The value between the four pixels around a place; those outside the image are 0.
+fn interpolated(image: &[f64], sizes: [usize; 2], y: f64, x: f64) -> f64 {
+    let corners = corners(sizes, y, x).into_iter().flatten();
+    corners.map(|corner| corner.share * image[corner.place]).sum()
 }
