@@ -66,7 +66,9 @@ impl Operator for ConvTranspose {
         }
         let (node, held) = (node.clone(), constant.cloned());
         Ok(Box::new(move |run: &mut Run| {
-            if run.optional(1).is_none() && let Some(w) = run.inputs.get_mut(1) {
+            if run.optional(1).is_none()
+                && let Some(w) = run.inputs.get_mut(1)
+            {
                 w.clone_from(&held);
             }
             if run.input(0)?.dtype() == DType::F64 {
@@ -323,11 +325,7 @@ fn gradient(
     crate::gradient::gradient(reads, move |run| backward(run, &node, is_last))
 }
 
-fn backward(
-    run: &mut Backward,
-    node: &Node,
-    is_last: bool,
-) -> Result<Vec<Option<Flow>>, OpError> {
+fn backward(run: &mut Backward, node: &Node, is_last: bool) -> Result<Vec<Option<Flow>>, OpError> {
     let pool = run.pool;
     let dy = run.take_gradient();
     let dy_last = if is_last { dy.clone() } else { to_channels_last(pool, &dy) };

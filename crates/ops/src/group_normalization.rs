@@ -148,8 +148,7 @@ fn back(
     let each = channels / groups.unwrap_or(channels).max(1);
     let inner: usize = x.shape()[2..].iter().product();
     let row_size = (each * inner).max(1);
-    let (values, flow, scale) =
-        (x.slice::<f32>(), dy.slice::<f32>(), run.input(1)?.slice::<f32>());
+    let (values, flow, scale) = (x.slice::<f32>(), dy.slice::<f32>(), run.input(1)?.slice::<f32>());
     // Per plane: mean and s of its group, Σ dy and Σ dy·x̂.
     let planes = x.element_count() / inner.max(1);
     let mut found = run.tensor(&[planes, 4]);
@@ -181,7 +180,8 @@ fn back(
             for (plane, dx) in out.chunks_exact_mut(inner.max(1)).enumerate() {
                 let range = at * row_size + plane * inner..at * row_size + (plane + 1) * inner;
                 let (x, dy) = (&values[range.clone()], &flow[range]);
-                let factors = [channel(plane) * inverse, -inverse * inverse * product, -inverse * sum];
+                let factors =
+                    [channel(plane) * inverse, -inverse * inverse * product, -inverse * sum];
                 rows::flow_back(dx, dy, x, mean, factors);
             }
         }

@@ -154,9 +154,8 @@ fn normalized() -> Vec<Case> {
             ("zero", Tensor::scalar(0.0_f32)),
             ("six", Tensor::scalar(2.0_f32)),
         ];
-        let is_read = |name: &str| {
-            text.contains(&format!(" {name},")) || text.contains(&format!(" {name})"))
-        };
+        let is_read =
+            |name: &str| text.contains(&format!(" {name},")) || text.contains(&format!(" {name})"));
         let feeds = parameters.into_iter().filter(|(name, _)| *name == "x" || is_read(name));
         let all = case(text, feeds.collect()).within(3e-5);
         let statistics = ["m", "v", "n", "k", "zero", "six"];

@@ -159,7 +159,8 @@ fn coefficients(
     mean: &[f32],
     inverse: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    let factor: Vec<f32> = scale.iter().zip(inverse).map(|(scale, inverse)| scale * inverse).collect();
+    let factor: Vec<f32> =
+        scale.iter().zip(inverse).map(|(scale, inverse)| scale * inverse).collect();
     let terms = bias.iter().zip(mean).zip(&factor);
     let shift = terms.map(|((bias, mean), factor)| bias - mean * factor).collect();
     (factor, shift)
@@ -237,7 +238,8 @@ impl Gradient for Norm {
             forward.updates.extend([(3, running), (4, updated)]);
         }
         let inverse = self.inverse(&variance);
-        forward.saved = vec![Tensor::new(&[mean.len()], &mean), Tensor::new(&[mean.len()], &inverse)];
+        forward.saved =
+            vec![Tensor::new(&[mean.len()], &mean), Tensor::new(&[mean.len()], &inverse)];
         Ok(outputs)
     }
 
@@ -297,7 +299,8 @@ impl Norm {
             (zeros.clone(), zeros.clone())
         };
         let vector = |values: Vec<f32>| Tensor::new(&[channels], &values);
-        let dscale: Vec<f32> = products.iter().zip(inverse).map(|(p, inverse)| p * inverse).collect();
+        let dscale: Vec<f32> =
+            products.iter().zip(inverse).map(|(p, inverse)| p * inverse).collect();
         let mut flows = vec![None, None, None, None, None];
         if run.wants(0) {
             let (mut b, mut c) = (vec![0.0; channels], vec![0.0; channels]);

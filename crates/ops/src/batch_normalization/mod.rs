@@ -11,9 +11,7 @@ use self::gradient::Norm;
 use crate::kernels::for_rows;
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
-use crate::{
-    ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Run, Training, required,
-};
+use crate::{ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
 pub(crate) struct BatchNormalization {
     op_type: &'static str,

@@ -181,7 +181,8 @@ impl<'a> Window<'a> {
             let values = &mut patches.slice_mut::<f32>()[..count * width];
             for_rows(values, width, |start, patches| {
                 for (index, patch) in patches.chunks_exact_mut(width).enumerate() {
-                    let (n, p) = ((first + start + index) / pixels, (first + start + index) % pixels);
+                    let (n, p) =
+                        ((first + start + index) / pixels, (first + start + index) % pixels);
                     let sources = &sources[p * taps..(p + 1) * taps];
                     for (values, source) in patch.chunks_exact_mut(each).zip(sources) {
                         match source {

@@ -12,9 +12,7 @@ use super::settings::{Fused, Settings};
 use super::{Convolution, Shape};
 use crate::kernels::channels_last::Activation;
 use crate::kernels::{elementwise, for_rows, slope};
-use crate::{
-    Backward, Flow, Forward, Gradient, Kernel, OpError, Operator, Pool, Reads, Training,
-};
+use crate::{Backward, Flow, Forward, Gradient, Kernel, OpError, Operator, Pool, Reads, Training};
 
 struct ConvGradient {
     node: Node,
@@ -36,8 +34,7 @@ pub(super) fn gradient(
     let is_clamp = matches!(fused.finish.activation, Activation::Clamp(..));
     let is_plain = fused.function.is_none() && fused.finish.activation == Activation::None;
     let from_output = is_clamp && fused.finish.scale == 1.0 && fused.finish.shift == 0.0;
-    let mut reads =
-        Reads::NOTHING.input_if(0, training.wants(1)).input_if(1, training.wants(0));
+    let mut reads = Reads::NOTHING.input_if(0, training.wants(1)).input_if(1, training.wants(0));
     if from_output {
         reads = reads.output(0);
     }

@@ -4,8 +4,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::kernels::transpose::transpose_matrix;
 use crate::gradient::gradient;
+use crate::kernels::transpose::transpose_matrix;
 use crate::{
     ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required,
 };

@@ -77,7 +77,9 @@ impl Operator for Convolution {
         let (node, held) = (node.clone(), constant.cloned());
         // Weights that are computed are packed anew on each run; f64 needs no packing.
         Ok(Box::new(move |run: &mut Run| {
-            if run.optional(1).is_none() && let Some(w) = run.inputs.get_mut(1) {
+            if run.optional(1).is_none()
+                && let Some(w) = run.inputs.get_mut(1)
+            {
                 w.clone_from(&held);
             }
             if run.input(0)?.dtype() == DType::F64 {

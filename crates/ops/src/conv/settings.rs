@@ -119,9 +119,7 @@ impl Fused {
 
     /// z → f(z)·scale + shift, in f64; `name` is the activation's.
     pub(crate) fn apply_wide(&self, name: &str, z: f64) -> f64 {
-        let line = |alpha: f32, beta: f32| {
-            (f64::from(alpha) * z + f64::from(beta)).clamp(0.0, 1.0)
-        };
+        let line = |alpha: f32, beta: f32| (f64::from(alpha) * z + f64::from(beta)).clamp(0.0, 1.0);
         let y = match self.finish.activation {
             Activation::None => match name {
                 "Sigmoid" => 1.0 / (1.0 + (-z).exp()),

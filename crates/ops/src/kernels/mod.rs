@@ -20,8 +20,8 @@ pub(crate) mod recurrent;
 pub(crate) mod reducing;
 mod registers;
 pub(crate) mod resample;
-pub(crate) mod slopes;
 pub(crate) mod slope;
+pub(crate) mod slopes;
 pub(crate) mod softmax;
 pub(crate) mod transpose;
 

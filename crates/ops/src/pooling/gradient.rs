@@ -22,8 +22,7 @@ impl PoolKernel {
         let mut dx = run.tensor(run.shape(0));
         let is_average = self.pooling == Pooling::Average;
         let x = if is_average { &[] } else { run.input(0)?.slice::<f32>() };
-        let y =
-            if self.pooling == Pooling::Lp { run.output(0).slice::<f32>() } else { &[] };
+        let y = if self.pooling == Pooling::Lp { run.output(0).slice::<f32>() } else { &[] };
         let flow = dy.slice::<f32>();
         let (plane, pooled) = (windows.input_size(), windows.ends.len() * windows.split().0.output);
         let (columns, rows) = counts(&windows, self.counts_padding);
@@ -57,9 +56,11 @@ impl Windows {
                 places.clear();
                 let first = column * last.stride;
                 for &source in self.rows_under(row) {
-                    places.extend(last.taps(column).map(|tap| {
-                        source * last.input + first + tap * last.dilation - last.pad
-                    }));
+                    places.extend(
+                        last.taps(column).map(|tap| {
+                            source * last.input + first + tap * last.dilation - last.pad
+                        }),
+                    );
                 }
                 visit(row, column, &places);
             }
