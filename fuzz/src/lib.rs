@@ -60,6 +60,10 @@ pub fn data(input: &[u8]) {
         b'c' => (&["pairs.csv"], None),
         b'j' => (&["rows.jsonl"], None),
         b't' => (&["rows.txt"], None),
+        b'a' => (&["rows.csv"], Some(DataKind::Labelled)),
+        b's' => (&["rows.jsonl"], Some(DataKind::Labelled)),
+        b'n' => (&["features.npy"], None),
+        b'z' => (&["arrays.npz"], None),
         _ => return,
     };
     // IDX files are full of zeros: there the first length byte parts them.
@@ -86,6 +90,16 @@ pub fn data(input: &[u8]) {
 
 fn use_data(data: &Dataset) {
     assert!(data.texts().iter().all(|text| text.len() < usize::MAX));
+    match data {
+        Dataset::Labelled(data) => {
+            assert!(data.labels.iter().all(|&label| label < data.names.len()));
+        }
+        Dataset::Tensors(data) => {
+            let inputs = data.arrays.iter().map(|(name, _)| attar_graph::Value::untyped(name));
+            let _ = data.feeds(&[0, data.count - 1], &inputs.collect::<Vec<_>>());
+        }
+        _ => {}
+    }
     if let Dataset::Images(images) = data {
         assert_eq!(images.images.len(), images.labels.len());
         let (mean, std) = (vec![0.5], vec![0.5]);

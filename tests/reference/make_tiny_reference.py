@@ -44,6 +44,7 @@ NETWORKS = [
     ("bert", "BertModel", dict(SIZES, hidden_act="gelu_new"), "float32"),
     ("bert_f16", "BertModel", SIZES, "float16"),
     ("bert_ranker", "BertForSequenceClassification", dict(SIZES, num_labels=1), "float32"),
+    ("bert_trained", "BertModel", SIZES, "float32"),
     ("roberta", "RobertaModel", dict(SIZES, type_vocab_size=1, layer_norm_eps=1e-5), "float32"),
     (
         "roberta_ranker",
@@ -91,6 +92,9 @@ NETWORKS = [
         "float32",
     ),
 ]
+
+# Networks that are also trained for a few steps.
+TRAINED = ["bert_trained"]
 
 # Token ids that are padding (0 or 1, as the network has it) in no place that the mask lets through.
 TEXTS = [[2, 17, 45, 98, 3, 60, 5, 33, 71], [2, 50, 9, 3]]
@@ -161,6 +165,29 @@ def rounded(tensor):
     return [float(f"{value:.8g}") for value in tensor.flatten().tolist()]
 
 
+def trained(model, feeds, steps=5, rate=0.05):
+    """Losses of steps of plain gradient descent, and of each weight after them its sum and the
+    elements at 16 places spread evenly. The loss is the mean square of what the last layer gives,
+    less a target."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    losses = []
+    for _ in range(steps):
+        y = model(**feeds).last_hidden_state
+        target = torch.tensor(values("target", y.numel()).reshape(y.shape) * 4)
+        loss = ((y - target) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    kept = {}
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            flat = weight.detach().flatten()
+            places = [i * flat.numel() // 16 for i in range(16)]
+            kept[name] = rounded(torch.stack([flat.sum(), *flat[places]]))
+    return {"rate": rate, "losses": rounded(torch.tensor(losses, dtype=torch.float64)), "weights": kept}
+
+
 def main():
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -188,6 +215,8 @@ def main():
                 if results.get(key) is not None
             },
         }
+        if name in TRAINED:
+            reference["training"] = trained(model, feeds)
         path = folder / f"{name}.json"
         path.write_text(json.dumps(reference, separators=(",", ":")) + "\n")
 

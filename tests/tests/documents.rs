@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use attar_compress::PASSES;
+use attar_import::{ARCHITECTURES, ArchitectureOption, COMMON_OPTIONS};
 use attar_ops::{OPERATORS, has_gradient};
 
 fn check(file: &str, expected: &str) {
@@ -57,4 +58,28 @@ fn the_reference_of_passes_is_that_of_the_code() {
         }
     }
     check("passes.md", &text);
+}
+
+#[test]
+fn the_reference_of_new_models_is_that_of_the_code() {
+    fn rows(options: &[ArchitectureOption]) -> String {
+        let mut text = String::from("\n| option | default | meaning |\n| --- | --- | --- |\n");
+        for option in options {
+            let (key, default, help) = (option.key, option.default, option.help);
+            text.push_str(&format!("| `--{key}` | `{default}` | {help} |\n"));
+        }
+        text
+    }
+    let mut text = String::from(
+        "# New models\n\nWhat `attar new ARCHITECTURE -o model.onnx` makes. Made from \
+         `ARCHITECTURES` in `crates/import`; `attar new --list` prints the same. Those that read \
+         texts also take `--tokenizer FILE`, which is copied beside the model and says its \
+         vocabulary. All take:\n",
+    );
+    text.push_str(&rows(&COMMON_OPTIONS));
+    for architecture in ARCHITECTURES {
+        text.push_str(&format!("\n## `{}`\n\n{}.\n", architecture.name, architecture.summary));
+        text.push_str(&rows(architecture.options));
+    }
+    check("architectures.md", &text);
 }

@@ -4,6 +4,9 @@
 //! `tests/reference/tiny` holds configs, names and shapes of weights, and expected outputs;
 //! `make_tiny_reference.py` made them. The weights are made here, from the same formula.
 
+#[path = "import_tiny/training.rs"]
+mod training;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -38,7 +38,7 @@ fn models(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in entries {
         let name = path.file_name().unwrap().to_string_lossy();
-        if path.is_dir() && !name.starts_with('.') && name != "test-venv" {
+        if path.is_dir() && !name.starts_with('.') && !name.ends_with("-venv") {
             found.extend(models(&path));
         } else if name.ends_with(".onnx") {
             found.push(path);

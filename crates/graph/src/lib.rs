@@ -4,6 +4,7 @@ mod dim;
 mod edit;
 mod inline;
 mod links;
+mod name_patterns;
 mod node;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -13,6 +14,7 @@ pub use dim::{Dim, parse_dim};
 pub use edit::{Edit, Plan, apply};
 pub use inline::inline_functions;
 pub use links::{Links, Use, all_names, captured_names};
+pub use name_patterns::NamePatterns;
 pub use node::{
     Attribute, AttributeValue, Function, Graph, Model, Node, StoredTensor, TensorForm, Value,
     ValueType,

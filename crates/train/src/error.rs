@@ -53,6 +53,9 @@ pub enum TrainError {
     #[error("{path}: {message}")]
     Checkpoint { path: PathBuf, message: String },
 
+    #[error("{path} was begun with another model, data or options")]
+    OtherRun { path: PathBuf },
+
     #[error(transparent)]
     Graph(#[from] GraphError),
 }
@@ -95,6 +98,9 @@ impl TrainError {
                     .into()
             }
             Self::File { .. } => "check the folder and its space".into(),
+            Self::OtherRun { .. } => {
+                "resume with what the run was begun with, or choose another folder".into()
+            }
             Self::Checkpoint { .. } => "begin the run anew in another folder".into(),
         }
     }

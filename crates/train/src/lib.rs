@@ -10,9 +10,11 @@ mod options;
 mod order;
 mod rng;
 mod schedule;
+mod selection;
 mod settings;
 mod tape;
 mod trainer;
+mod zeros;
 
 pub use batch::{Batch, IGNORED_CLASS, Source, Targets};
 pub use error::TrainError;

@@ -1,5 +1,7 @@
 //! How a run reports, is measured, and is told to stop.
 
+use std::path::Path;
+
 use attar_graph::Model;
 
 use crate::TrainError;
@@ -24,6 +26,11 @@ pub trait Monitor {
     fn validation(&mut self, report: &ValidationReport) -> Control {
         let _ = report;
         Control::GoOn
+    }
+
+    /// Before the first step of a run that goes on from a checkpoint, after `step` steps.
+    fn resumed(&mut self, checkpoint: &Path, step: u64) {
+        let _ = (checkpoint, step);
     }
 }
 
@@ -57,9 +64,9 @@ pub struct StepReport {
     /// Norm of all gradients before they were clipped; `None` where no clipping was asked for.
     pub gradient_norm: Option<f64>,
     pub example_count: usize,
-    /// From the end of the step before, waiting for data included.
+    /// For data and computing.
     pub seconds: f64,
-    /// Of these, waiting for data.
+    /// Of these, what was waited for data.
     pub data_seconds: f64,
 }
 

@@ -63,7 +63,7 @@ impl Schedule {
     }
 
     /// The rate of step `step`, from 0, of `step_count`. With w steps of warm-up, step s < w has
-    /// (s + 1)/w of the rate; after it, p = (s − w)/(step_count − w) goes from 0 towards 1, and a
+    /// (s + 1)/w of the rate; after it, p = (s − w)/(`step_count` − w) goes from 0 towards 1, and a
     /// linear rate is 1 − p, a cosine one (1 + cos πp)/2, between the highest and the end.
     pub fn rate(&self, step: u64, step_count: u64) -> f64 {
         let warm_up = self.warm_up.steps(step_count);

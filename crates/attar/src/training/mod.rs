@@ -208,5 +208,8 @@ fn quality(
     let mut result = Subject::open(target)?;
     result.name = "result".into();
     let options = EvaluateOptions { runtime: &Builtin, threads, batch_size: 64, progress: &Silent };
-    evaluate_models(&[&request.subject, &result], data, &options).map(Some)
+    let mut quality = evaluate_models(&[&request.subject, &result], data, &options)?;
+    // What was trained is meant to answer otherwise.
+    quality.models.iter_mut().for_each(|model| model.agreement = None);
+    Ok(Some(quality))
 }

@@ -16,7 +16,8 @@ use crate::print;
 /// Measure models on a data set; the first is what the others are held against.
 ///
 /// Retrieval (BEIR layout): nDCG@10, MRR@10, recall@100 by exact search. Images: top-1, top-5.
-/// Pairs: Spearman. Differences come with a 95 % interval from a paired bootstrap.
+/// Pairs: Spearman. Labelled text and arrays: accuracy and macro-F1, or R² of values. Of a divided
+/// data set the test split is taken. Differences come with a 95 % interval from a paired bootstrap.
 #[derive(Args)]
 #[command(after_help = "Examples:
   attar evaluate minilm.onnx --data cranfield/

@@ -60,6 +60,8 @@ impl Tensors {
         };
         let fail = |message: String| EvaluateError::Format { path: path.into(), message };
         let rows = |name: &str, tensor: &Tensor| match tensor.shape().first() {
+            // A shape without elements may claim any count of examples.
+            Some(_) if tensor.bytes().is_empty() => Err(fail(format!("array `{name}` is empty"))),
             Some(&count) => Ok(count),
             None => Err(fail(format!("array `{name}` is a single number, not one per example"))),
         };
@@ -73,9 +75,6 @@ impl Tensors {
                 let message = format!("`{name}` has {other} examples and `{first}` has {count}");
                 return Err(fail(message));
             }
-        }
-        if count == 0 {
-            return Err(fail("its arrays hold no example".into()));
         }
         let mut data = Self { count, path: path.into(), ..Self::default() };
         let mut good = vec![true; count];
@@ -371,5 +370,23 @@ mod tests {
         let data = load("skip", &[("x", x), ("labels", y)], true).unwrap();
         assert_eq!(data.arrays[0].1, Tensor::new(&[2], &[1.0_f32, 3.0]));
         assert!(matches!(&data.labels, TensorLabels::Values(v) if v.shape() == [2]));
+    }
+
+    #[test]
+    fn archives_broken_anywhere_get_an_answer() {
+        let x = npy("<f4", "False", "(2, 2)", &floats(&[1.0, 2.0, 3.0, 4.0]));
+        let huge = npy("<f4", "False", "(9223372036854775807, 9223372036854775807, 0)", &[]);
+        assert!(load("huge", &[("x", huge)], false).unwrap_err().contains("is empty"));
+        let path = archive("broken", &[("x", x.clone()), ("labels", x)], CompressionMethod::Stored);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x5a;
+            for bytes in [&flipped[..], &whole[..at]] {
+                std::fs::write(&path, bytes).unwrap();
+                let _ = Tensors::load(&path, &mut BadRows::new(at % 2 == 0));
+            }
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

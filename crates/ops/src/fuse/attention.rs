@@ -1,6 +1,7 @@
 //! Multi-head attention written out as reshapes, transposes, products and a softmax.
 
 use attar_graph::{Dim, Edit, Links, Model, Node, Plan};
+use attar_tensor::DType;
 
 use super::{producer, with_scalar};
 use crate::{ATTAR_DOMAIN, Facts, infer_graph};
@@ -56,7 +57,8 @@ impl<'a> Attention<'a> {
             heads_of(links, facts, unscaled(links, product.input(0)?, &mut scale), &[0, 2, 1, 3])?;
         let (key, key_heads) =
             heads_of(links, facts, unscaled(links, product.input(1)?, &mut scale), &[0, 2, 3, 1])?;
-        if query_heads != heads || key_heads != heads || addends.len() > 2 {
+        let is_run = matches!(facts.get(query)?.dtype, DType::F32 | DType::F64);
+        if query_heads != heads || key_heads != heads || addends.len() > 2 || !is_run {
             return None;
         }
         Some(Self { query, key, value, addends, scale, heads, last })

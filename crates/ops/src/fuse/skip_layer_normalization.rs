@@ -1,6 +1,7 @@
 //! The residual addition before a `LayerNormalization`.
 
 use attar_graph::{Edit, Links, Model, Node, Plan};
+use attar_tensor::DType;
 
 use super::producer;
 use crate::{ATTAR_DOMAIN, infer_graph};
@@ -13,7 +14,8 @@ pub fn plan(model: &Model) -> Plan {
     let is_norm = |node: &&Node| node.is("LayerNormalization") && node.outputs.len() == 1;
     for (index, norm) in graph.nodes.iter().enumerate().filter(|(_, node)| is_norm(node)) {
         let Some((_, add)) = producer(&links, &norm.inputs[0], "Add") else { continue };
-        if links.only_use(&add.outputs[0]).is_none() {
+        let is_f32 = facts.get(&norm.inputs[0]).is_some_and(|fact| fact.dtype == DType::F32);
+        if !is_f32 || links.only_use(&add.outputs[0]).is_none() {
             continue;
         }
         let shape = |value: &str| facts.get(value).and_then(|fact| fact.shape.clone());

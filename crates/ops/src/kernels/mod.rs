@@ -13,6 +13,7 @@ pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
 pub(crate) mod outer;
+pub(crate) mod optimize;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;

@@ -66,6 +66,23 @@ vectorized! {
         }
     }
 
+    /// As [`softmax_rows`], with the logarithm of each row's Σ exp(x).
+    pub(crate) fn softmax_rows_with_logs<FMA>(
+        data: &mut [f32],
+        row_size: usize,
+        logs: &mut [f64],
+    ) {
+        for (row, log) in data.chunks_exact_mut(row_size).zip(logs) {
+            let max = row_max(row);
+            let sum = exp_sum::<FMA>(row, max);
+            *log = f64::from(max) + f64::from(sum).ln();
+            let factor = 1.0 / sum;
+            for value in row {
+                *value *= factor;
+            }
+        }
+    }
+
     /// The logarithm of the softmax of each row of `data`, in place.
     pub(crate) fn log_softmax_rows<FMA>(data: &mut [f32], row_size: usize) {
         for row in data.chunks_exact_mut(row_size) {

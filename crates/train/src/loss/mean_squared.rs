@@ -1,4 +1,4 @@
-//! Mean squared error: L = mean (y − t)².
+//! Mean squared error: L = mean (y − t)², summed over the outputs. ∂L/∂y = 2·(y − t)/count.
 
 use attar_tensor::DType;
 use serde::Deserialize;
@@ -16,7 +16,7 @@ impl Loss for MeanSquared {
     fn measure(&self, run: &LossRun) -> Result<Measured, TrainError> {
         let wanted = match run.targets {
             Targets::Values(values) => std::slice::from_ref(values),
-            Targets::Outputs(outputs) => outputs,
+            Targets::Outputs(outputs) | Targets::Taught { outputs, .. } => outputs,
             other => return Err(mismatch(NAME, other.kind(), "values or a teacher's outputs")),
         };
         if wanted.len() > run.outputs.len() {
@@ -25,8 +25,10 @@ impl Loss for MeanSquared {
         let mut gradients = Vec::new();
         let mut loss = 0.0;
         for (y, t) in run.outputs.iter().zip(wanted) {
-            if y.dtype() != DType::F32 || y.element_count() != t.element_count() {
-                return Err(mismatch(NAME, format!("{:?}", t.shape()), format!("{:?}", y.shape())));
+            let is_alike = y.element_count() == t.element_count();
+            if y.dtype() != DType::F32 || t.dtype() != DType::F32 || !is_alike {
+                let found = format!("{} {:?}", t.dtype(), t.shape());
+                return Err(mismatch(NAME, found, format!("{} {:?}", y.dtype(), y.shape())));
             }
             let count = y.element_count().max(1);
             let factor = run.scale * 2.0 / count as f32;
@@ -35,8 +37,9 @@ impl Loss for MeanSquared {
             let t = t.values::<f32>();
             let dy = gradient.slice_mut::<f32>();
             for ((dy, &y), &t) in dy.iter_mut().zip(y.slice::<f32>()).zip(t.iter()) {
-                sum += f64::from(y - t).powi(2);
-                *dy = factor * (y - t);
+                let difference = y - t;
+                sum += f64::from(difference) * f64::from(difference);
+                *dy = factor * difference;
             }
             loss += sum / count as f64;
             gradients.push(Some(gradient));

@@ -1,7 +1,16 @@
 //! Losses: what training makes small, and the table of them.
 
+mod binary_cross_entropy;
+mod contrastive;
+mod cosine;
 mod cross_entropy;
+mod distillation;
+mod divergence;
+mod margin;
 mod mean_squared;
+mod pairs;
+#[cfg(test)]
+mod tests;
 
 use attar_ops::Pool;
 use attar_tensor::{DType, Tensor};
@@ -88,10 +97,40 @@ impl LossEntry {
 
 /// Every loss.
 pub const LOSSES: &[LossEntry] = &[
+    LossEntry::of::<binary_cross_entropy::BinaryCrossEntropy>(
+        binary_cross_entropy::NAME,
+        "−log of the probability of each yes or no, by its own logit",
+        binary_cross_entropy::SETTINGS,
+    ),
+    LossEntry::of::<contrastive::Contrastive>(
+        contrastive::NAME,
+        "each query nearest to its own document among those of the batch",
+        contrastive::SETTINGS,
+    ),
+    LossEntry::of::<cosine::CosineDistance>(
+        cosine::NAME,
+        "the angle to a teacher's embeddings, or that of pairs to their scores",
+        &[],
+    ),
     LossEntry::of::<cross_entropy::CrossEntropy>(
         cross_entropy::NAME,
         "−log of the probability of the right class, of hard or soft labels",
         cross_entropy::SETTINGS,
+    ),
+    LossEntry::of::<distillation::Distillation>(
+        distillation::NAME,
+        "cross-entropy of labels mixed with the divergence from a teacher",
+        distillation::SETTINGS,
+    ),
+    LossEntry::of::<divergence::Divergence>(
+        divergence::NAME,
+        "Kullback-Leibler divergence from a teacher's classes",
+        divergence::SETTINGS,
+    ),
+    LossEntry::of::<margin::Margin>(
+        margin::NAME,
+        "right above wrong by a margin: scores, a teacher's differences, or triplets",
+        margin::SETTINGS,
     ),
     LossEntry::of::<mean_squared::MeanSquared>(
         mean_squared::NAME,

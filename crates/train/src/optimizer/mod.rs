@@ -1,9 +1,9 @@
 //! Optimizers: how gradients change weights, and the table of them.
 
+mod adam;
 mod sgd;
 
-use attar_ops::Flow;
-use attar_tensor::Tensor;
+use attar_ops::optimize::Rule;
 use serde::de::DeserializeOwned;
 
 use crate::{Choice, SettingEntry, TrainError};
@@ -11,23 +11,29 @@ use crate::{Choice, SettingEntry, TrainError};
 /// A rule of change. Its fields are its settings.
 pub trait Optimizer: Send + Sync {
     /// What is kept of each weight from step to step, by name: tensors of the weight's shape that
-    /// start at zero.
+    /// start at zero; at most two.
     fn moments(&self) -> &'static [&'static str];
 
-    /// Changes one weight.
-    fn update(&self, weight: &mut Tensor, moments: &mut [Tensor], update: &Update);
+    /// How the step changes weights.
+    fn rule(&self, update: &Update) -> Box<dyn Rule>;
 }
 
-/// One step of one weight.
-pub struct Update<'a> {
-    pub gradient: &'a Flow,
-    /// What the gradient is multiplied by first: clipping.
+/// One step.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// What gradients are multiplied by first: clipping.
     pub scale: f32,
     pub learning_rate: f64,
     /// Steps, this one included.
     pub step: u64,
     /// Whether the weight decays.
     pub decays: bool,
+}
+
+impl Update {
+    fn decay(&self, weight_decay: f64) -> f64 {
+        if self.decays { weight_decay } else { 0.0 }
+    }
 }
 
 /// An optimizer in the table.
@@ -54,11 +60,23 @@ impl OptimizerEntry {
 }
 
 /// Every optimizer.
-pub const OPTIMIZERS: &[OptimizerEntry] = &[OptimizerEntry::of::<sgd::Sgd>(
-    "sgd",
-    "stochastic gradient descent, with momentum if asked for",
-    sgd::SETTINGS,
-)];
+pub const OPTIMIZERS: &[OptimizerEntry] = &[
+    OptimizerEntry::of::<adam::Adam>(
+        "adam",
+        "steps by the mean and the mean square of past gradients; decay added to the gradient",
+        adam::SETTINGS,
+    ),
+    OptimizerEntry::of::<adam::AdamW>(
+        "adamw",
+        "as adam, but weights decay apart from the gradient",
+        adam::DECOUPLED_SETTINGS,
+    ),
+    OptimizerEntry::of::<sgd::Sgd>(
+        "sgd",
+        "steps by the gradient, with momentum if asked for",
+        sgd::SETTINGS,
+    ),
+];
 
 /// The optimizer chosen.
 ///
@@ -70,4 +88,24 @@ pub fn build_optimizer(choice: &Choice) -> Result<Box<dyn Optimizer>, TrainError
         return Err(TrainError::Unknown { what: "optimizer", name: choice.name.clone(), known });
     };
     (entry.build)(choice, entry.settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_optimizer_is_built_by_its_defaults() {
+        for entry in OPTIMIZERS {
+            let mut choice = Choice::new(entry.name);
+            build_optimizer(&choice).unwrap();
+            for setting in entry.settings {
+                let value: serde_json::Value = serde_json::from_str(setting.default).unwrap();
+                choice = choice.with(setting.key, value);
+            }
+            build_optimizer(&choice).unwrap();
+            let unknown = build_optimizer(&choice.with("no-such", 1)).err().unwrap();
+            assert!(unknown.to_string().contains("no-such"), "{unknown}");
+        }
+    }
 }

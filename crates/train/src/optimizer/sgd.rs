@@ -1,22 +1,23 @@
-//! Stochastic gradient descent: b = μ·b + g, w −= η·b; with Nesterov's form w −= η·(g + μ·b).
+//! Stochastic gradient descent: see [`attar_ops::optimize::Sgd`] for the equations.
 
-use attar_ops::{Flow, Pool};
-use attar_tensor::Tensor;
+use attar_ops::optimize::{self, Rule};
 use serde::Deserialize;
 
 use super::{Optimizer, Update};
 use crate::SettingEntry;
 
 pub(super) const SETTINGS: &[SettingEntry] = &[
-    SettingEntry { key: "momentum", default: "0.0", help: "μ: how much of past steps is kept" },
+    SettingEntry { key: "momentum", default: "0.0", help: "how much of past steps is kept" },
+    SettingEntry { key: "dampening", default: "0.0", help: "share of a gradient momentum omits" },
     SettingEntry { key: "nesterov", default: "false", help: "look ahead by the momentum" },
-    SettingEntry { key: "weight-decay", default: "0.0", help: "added to the gradient: λ·w" },
+    SettingEntry { key: "weight-decay", default: "0.0", help: "share of a weight in its gradient" },
 ];
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Sgd {
     momentum: f64,
+    dampening: f64,
     nesterov: bool,
     weight_decay: f64,
 }
@@ -26,23 +27,15 @@ impl Optimizer for Sgd {
         if self.momentum == 0.0 { &[] } else { &["momentum"] }
     }
 
-    fn update(&self, weight: &mut Tensor, moments: &mut [Tensor], update: &Update) {
-        let decay = if update.decays { self.weight_decay as f32 } else { 0.0 };
-        let (rate, momentum) = (update.learning_rate as f32, self.momentum as f32);
-        let gradient = match update.gradient {
-            Flow::Dense(tensor) => tensor.clone(),
-            rows @ Flow::Rows { .. } => rows.clone().into_dense(&Pool::default()),
-        };
-        let pairs = weight.slice_mut::<f32>().iter_mut().zip(gradient.slice::<f32>());
-        match moments.first_mut() {
-            None => pairs.for_each(|(w, &g)| *w -= rate * (g * update.scale + decay * *w)),
-            Some(moment) => {
-                for ((w, &g), b) in pairs.zip(moment.slice_mut::<f32>()) {
-                    let g = g * update.scale + decay * *w;
-                    *b = momentum * *b + g;
-                    *w -= rate * if self.nesterov { g + momentum * *b } else { *b };
-                }
-            }
-        }
+    fn rule(&self, update: &Update) -> Box<dyn Rule> {
+        Box::new(optimize::Sgd {
+            learning_rate: update.learning_rate,
+            momentum: self.momentum,
+            dampening: self.dampening,
+            is_nesterov: self.nesterov,
+            weight_decay: update.decay(self.weight_decay),
+            scale: update.scale,
+            step: update.step,
+        })
     }
 }

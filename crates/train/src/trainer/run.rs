@@ -1,31 +1,39 @@
-//! The loop over epochs.
+//! The loop over the data.
 
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use super::producer::{Made, produce};
 use super::{Checkpoints, Trainer};
-use crate::order::{BATCH, batch_count, batches_of};
-use crate::{Control, EpochReport, Monitor, Rng, Source, StepReport, TrainError, Validate};
+use crate::order::batch_count;
+use crate::{
+    Control, EpochReport, Monitor, Source, StepReport, TrainError, Validate, ValidationReport,
+};
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     /// Steps in all, those of earlier sessions included.
     pub step: u64,
+    /// Epochs that are done.
     pub epoch: usize,
+    /// The best metric.
     pub best: Option<f64>,
-    /// Whether the monitor stopped it: a resumed run has more to do.
+    /// The step that it was measured after.
+    pub best_step: Option<u64>,
+    /// Whether the monitor stopped it before its end.
     pub is_stopped: bool,
     /// Whether validations no longer got better.
     pub is_early: bool,
 }
 
 impl Trainer {
-    /// Goes over the data until the run is done, or the monitor stops it. The model is afterwards
-    /// the best that was measured, or without a measure the last.
+    /// Goes over the data until the run is done, or the monitor stops it. Afterwards
+    /// [`model`](Self::model) is the best that was measured, or without a measure the last.
     ///
     /// # Errors
     /// Data, a node or a metric that fails, a loss that is not finite or diverges, or a checkpoint
-    /// that cannot be written.
+    /// that cannot be written or belongs to another run. The checkpoints written before stay.
     pub fn run(
         &mut self,
         source: &dyn Source,
@@ -33,68 +41,212 @@ impl Trainer {
         monitor: &mut dyn Monitor,
         validate: Option<&mut dyn Validate>,
     ) -> Result<Outcome, TrainError> {
-        let _ = (checkpoints, validate);
+        if let Some(checkpoints) = checkpoints.filter(|checkpoints| !checkpoints.resume) {
+            Self::clear(checkpoints)?;
+        }
+        let resumed = checkpoints.filter(|checkpoints| checkpoints.resume);
+        if let Some(path) = resumed.map_or(Ok(None), |checkpoints| self.resume(checkpoints))? {
+            monitor.resumed(&path, self.progress.step);
+        }
+        let options = self.options.clone();
+        let batch_count = batch_count(source.len(), &options.batches);
         if source.is_empty() {
             return Err(TrainError::NoData);
         }
-        let length = self.options.length.clone();
-        let batches = self.options.batches.clone();
-        let steps_each = batch_count(source.len(), &batches).div_ceil(batches.accumulate.get());
-        let step_count = (steps_each * length.epochs) as u64;
-        for epoch in 0..length.epochs {
-            let started = Instant::now();
-            let mut sum = 0.0;
-            let mut examples = 0;
-            let plan = batches_of(source, &batches, epoch as u64);
-            for (group, indices) in plan.chunks(batches.accumulate.get()).enumerate() {
-                let begun = Instant::now();
-                let mut made = Vec::new();
-                for (index, indices) in indices.iter().enumerate() {
-                    let place = (group * batches.accumulate.get() + index) as u64;
-                    let mut draw = Rng::new(&[batches.seed, BATCH, epoch as u64, place]);
-                    let indices: Vec<usize> = indices.iter().map(|&i| i as usize).collect();
-                    made.push(source.batch(&indices, &mut draw)?);
-                }
-                let data_seconds = begun.elapsed().as_secs_f64();
-                let learning_rate = self.options.schedule.rate(self.step, step_count);
-                let outcome = self.step(made, learning_rate)?;
-                sum += outcome.loss * outcome.example_count as f64;
-                examples += outcome.example_count as u64;
-                let control = monitor.step(&StepReport {
-                    step: self.step,
-                    step_count,
-                    epoch,
-                    epoch_count: length.epochs,
-                    loss: outcome.loss,
-                    learning_rate,
-                    gradient_norm: outcome.gradient_norm,
-                    example_count: outcome.example_count,
-                    seconds: begun.elapsed().as_secs_f64(),
-                    data_seconds,
-                });
-                if control == Control::Stop {
-                    return Ok(Outcome {
-                        step: self.step,
-                        epoch,
-                        best: None,
-                        is_stopped: true,
-                        is_early: false,
-                    });
-                }
+        let steps_each = batch_count.div_ceil(options.batches.accumulate.get()) as u64;
+        let step_count = steps_each.saturating_mul(options.length.epochs as u64);
+        let step_count = options.length.steps_max.map_or(step_count, |max| step_count.min(max));
+        std::thread::scope(|scope| {
+            let epochs = self.progress.epoch..options.length.epochs;
+            let first = self.progress.batch;
+            let made = produce(scope, source, &options.batches, epochs, first);
+            let now = Instant::now();
+            let mut session = Session {
+                trainer: self,
+                made,
+                checkpoints,
+                monitor,
+                validate,
+                batch_count,
+                step_count,
+                is_changed: false,
+                saved: now,
+                epoch_started: now,
+            };
+            let is_stopped = session.run()? == Control::Stop;
+            let progress = &session.trainer.progress;
+            Ok(Outcome {
+                step: progress.step,
+                epoch: progress.epoch,
+                best: progress.best.map(|best| best.metric),
+                best_step: progress.best.map(|best| best.step),
+                is_stopped: is_stopped && !session.is_over(),
+                is_early: progress.is_early,
+            })
+        })
+    }
+}
+
+/// One call of [`Trainer::run`].
+struct Session<'a, 'v> {
+    trainer: &'a mut Trainer,
+    made: Receiver<Made>,
+    checkpoints: Option<&'a Checkpoints>,
+    monitor: &'a mut dyn Monitor,
+    validate: Option<&'a mut (dyn Validate + 'v)>,
+    /// Batches of an epoch.
+    batch_count: usize,
+    step_count: u64,
+    /// Whether there is something that no checkpoint holds.
+    is_changed: bool,
+    /// Time of the last checkpoint.
+    saved: Instant,
+    epoch_started: Instant,
+}
+
+impl Session<'_, '_> {
+    fn run(&mut self) -> Result<Control, TrainError> {
+        let mut control = Control::GoOn;
+        loop {
+            // A run that is stopped after a step has this before it still.
+            if (control == Control::GoOn || self.is_over()) && self.settle()? == Control::Stop {
+                control = Control::Stop;
             }
-            monitor.epoch(&EpochReport {
-                epoch,
-                epoch_count: length.epochs,
-                step: self.step,
-                loss: sum / examples.max(1) as f64,
-                learning_rate: self.options.schedule.rate(self.step, step_count),
-                metric: None,
-                is_best: false,
-                example_count: examples,
-                seconds: started.elapsed().as_secs_f64(),
-            });
+            if control == Control::Stop || self.is_over() {
+                break;
+            }
+            if self.is_save_due() {
+                self.save()?;
+            }
+            control = self.step()?;
         }
-        let epoch = length.epochs;
-        Ok(Outcome { step: self.step, epoch, best: None, is_stopped: false, is_early: false })
+        if self.is_changed {
+            self.save()?;
+        }
+        Ok(control)
+    }
+
+    /// Whether there is nothing left to do.
+    fn is_over(&self) -> bool {
+        let progress = &self.trainer.progress;
+        progress.is_early
+            || progress.step >= self.step_count
+            || progress.epoch >= self.trainer.options.length.epochs
+    }
+
+    fn step(&mut self) -> Result<Control, TrainError> {
+        let begun = Instant::now();
+        let ended = || TrainError::data("the data ended before the epoch", "check the data set");
+        let batches = self.made.recv().map_err(|_| ended())??;
+        let data_seconds = begun.elapsed().as_secs_f64();
+        let trainer = &mut *self.trainer;
+        let learning_rate = trainer.options.schedule.rate(trainer.progress.step, self.step_count);
+        let count = batches.len();
+        let outcome = trainer.step(batches, learning_rate)?;
+        self.is_changed = true;
+        let (progress, length) = (&mut trainer.progress, &trainer.options.length);
+        progress.batch += count;
+        if !progress.note(outcome.loss, outcome.example_count, length.divergence) {
+            let (step, loss, first) =
+                (progress.step, progress.loss_smoothed, progress.loss_at_first);
+            return Err(TrainError::Diverged { step, loss, first });
+        }
+        Ok(self.monitor.step(&StepReport {
+            step: progress.step,
+            step_count: self.step_count,
+            epoch: progress.epoch,
+            epoch_count: length.epochs,
+            loss: outcome.loss,
+            learning_rate,
+            gradient_norm: outcome.gradient_norm,
+            example_count: outcome.example_count,
+            seconds: begun.elapsed().as_secs_f64(),
+            data_seconds,
+        }))
+    }
+
+    /// What is due between two steps: a validation, and the end of an epoch.
+    fn settle(&mut self) -> Result<Control, TrainError> {
+        let is_epoch_end = self.trainer.progress.batch >= self.batch_count;
+        let progress = &self.trainer.progress;
+        let is_due = match self.trainer.options.length.validate_every {
+            Some(every) => progress.step.is_multiple_of(every.max(1)),
+            None => is_epoch_end,
+        };
+        let is_due = is_due || progress.step == self.step_count;
+        let is_new = progress.step > 0 && progress.validated_step != progress.step;
+        let measured = if is_due && is_new { self.validate()? } else { None };
+        let mut control = Control::GoOn;
+        if let Some(report) = &measured {
+            control = self.monitor.validation(report);
+        }
+        if is_epoch_end && self.end_epoch(measured.as_ref()) == Control::Stop {
+            control = Control::Stop;
+        }
+        Ok(control)
+    }
+
+    fn validate(&mut self) -> Result<Option<ValidationReport>, TrainError> {
+        let Some(validate) = &mut self.validate else { return Ok(None) };
+        let begun = Instant::now();
+        let trainer = &mut *self.trainer;
+        let metric = validate.measure(&trainer.model_with(trainer.measured()))?;
+        let is_best = trainer.progress.measured(metric, validate.higher_is_better());
+        self.is_changed = true;
+        if is_best {
+            trainer.best = Some(trainer.measured().clone());
+            if let Some(checkpoints) = self.checkpoints {
+                trainer.save_best(checkpoints)?;
+            }
+        }
+        let progress = &mut trainer.progress;
+        let patience = trainer.options.length.patience;
+        progress.is_early =
+            patience.is_some_and(|patience| progress.stale_count >= patience.max(1));
+        Ok(Some(ValidationReport {
+            epoch: progress.epoch,
+            step: progress.step,
+            metric,
+            best: progress.best.map_or(metric, |best| best.metric),
+            is_best,
+            seconds: begun.elapsed().as_secs_f64(),
+        }))
+    }
+
+    fn end_epoch(&mut self, measured: Option<&ValidationReport>) -> Control {
+        let (progress, options) = (&mut self.trainer.progress, &self.trainer.options);
+        let report = EpochReport {
+            epoch: progress.epoch,
+            epoch_count: options.length.epochs,
+            step: progress.step,
+            loss: progress.loss_sum / progress.example_count.max(1) as f64,
+            learning_rate: options.schedule.rate(progress.step.saturating_sub(1), self.step_count),
+            metric: measured.map(|report| report.metric),
+            is_best: measured.is_some_and(|report| report.is_best),
+            example_count: progress.example_count,
+            seconds: self.epoch_started.elapsed().as_secs_f64(),
+        };
+        progress.end_epoch();
+        self.is_changed = true;
+        self.epoch_started = Instant::now();
+        self.monitor.epoch(&report)
+    }
+
+    fn is_save_due(&self) -> bool {
+        let Some(checkpoints) = self.checkpoints.filter(|_| self.is_changed) else { return false };
+        let step = self.trainer.progress.step;
+        let by_steps =
+            checkpoints.every_steps.is_some_and(|every| step.is_multiple_of(every.max(1)));
+        let seconds = self.saved.elapsed().as_secs();
+        by_steps || checkpoints.every_seconds.is_some_and(|every| seconds >= every)
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        if let Some(checkpoints) = self.checkpoints {
+            self.trainer.save(checkpoints)?;
+        }
+        self.saved = Instant::now();
+        self.is_changed = false;
+        Ok(())
     }
 }

@@ -1,12 +1,16 @@
-//! Names that passes leave alone, given as patterns.
+//! Names of nodes and values, given as patterns.
 
 /// Patterns of node and tensor names; `*` stands for any text.
 #[derive(Clone, Debug, Default)]
-pub struct Exclude(Vec<String>);
+pub struct NamePatterns(Vec<String>);
 
-impl Exclude {
+impl NamePatterns {
     pub fn new(patterns: Vec<String>) -> Self {
         Self(patterns)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub fn matches(&self, name: &str) -> bool {

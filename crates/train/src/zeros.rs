@@ -1,0 +1,83 @@
+//! Weights that were pruned: zeros that training holds.
+
+use attar_ops::Flow;
+use attar_tensor::Tensor;
+
+/// Which elements of a weight are held at zero.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldZeros {
+    /// One bit per element, set where it is held.
+    words: Vec<u64>,
+}
+
+impl HeldZeros {
+    /// The zeros of a weight, if it has some and is not all zeros, as a fresh bias or scale is.
+    pub(crate) fn of(weight: &Tensor) -> Option<Self> {
+        let values = weight.slice::<f32>();
+        let count = values.iter().filter(|&&x| x == 0.0).count();
+        if count == 0 || count == values.len() || weight.rank() < 2 {
+            return None;
+        }
+        let word = |chunk: &[f32]| {
+            let bits = chunk.iter().enumerate();
+            bits.fold(0, |word, (bit, &x)| word | u64::from(x == 0.0) << bit)
+        };
+        Some(Self { words: values.chunks(64).map(word).collect() })
+    }
+
+    /// Sets the gradient to zero where the weight is held, so that neither it nor its moments move.
+    pub(crate) fn hold(&self, gradient: &mut Flow) {
+        match gradient {
+            Flow::Dense(tensor) => {
+                let chunks = tensor.slice_mut::<f32>().chunks_mut(64);
+                for (chunk, &word) in chunks.zip(&self.words) {
+                    let mut rest = word;
+                    while rest != 0 {
+                        chunk[rest.trailing_zeros() as usize] = 0.0;
+                        rest &= rest - 1;
+                    }
+                }
+            }
+            Flow::Rows { shape, indices, rows } => {
+                let width: usize = shape[1..].iter().product();
+                let rows = rows.slice_mut::<f32>().chunks_exact_mut(width.max(1));
+                for (row, &index) in rows.zip(indices.iter()) {
+                    for (offset, x) in row.iter_mut().enumerate() {
+                        let at = index * width + offset;
+                        if self.words[at / 64] >> (at % 64) & 1 == 1 {
+                            *x = 0.0;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_of_pruned_weights_are_zero() {
+        let weight: Vec<f32> = (0..150).map(|i| f32::from(u8::from(i % 3 != 1))).collect();
+        let held = HeldZeros::of(&Tensor::new(&[15, 10], &weight)).unwrap();
+        let mut dense: Flow = Tensor::new(&[15, 10], &[1.0_f32; 150]).into();
+        held.hold(&mut dense);
+        let Flow::Dense(found) = dense else { panic!("it was dense") };
+        assert_eq!(found.slice::<f32>(), weight);
+        let rows = Tensor::new(&[2, 10], &[1.0_f32; 20]);
+        let mut rows = Flow::Rows { shape: vec![15, 10], indices: vec![14, 3], rows };
+        held.hold(&mut rows);
+        let Flow::Rows { rows, .. } = rows else { panic!("they were rows") };
+        assert_eq!(rows.slice::<f32>()[..10], weight[140..]);
+        assert_eq!(rows.slice::<f32>()[10..], weight[30..40]);
+    }
+
+    #[test]
+    fn fresh_zeros_are_not_held() {
+        assert!(HeldZeros::of(&Tensor::new(&[2, 2], &[0.0_f32; 4])).is_none());
+        assert!(HeldZeros::of(&Tensor::new(&[3], &[0.0_f32, 1.0, 0.0])).is_none());
+        assert!(HeldZeros::of(&Tensor::new(&[1, 2], &[1.0_f32, 2.0])).is_none());
+    }
+}
