@@ -18,6 +18,7 @@ pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
 pub(crate) mod reducing;
+pub(crate) mod recurrent_training;
 mod registers;
 pub(crate) mod resample;
 pub(crate) mod slope;

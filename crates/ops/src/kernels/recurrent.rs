@@ -138,11 +138,21 @@ fn product<L: Lanes, C: Cell<L, V>, const V: usize>(
     rows: &[usize],
     cell: &mut C,
 ) {
-    let size = panels.depth * V * L::COUNT;
     assert_eq!(V * L::COUNT, panels.gates * panels.units, "panels are packed for these vectors");
-    let row = |row: usize| &inputs.data[row * inputs.stride..][..panels.depth];
-    for panel in 0..panels.count {
-        let weights = &panels.data[panel * size..][..size];
+    product_of::<L, C, V>(&panels.data, panels.depth, inputs, rows, cell);
+}
+
+/// As [`product`], of panels of `depth` rows of `V` vectors.
+#[inline(always)]
+fn product_of<L: Lanes, C: Cell<L, V>, const V: usize>(
+    panels: &[L::Item],
+    depth: usize,
+    inputs: Rows<L::Item>,
+    rows: &[usize],
+    cell: &mut C,
+) {
+    let row = |row: usize| &inputs.data[row * inputs.stride..][..depth];
+    for (panel, weights) in panels.chunks_exact(depth * V * L::COUNT).enumerate() {
         let mut rest = rows;
         if L::ROWS == 4 {
             let (groups, tail) = rest.as_chunks::<4>();
@@ -206,6 +216,62 @@ impl<T: Real> Work<T> for Projection<'_, T> {
             3 => product::<L, _, 6>(panels, x, rows, &mut cell),
             _ => product::<L, _, 4>(panels, x, rows, &mut cell),
         }
+    }
+}
+
+/// Columns that a panel of [`Product`] holds.
+pub(crate) fn panel_columns() -> usize {
+    4 * f32::lanes()
+}
+
+/// y = x·panels, or y += x·panels, for the given rows: panels of [`panel_columns`] columns, the last
+/// filled up with zeros, each a row per k. Results start `offset` into their rows, as many as the
+/// panels have columns.
+pub(crate) struct Product<'a> {
+    pub(crate) panels: &'a [f32],
+    pub(crate) depth: usize,
+    pub(crate) x: Rows<'a, f32>,
+    pub(crate) rows: &'a [usize],
+    pub(crate) start: Start<'a>,
+    pub(crate) y: &'a mut [f32],
+    pub(crate) y_stride: usize,
+    pub(crate) offset: usize,
+}
+
+/// What the sums of a [`Product`] start with.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// One value per column of the panels.
+    Bias(&'a [f32]),
+    /// What is there.
+    Sum,
+}
+
+impl<L: Lanes<Item = f32>> Cell<L, 4> for Product<'_> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 4] {
+        let column = panel * 4 * L::COUNT;
+        match self.start {
+            Start::Bias(bias) => load(bias, column),
+            Start::Sum => load(self.y, row * self.y_stride + self.offset + column),
+        }
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
+        let at = row * self.y_stride + self.offset + panel * 4 * L::COUNT;
+        let y = &mut self.y[at..at + 4 * L::COUNT];
+        for v in 0..4 {
+            sums[v].store(&mut y[v * L::COUNT..]);
+        }
+    }
+}
+
+impl Work<f32> for Product<'_> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = f32>>(mut self) {
+        let (panels, depth, x, rows) = (self.panels, self.depth, self.x, self.rows);
+        product_of::<L, _, 4>(panels, depth, x, rows, &mut self);
     }
 }
 

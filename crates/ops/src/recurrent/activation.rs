@@ -61,6 +61,47 @@ impl Activation {
             Self::HardSigmoid(alpha, beta) => (alpha * x + beta).clamp(0.0, 1.0),
         }
     }
+
+    /// The derivative at one value; at a kink, that of one side.
+    pub(crate) fn slope(self, x: f64) -> f64 {
+        let y = self.apply(x);
+        match self {
+            Self::Sigmoid => y * (1.0 - y),
+            Self::Tanh => 1.0 - y * y,
+            Self::Relu => f64::from(u8::from(x > 0.0)),
+            Self::Softsign => (1.0 + x.abs()).powi(-2),
+            Self::Softplus => Self::Sigmoid.apply(x),
+            Self::LeakyRelu(alpha) => {
+                if x < 0.0 {
+                    alpha
+                } else {
+                    1.0
+                }
+            }
+            Self::ThresholdedRelu(alpha) => f64::from(u8::from(x > alpha)),
+            Self::Elu(alpha) => {
+                if x < 0.0 {
+                    alpha * x.exp()
+                } else {
+                    1.0
+                }
+            }
+            Self::Affine(alpha, _) => alpha,
+            Self::ScaledTanh(alpha, beta) => alpha * beta * (1.0 - (beta * x).tanh().powi(2)),
+            Self::HardSigmoid(alpha, beta) => {
+                if (0.0..=1.0).contains(&(alpha * x + beta)) {
+                    alpha
+                } else {
+                    0.0
+                }
+            }
+        }
+    }
+
+    /// Whether the derivative follows from the value alone.
+    pub(crate) fn has_slope_of_value(self) -> bool {
+        matches!(self, Self::Sigmoid | Self::Tanh | Self::Relu)
+    }
 }
 
 /// The activations of every direction: `defaults` for each, or those of the attribute.

@@ -12,6 +12,7 @@ mod rnn;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod training;
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
@@ -22,7 +23,7 @@ pub(crate) use lstm::Lstm;
 pub(crate) use quantized::DynamicQuantizeLstm;
 pub(crate) use rnn::Rnn;
 
-use crate::{Fact, OpError, Run, required};
+use crate::{Fact, OpError, required};
 
 /// Which of the three layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,6 +119,12 @@ impl Settings {
         self.reversed.len()
     }
 
+    fn activations_of(&self, direction: usize) -> [Activation; 3] {
+        let count = self.layer.default_activations().len();
+        let own = &self.activations[direction * count..][..count];
+        std::array::from_fn(|index| own.get(index).copied().unwrap_or(Activation::Tanh))
+    }
+
     fn is_wanted(&self, output: usize) -> bool {
         self.wanted.get(output).copied().unwrap_or(false)
     }
@@ -135,14 +142,14 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(run: &Run, settings: &Settings, weights: &WeightSizes) -> Result<Self, OpError> {
-        let x = run.input(0)?;
-        let &[outer, inner, input] = x.shape() else {
-            return Err(OpError::value("the input's shape", x.shape(), "three sizes"));
+    /// Of an input of shape `x`.
+    fn new(x: &[usize], settings: &Settings, weights: &WeightSizes) -> Result<Self, OpError> {
+        let &[outer, inner, input] = x else {
+            return Err(OpError::value("the input's shape", x, "three sizes"));
         };
         let [steps, batch] = if settings.batch_first { [inner, outer] } else { [outer, inner] };
         if input != weights.input {
-            return Err(OpError::shapes(x.shape(), &[weights.directions, weights.input]));
+            return Err(OpError::shapes(x, &[weights.directions, weights.input]));
         }
         let sizes = Self {
             steps,
@@ -236,9 +243,9 @@ fn shaped<'a>(
     Ok(Some(tensor))
 }
 
-/// How many steps of each batch item there are.
-fn lengths(run: &Run, sizes: &Sizes) -> Result<Vec<usize>, OpError> {
-    let Some(tensor) = shaped(run.optional(4), 4, DType::I32, &[sizes.batch])? else {
+/// How many steps of each batch item there are, by the input that says so.
+fn lengths(tensor: Option<&Tensor>, sizes: &Sizes) -> Result<Vec<usize>, OpError> {
+    let Some(tensor) = shaped(tensor, 4, DType::I32, &[sizes.batch])? else {
         return Ok(vec![sizes.steps; sizes.batch]);
     };
     let length = |&value: &i32| {

@@ -3,8 +3,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::{Layer, cell, hidden_dim, infer, macs};
-use crate::{Fact, Kernel, OpError, Operator};
+use super::{Layer, cell, hidden_dim, infer, macs, training};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Training};
 
 pub(crate) struct Rnn;
 
@@ -31,6 +31,10 @@ impl Operator for Rnn {
         constants: &[Option<&Tensor>],
     ) -> Result<Box<dyn Kernel>, OpError> {
         cell::kernel(node, constants, Layer::Rnn)
+    }
+
+    fn gradient(&self, node: &Node, training: &Training) -> Result<Box<dyn Gradient>, OpError> {
+        training::gradient(node, training, Layer::Rnn)
     }
 
     fn macs(&self, node: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {

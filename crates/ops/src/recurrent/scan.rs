@@ -7,7 +7,7 @@ use attar_tensor::Tensor;
 use rayon::prelude::*;
 
 use super::cell::{Prepared, StepInputs, Weights};
-use super::{Activation, Layer, Settings, Sizes, lengths, shaped};
+use super::{Layer, Settings, Sizes, lengths, shaped};
 use crate::kernels::for_rows;
 use crate::kernels::lanes::Real;
 use crate::kernels::recurrent::Rows;
@@ -69,7 +69,7 @@ pub(super) fn scan<T: Real, D: Weights<T>>(
     settings: &Settings,
     prepared: &Prepared<D>,
 ) -> Result<Vec<Tensor>, OpError> {
-    let sizes = Sizes::new(run, settings, &prepared.sizes)?;
+    let sizes = Sizes::new(run.input(0)?.shape(), settings, &prepared.sizes)?;
     let state_shape = sizes.state_shape();
     let initial = |index: usize| {
         shaped(run.optional(index), index, T::DTYPE, &state_shape)
@@ -82,7 +82,7 @@ pub(super) fn scan<T: Real, D: Weights<T>>(
         whole: D::whole(x),
         sizes,
         x,
-        lengths: lengths(run, &sizes)?,
+        lengths: lengths(run.optional(4), &sizes)?,
         initial_h: initial(5)?,
         initial_c: if settings.layer == Layer::Lstm { initial(6)? } else { None },
         pool: run.pool,
@@ -189,7 +189,7 @@ impl<T: Real, D: Weights<T>> Scan<'_, T, D> {
         let mut state = self.state(task, bytemuck::cast_slice_mut(buffer.as_bytes_mut()));
         let places: Vec<usize> = (0..rows).collect();
         let mut active: Vec<usize> = (0..task.count).collect();
-        let activations = self.activations(task.direction);
+        let activations = self.settings.activations_of(task.direction);
         for start in (0..steps).step_by(chunk) {
             let steps = start..steps.min(start + chunk);
             let rows = steps.len() * task.count;
@@ -235,12 +235,6 @@ impl<T: Real, D: Weights<T>> Scan<'_, T, D> {
         } else {
             step
         }
-    }
-
-    fn activations(&self, direction: usize) -> [Activation; 3] {
-        let count = self.settings.layer.default_activations().len();
-        let own = &self.settings.activations[direction * count..][..count];
-        std::array::from_fn(|index| own.get(index).copied().unwrap_or(Activation::Tanh))
     }
 
     fn extra_count(&self) -> usize {
