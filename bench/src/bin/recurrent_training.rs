@@ -151,8 +151,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     while start.elapsed().as_secs_f64() < arguments.seconds || times[0].len() < 5 {
         let begun = Instant::now();
-        let recording =
-            tape.forward(&variables, vec![x.clone()], StepContext::default(), &pool)?;
+        let recording = tape.forward(&variables, vec![x.clone()], StepContext::default(), &pool)?;
         let forward = begun.elapsed();
         let gradient = recording.outputs[0].clone();
         let mut sums: Vec<Option<Flow>> = vec![None; tape.trained().len()];

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use attar_graph::{Graph, Model, Value, captured_names};
+use attar_graph::{AttributeValue, Graph, Model, Node, Value, captured_names};
 use attar_tensor::Tensor;
 
 use crate::program::{Program, ProgramError};
@@ -19,12 +19,40 @@ pub struct Body {
     captured: Vec<usize>,
 }
 
+/// The bodies of a node, and the values around it that they capture: these follow the node's own
+/// inputs in its runs. `constant_of` holds the constants around it, which become the bodies' own.
+///
+/// # Errors
+/// A body that cannot be made ready. Names its node.
+pub fn bodies<'a>(
+    node: &'a Node,
+    outer: &Model,
+    constant_of: &HashMap<&str, &Tensor>,
+) -> Result<(Vec<Body>, Vec<&'a str>), ProgramError> {
+    let mut captured: Vec<&str> = Vec::new();
+    let mut bodies = Vec::new();
+    for (name, attribute) in &node.attributes {
+        let AttributeValue::Graph(graph) = &attribute.value else { continue };
+        for name in captured_names(graph) {
+            if !constant_of.contains_key(name) && !captured.contains(&name) {
+                captured.push(name);
+            }
+        }
+        let position_of = |name: &str| {
+            let among = captured.iter().position(|captured| *captured == name);
+            node.inputs.len() + among.expect("every captured value was listed")
+        };
+        bodies.push(Body::new(graph, name, outer, constant_of, position_of)?);
+    }
+    Ok((bodies, captured))
+}
+
 impl Body {
     /// Prepares the graph in `attribute`.
     ///
     /// Constants of the graphs around become the body's own; other captured values become inputs
     /// behind its own, and are found in the node's run where `position_of` puts them.
-    pub(crate) fn new(
+    fn new(
         graph: &Graph,
         attribute: &str,
         outer: &Model,

@@ -112,7 +112,7 @@ mod where_;
 use attar_graph::{Dim, Graph, GraphError, Node};
 use attar_tensor::{DType, Tensor};
 
-pub use body::Body;
+pub use body::{Body, bodies};
 pub use datum::Datum;
 pub use fact::Fact;
 pub use fold::fold_constants;

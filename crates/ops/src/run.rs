@@ -1,6 +1,7 @@
 //! What a kernel is given when it runs: its inputs, and buffers to put results in.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attar_tensor::{Buffer, DType, Element, Tensor, element_count};
 
@@ -10,6 +11,7 @@ use crate::{Datum, OpError};
 #[derive(Default)]
 pub struct Pool {
     free: Mutex<Vec<Buffer>>,
+    allocated_bytes: AtomicUsize,
 }
 
 /// Buffers kept at most; beyond, the smallest are returned to the allocator.
@@ -62,8 +64,15 @@ impl Pool {
             buffer
         } else {
             drop(free);
+            self.allocated_bytes.fetch_add(size_bytes, Ordering::Relaxed);
             Buffer::zeroed(size_bytes)
         }
+    }
+
+    /// Bytes asked of the allocator so far. Buffers come back and are handed out again, so once a
+    /// graph has run this is what its runs hold at their peak.
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated_bytes.load(Ordering::Relaxed)
     }
 
     /// Takes back the buffer of a tensor that nothing else holds.

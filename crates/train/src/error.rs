@@ -10,6 +10,16 @@ pub enum TrainError {
     #[error("{op_type} (node `{node}`) {source}")]
     Node { node: String, op_type: String, source: Box<OpError> },
 
+    /// A node through which no gradient flows back to `weights`, of which it reads `tensor`.
+    #[error(
+        "{op_type} (node `{node}`) has no gradient; through its input `{tensor}` it lies between \
+         {weights} and the loss"
+    )]
+    NoGradient { node: String, op_type: String, tensor: String, weights: String },
+
+    #[error("the output `{output}` is no tensor, so no loss can be made of it")]
+    NoTensor { output: String },
+
     #[error("the model has no initializer `{name}`")]
     NoInitializer { name: String },
 
@@ -79,6 +89,10 @@ impl TrainError {
     pub fn hint(&self) -> String {
         match self {
             Self::Node { source, .. } => source.hint(),
+            Self::NoGradient { weights, .. } => {
+                format!("freeze {weights}, or make the loss of other outputs")
+            }
+            Self::NoTensor { .. } => "name other outputs for the loss".into(),
             Self::NoInitializer { .. }
             | Self::NoOutput { .. }
             | Self::Feed { .. }

@@ -25,5 +25,5 @@ pub use options::{BatchOptions, LengthOptions, MachineOptions, TrainerOptions, W
 pub use rng::Rng;
 pub use schedule::{Decay, Schedule, Span};
 pub use settings::{Choice, SettingEntry};
-pub use tape::{Recording, StepContext, Tape, TapeOptions};
+pub use tape::{NotFinite, Recording, StepContext, Tape, TapeOptions, When, widen_half};
 pub use trainer::{Checkpoints, Outcome, StepOutcome, Trainer};

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use attar_graph::{AttributeValue, Graph, Model, Node, captured_names};
+use attar_graph::{Graph, Model, Node, captured_names};
 use attar_tensor::{DType, Tensor};
 
 use super::{Program, ProgramError, Source, Step, StepKernel};
-use crate::{Body, check};
+use crate::{bodies, check};
 
 pub(super) fn plan(model: &Model, observed: &[String]) -> Result<Program, ProgramError> {
     Planner::new(model, observed).plan()
@@ -99,7 +99,7 @@ impl<'a> Planner<'a> {
         let operator = check(node, self.model.opset()).map_err(fail)?;
         let constants: Vec<Option<&Tensor>> =
             node.inputs.iter().map(|name| self.constant_of.get(name.as_str()).copied()).collect();
-        let (bodies, captured) = self.bodies(node)?;
+        let (bodies, captured) = bodies(node, self.model, &self.constant_of)?;
         let kernel = match operator.over_data() {
             Some(operator) => operator.data_kernel(node, bodies).map(StepKernel::Data),
             None if operator.widens_half() => {
@@ -127,26 +127,6 @@ impl<'a> Planner<'a> {
         let (node, op_type) = (node.label().to_string(), node.op_type.clone());
         let widens_half = operator.widens_half();
         Ok(Step { kernel, widens_half, inputs, outputs, observed, node, op_type })
-    }
-
-    /// The bodies of a node, and the values that they capture.
-    fn bodies(&self, node: &'a Node) -> Result<(Vec<Body>, Vec<&'a str>), ProgramError> {
-        let mut captured: Vec<&str> = Vec::new();
-        let mut bodies = Vec::new();
-        for (name, attribute) in &node.attributes {
-            let AttributeValue::Graph(graph) = &attribute.value else { continue };
-            for name in captured_names(graph) {
-                if !self.constant_of.contains_key(name) && !captured.contains(&name) {
-                    captured.push(name);
-                }
-            }
-            let position_of = |name: &str| {
-                let among = captured.iter().position(|captured| *captured == name);
-                node.inputs.len() + among.expect("every captured value was listed")
-            };
-            bodies.push(Body::new(graph, name, self.model, &self.constant_of, position_of)?);
-        }
-        Ok((bodies, captured))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The backward run: gradients of the outputs flow back to the trained initializers.
 
-use attar_ops::{Backward, Flow, OpError, Pool, add_rows};
+use attar_ops::{Backward, Datum, Flow, OpError, Pool, add_rows};
 use attar_tensor::Tensor;
 
+use super::finite::Watch;
 use super::forward::{drop_slots, is_f32};
 use super::{Recording, Source, Step, Tape};
 use crate::TrainError;
@@ -19,11 +20,23 @@ impl Tape {
     pub fn backward(
         &self,
         variables: &[Tensor],
-        mut recording: Recording,
+        recording: Recording,
         gradients: Vec<Option<Tensor>>,
         sums: &mut [Option<Flow>],
         pool: &Pool,
     ) -> Result<(), TrainError> {
+        self.backward_watched(variables, recording, gradients, sums, pool).map(|_| ())
+    }
+
+    /// As [`backward`](Self::backward), with what was watched.
+    pub(super) fn backward_watched(
+        &self,
+        variables: &[Tensor],
+        mut recording: Recording,
+        gradients: Vec<Option<Tensor>>,
+        sums: &mut [Option<Flow>],
+        pool: &Pool,
+    ) -> Result<Watch, TrainError> {
         assert_eq!(gradients.len(), self.output_sources.len(), "one gradient per output");
         assert_eq!(sums.len(), self.trained_count, "one sum per trained initializer");
         let mut flows = Flows { slots: vec![None; self.slot_count], sums, pool };
@@ -45,8 +58,8 @@ impl Tape {
             }
             drop_slots(&mut recording.slots, &segment.done, pool);
         }
-        recording.slots.into_iter().flatten().for_each(|tensor| pool.recycle(tensor));
-        Ok(())
+        recording.slots.into_iter().flatten().for_each(|datum| pool.recycle_datum(datum));
+        Ok(recording.watch)
     }
 
     fn step_back(
@@ -73,12 +86,12 @@ impl Tape {
             Source::Absent => None,
             Source::Constant(index) => Some(self.constants[index].clone()),
             Source::Variable(index) => Some(variables[index].clone()),
-            Source::Slot(slot) => recording.slots[slot].clone(),
+            Source::Slot(slot) => tensor_of(&recording.slots[slot]),
         };
         let output = |(position, slot): (usize, &Option<usize>)| {
             (*slot)
                 .filter(|_| reads.reads_output(position))
-                .and_then(|s| recording.slots[s].clone())
+                .and_then(|slot| tensor_of(&recording.slots[slot]))
         };
         let mut run = Backward {
             inputs: step.inputs.iter().enumerate().map(input).collect(),
@@ -95,6 +108,7 @@ impl Tape {
             let Some(result) = result else { continue };
             if step.wanted.get(position).copied().unwrap_or(false) {
                 check_shape(&result, &recording.shapes[index][position], step);
+                recording.watch.look_back(step, position, &result);
                 flows.add(step.inputs[position], result);
             }
         }
@@ -102,6 +116,10 @@ impl Tape {
         rest.for_each(|tensor| flows.pool.recycle(tensor));
         Ok(())
     }
+}
+
+fn tensor_of(datum: &Option<Datum>) -> Option<Tensor> {
+    datum.as_ref().and_then(Datum::tensor).cloned()
 }
 
 /// A gradient of another shape than its value is a bug of the operator.

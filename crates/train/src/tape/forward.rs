@@ -1,13 +1,15 @@
 //! The forward run, and its repetition segment by segment.
 
-use attar_ops::{Forward, OpError, Pool, Run};
+use attar_ops::{DataRun, Datum, Forward, OpError, Pool, Run};
 use attar_tensor::{DType, Tensor};
 
-use super::{Recording, Source, Step, StepContext, Tape};
+use super::finite::Watch;
+use super::{Recording, Source, Step, StepContext, StepKernel, Tape};
 use crate::TrainError;
 
 impl Tape {
-    /// Runs the graph on one tensor per input, with the variables' present contents.
+    /// Runs the graph on one tensor per input, with the variables' present contents. Feeds of half
+    /// types are taken in f32.
     ///
     /// # Errors
     /// [`TrainError::Node`] for the node that fails.
@@ -21,6 +23,17 @@ impl Tape {
         context: StepContext,
         pool: &Pool,
     ) -> Result<Recording, TrainError> {
+        self.forward_watched(variables, feeds, context, pool, Watch::default())
+    }
+
+    pub(super) fn forward_watched(
+        &self,
+        variables: &[Tensor],
+        feeds: Vec<Tensor>,
+        context: StepContext,
+        pool: &Pool,
+        watch: Watch,
+    ) -> Result<Recording, TrainError> {
         assert_eq!(feeds.len(), self.input_slots.len(), "one feed per input");
         assert_eq!(variables.len(), self.variables.len(), "one tensor per variable");
         let mut recording = Recording {
@@ -30,9 +43,10 @@ impl Tape {
             shapes: vec![Vec::new(); self.steps.len()],
             saved: self.steps.iter().map(|_| Vec::new()).collect(),
             context,
+            watch,
         };
         for (feed, &slot) in feeds.into_iter().zip(&self.input_slots) {
-            recording.slots[slot] = Some(feed.aligned());
+            recording.slots[slot] = Some(Datum::Tensor(widened(&feed).aligned()));
         }
         for (index, segment) in self.segments.iter().enumerate() {
             self.run_steps(segment.steps.clone(), variables, &mut recording, pool)?;
@@ -43,13 +57,17 @@ impl Tape {
                 drop_slots(&mut recording.slots, &segment.internal, pool);
             }
         }
-        let output = |source: &Source| match *source {
-            Source::Constant(index) => self.constants[index].clone(),
-            Source::Variable(index) => variables[index].clone(),
-            Source::Slot(slot) => recording.slots[slot].clone().expect("an output was computed"),
+        let output = |(position, source): (usize, &Source)| match *source {
+            Source::Constant(index) => Ok(self.constants[index].clone()),
+            Source::Variable(index) => Ok(variables[index].clone()),
+            Source::Slot(slot) => match &recording.slots[slot] {
+                Some(Datum::Tensor(tensor)) => Ok(tensor.clone()),
+                _ => Err(TrainError::NoTensor { output: self.outputs[position].name.clone() }),
+            },
             Source::Absent => unreachable!("outputs have names"),
         };
-        recording.outputs = self.output_sources.iter().map(output).collect();
+        let outputs = self.output_sources.iter().enumerate().map(output);
+        recording.outputs = outputs.collect::<Result<_, _>>()?;
         Ok(recording)
     }
 
@@ -90,13 +108,48 @@ impl Tape {
         recording: &mut Recording,
         pool: &Pool,
     ) -> Result<(), OpError> {
-        let slots = &mut recording.slots;
+        let inputs = self.inputs_of(step, variables, &mut recording.slots);
+        let outputs: Vec<Datum> = match &step.kernel {
+            StepKernel::Data(kernel) => {
+                let mut run = DataRun { inputs, pool };
+                let outputs = kernel.run(&mut run)?;
+                run.inputs.into_iter().flatten().for_each(|datum| pool.recycle_datum(datum));
+                outputs
+            }
+            StepKernel::Tensors(_) => {
+                let inputs = inputs
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, datum)| datum.map(|datum| datum.into_tensor(index)).transpose());
+                let run = Run { inputs: inputs.collect::<Result<_, _>>()?, pool };
+                self.run_tensors(index, step, run, recording)?
+            }
+        };
+        recording.watch.look(step, &outputs);
+        for (slot, datum) in step.outputs.iter().zip(outputs) {
+            match *slot {
+                Some(slot) if !step.dies_forward.contains(&slot) => {
+                    recording.slots[slot] = Some(datum);
+                }
+                _ => pool.recycle_datum(datum),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a step reads; taken out of its slot where nothing reads it after.
+    fn inputs_of(
+        &self,
+        step: &Step,
+        variables: &[Tensor],
+        slots: &mut [Option<Datum>],
+    ) -> Vec<Option<Datum>> {
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for (position, source) in step.inputs.iter().enumerate() {
             inputs.push(match *source {
                 Source::Absent => None,
-                Source::Constant(index) => Some(self.constants[index].clone()),
-                Source::Variable(index) => Some(variables[index].clone()),
+                Source::Constant(index) => Some(Datum::Tensor(self.constants[index].clone())),
+                Source::Variable(index) => Some(Datum::Tensor(variables[index].clone())),
                 Source::Slot(slot) => {
                     let is_last = step.dies_forward.contains(&slot)
                         && !step.inputs[position + 1..].contains(source);
@@ -104,16 +157,29 @@ impl Tape {
                 }
             });
         }
+        inputs
+    }
+
+    fn run_tensors(
+        &self,
+        index: usize,
+        step: &Step,
+        mut run: Run,
+        recording: &mut Recording,
+    ) -> Result<Vec<Datum>, OpError> {
+        let StepKernel::Tensors(kernel) = &step.kernel else {
+            unreachable!("the caller looked at the kernel")
+        };
+        let pool = run.pool;
         let shape =
             |input: &Option<Tensor>| input.as_ref().map_or(Vec::new(), |t| t.shape().into());
-        recording.shapes[index] = inputs.iter().map(shape).collect();
-        let mut run = Run { inputs, pool };
+        recording.shapes[index] = run.inputs.iter().map(shape).collect();
         let outputs = match &step.gradient {
-            None => step.kernel.run(&mut run)?,
+            None => kernel.run(&mut run)?,
             Some(gradient) => {
                 let seed = mixed(recording.context.seed, index as u64);
                 let mut forward = Forward { run, saved: Vec::new(), updates: Vec::new(), seed };
-                let outputs = gradient.forward(&mut forward, step.kernel.as_ref())?;
+                let outputs = gradient.forward(&mut forward, kernel.as_ref())?;
                 recording.saved[index] = forward.saved;
                 for (input, tensor) in forward.updates {
                     if let Some(Source::Variable(variable)) = step.inputs.get(input) {
@@ -125,13 +191,7 @@ impl Tape {
             }
         };
         run.inputs.into_iter().flatten().for_each(|tensor| pool.recycle(tensor));
-        for (slot, tensor) in step.outputs.iter().zip(outputs) {
-            match *slot {
-                Some(slot) if !step.dies_forward.contains(&slot) => slots[slot] = Some(tensor),
-                _ => pool.recycle(tensor),
-            }
-        }
-        Ok(())
+        Ok(outputs.into_iter().map(Datum::Tensor).collect())
     }
 }
 
@@ -143,8 +203,17 @@ impl Step {
 }
 
 /// Empties slots whose values are needed no more.
-pub(super) fn drop_slots(slots: &mut [Option<Tensor>], dropped: &[usize], pool: &Pool) {
-    dropped.iter().filter_map(|&slot| slots[slot].take()).for_each(|tensor| pool.recycle(tensor));
+pub(super) fn drop_slots(slots: &mut [Option<Datum>], dropped: &[usize], pool: &Pool) {
+    let taken = dropped.iter().filter_map(|&slot| slots[slot].take());
+    taken.for_each(|datum| pool.recycle_datum(datum));
+}
+
+/// A feed as the widened graph takes it.
+fn widened(feed: &Tensor) -> Tensor {
+    match feed.dtype() {
+        DType::F16 | DType::BF16 => feed.converted(DType::F32).expect("floats convert to f32"),
+        _ => feed.clone(),
+    }
 }
 
 /// A seed of its own for every node of every step (splitmix64, Steele et al., 2014).

@@ -1,13 +1,18 @@
 //! A graph made ready to train: run forward, keeping what gradients read, and then backward.
 
 mod backward;
+mod finite;
 mod forward;
 mod plan;
 mod prepare;
+mod widen;
 
 use attar_graph::{Model, Value};
-use attar_ops::{Gradient, Kernel};
+use attar_ops::{DataKernel, Datum, Gradient, Kernel};
 use attar_tensor::Tensor;
+
+pub use finite::{NotFinite, When};
+pub use widen::widen_half;
 
 use crate::TrainError;
 
@@ -48,10 +53,18 @@ enum Source {
     Slot(usize),
 }
 
+/// A kernel over tensors alone, which is the rule, or over sequences, optionals and bodies, through
+/// which no gradient flows.
+enum StepKernel {
+    Tensors(Box<dyn Kernel>),
+    Data(Box<dyn DataKernel>),
+}
+
 /// One node.
 struct Step {
-    kernel: Box<dyn Kernel>,
+    kernel: StepKernel,
     gradient: Option<Box<dyn Gradient>>,
+    /// The node's own, then what its bodies capture.
     inputs: Vec<Source>,
     outputs: Vec<Option<usize>>,
     /// Which inputs a gradient is asked of.
@@ -62,6 +75,8 @@ struct Step {
     dies_backward: Vec<usize>,
     node: String,
     op_type: String,
+    /// Names of the inputs and of the outputs.
+    names: [Vec<String>; 2],
 }
 
 /// Steps that keep their values together.
@@ -86,11 +101,12 @@ pub struct Recording {
     pub outputs: Vec<Tensor>,
     /// New contents of state, by index of the variable.
     pub updates: Vec<(usize, Tensor)>,
-    slots: Vec<Option<Tensor>>,
+    slots: Vec<Option<Datum>>,
     /// Shapes of the inputs, by step.
     shapes: Vec<Vec<Vec<usize>>>,
     saved: Vec<Vec<Tensor>>,
     context: StepContext,
+    watch: finite::Watch,
 }
 
 impl Tape {

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use attar_graph::{Graph, Node};
-use attar_ops::{Facts, Gradient, OpError, Operator, Training, check, infer_graph};
+use attar_graph::{Graph, Model, Node, captured_names};
+use attar_ops::{Body, Facts, Gradient, OpError, Operator, Training, bodies, check, infer_graph};
 use attar_tensor::Tensor;
 
 use super::prepare::Prepared;
-use super::{Segment, Source, Step, Tape, TapeOptions};
+use super::{Segment, Source, Step, StepKernel, Tape, TapeOptions};
 use crate::TrainError;
 
 pub(super) fn plan(prepared: &Prepared, options: &TapeOptions) -> Result<Tape, TrainError> {
@@ -49,6 +49,7 @@ pub(super) fn plan(prepared: &Prepared, options: &TapeOptions) -> Result<Tape, T
 }
 
 struct Planner<'a> {
+    model: &'a Model,
     graph: &'a Graph,
     opset: i64,
     facts: Facts,
@@ -60,16 +61,21 @@ struct Planner<'a> {
     variable_of: HashMap<&'a str, usize>,
     /// Values that depend on a trained initializer through operators with gradients.
     flows: HashSet<&'a str>,
+    /// Values that an output depends on through floats alone.
+    heard: HashSet<&'a str>,
 }
 
 impl<'a> Planner<'a> {
     fn new(prepared: &'a Prepared) -> Self {
         let graph = &prepared.model.graph;
         let trained = prepared.trained.iter().map(String::as_str);
+        let facts = infer_graph(&prepared.model);
         Self {
+            model: &prepared.model,
             graph,
             opset: prepared.model.opset(),
-            facts: infer_graph(&prepared.model),
+            heard: heard(graph, &facts),
+            facts,
             slot_of: HashMap::new(),
             constant_of: graph.constants().collect(),
             used_constants: HashMap::new(),
@@ -110,19 +116,23 @@ impl<'a> Planner<'a> {
             source: Box::new(source),
         };
         let operator = check(node, self.opset).map_err(fail)?;
-        if operator.over_data().is_some() && operator.op_type() != "Identity" {
-            let what = "a node that runs graphs or sequences, in training,".into();
-            return Err(fail(OpError::Unsupported { what }));
-        }
-        let wanted: Vec<bool> =
-            node.inputs.iter().map(|name| self.flows.contains(name.as_str())).collect();
-        let gradient = self.gradient(node, operator, &wanted).map_err(fail)?;
+        let (bodies, captured) = self.bodies(node)?;
+        let read = || node.inputs.iter().map(String::as_str).chain(captured.iter().copied());
+        let wanted: Vec<bool> = read().map(|name| self.flows.contains(name)).collect();
+        let gradient = match self.gradient(node, operator, &wanted) {
+            Err(OpError::NoGradient) => return Err(self.no_gradient(node, read())),
+            gradient => gradient.map_err(fail)?,
+        };
         if let Some(gradient) = &gradient {
             for &index in gradient.states() {
                 self.make_variable(node.inputs.get(index).map_or("", String::as_str));
             }
         }
-        let kernel = operator.kernel(node, &self.constants_of(node)).map_err(fail)?;
+        let kernel = match operator.over_data() {
+            Some(over) if gradient.is_none() => over.data_kernel(node, bodies).map(StepKernel::Data),
+            _ => operator.kernel(node, &self.constants_of(node)).map(StepKernel::Tensors),
+        };
+        let kernel = kernel.map_err(fail)?;
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (position, name) in node.inputs.iter().enumerate() {
             let is_constant = self.constants_of(node)[position].is_some();
@@ -130,6 +140,8 @@ impl<'a> Planner<'a> {
             let is_kept = is_constant && operator.keeps_constant(position) && !is_read;
             inputs.push(if is_kept { Source::Absent } else { self.source(name) });
         }
+        let names = [read().map(String::from).collect(), node.outputs.clone()];
+        inputs.extend(captured.into_iter().map(|name| self.source(name)));
         let is_flowing = gradient.is_some() && wanted.contains(&true);
         for name in node.outputs.iter().filter(|name| !name.is_empty()) {
             let is_float = self.facts.get(name).is_none_or(|fact| fact.dtype.is_float());
@@ -148,7 +160,40 @@ impl<'a> Planner<'a> {
             dies_backward: Vec::new(),
             node: node.label().into(),
             op_type: node.op_type.clone(),
+            names,
         })
+    }
+
+    /// The bodies of a node, and what they capture. A variable is no constant of a body.
+    fn bodies(&self, node: &'a Node) -> Result<(Vec<Body>, Vec<&'a str>), TrainError> {
+        if node.subgraphs().next().is_none() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let mut constants = self.constant_of.clone();
+        constants.retain(|name, _| !self.variable_of.contains_key(name));
+        Ok(bodies(node, self.model, &constants)?)
+    }
+
+    /// Names the node, and the weights that are before it.
+    fn no_gradient(&self, node: &Node, read: impl Iterator<Item = &'a str>) -> TrainError {
+        let flowing: Vec<&str> = read.filter(|name| self.flows.contains(name)).collect();
+        let mut before: HashSet<&str> = flowing.iter().copied().collect();
+        for node in self.graph.nodes.iter().rev() {
+            if node.outputs.iter().any(|output| before.contains(output.as_str())) {
+                let read = node.inputs.iter().map(String::as_str);
+                before.extend(read.filter(|name| self.flows.contains(name)));
+            }
+        }
+        let weights = self.variables.iter().filter(|name| before.contains(name.as_str()));
+        let weights: Vec<String> = weights.map(|name| format!("`{name}`")).collect();
+        let shown = weights.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        let more = weights.len().saturating_sub(NAMED_MAX);
+        TrainError::NoGradient {
+            node: node.label().into(),
+            op_type: node.op_type.clone(),
+            tensor: flowing.first().copied().unwrap_or("").into(),
+            weights: if more > 0 { format!("{shown} and {more} more") } else { shown },
+        }
     }
 
     /// The gradient of a node that flows, or that training runs in its own way.
@@ -158,8 +203,8 @@ impl<'a> Planner<'a> {
         operator: &dyn Operator,
         wanted: &[bool],
     ) -> Result<Option<Box<dyn Gradient>>, OpError> {
-        let is_float = |name: &String| self.facts.get(name).is_none_or(|f| f.dtype.is_float());
-        let flows = wanted.contains(&true) && node.outputs.iter().any(is_float);
+        let is_heard = |name: &String| self.heard.contains(name.as_str());
+        let flows = wanted.contains(&true) && node.outputs.iter().any(is_heard);
         if !flows && !operator.differs_in_training() {
             return Ok(None);
         }
@@ -186,6 +231,24 @@ impl<'a> Planner<'a> {
             self.variables.push(name.clone());
         }
     }
+}
+
+/// Weights that an error names at most.
+const NAMED_MAX: usize = 6;
+
+/// Values that an output depends on through floats alone: what a gradient can come back to.
+fn heard<'a>(graph: &'a Graph, facts: &Facts) -> HashSet<&'a str> {
+    let is_float = |name: &&str| facts.get(name).is_none_or(|fact| fact.dtype.is_float());
+    let outputs = graph.outputs.iter().map(|output| output.name.as_str());
+    let mut heard: HashSet<&str> = outputs.filter(is_float).collect();
+    for node in graph.nodes.iter().rev() {
+        if node.outputs.iter().any(|output| heard.contains(output.as_str())) {
+            heard.extend(node.inputs.iter().map(String::as_str).filter(is_float));
+            heard.extend(node.subgraphs().flat_map(captured_names).filter(is_float));
+        }
+    }
+    heard.remove("");
+    heard
 }
 
 /// Cuts the steps into segments of about √n, each to be run again on the way back.

@@ -6,7 +6,7 @@ use attar_graph::{Model, apply};
 use attar_ops::fuse::{dead_nodes, for_training};
 use attar_ops::opset::OpsetError;
 
-use super::TapeOptions;
+use super::{TapeOptions, widen_half};
 use crate::TrainError;
 
 pub(super) struct Prepared {
@@ -21,6 +21,7 @@ pub(super) fn prepare(
     options: &TapeOptions,
 ) -> Result<Prepared, TrainError> {
     let mut model = model.clone();
+    widen_half(&mut model);
     keep_outputs(&mut model, &options.outputs)?;
     for name in trained {
         if model.graph.constant(name).is_none() {
