@@ -71,9 +71,7 @@ pub(crate) fn check_gradients(case: &Case, unfused: bool) -> Checked {
     let options = TapeOptions { unfused, ..TapeOptions::default() };
     let tape = match Tape::new(&model, &trained, &options) {
         Ok(tape) => tape,
-        Err(TrainError::Node { op_type, source, .. }) if *source == OpError::NoGradient => {
-            return Checked::NoGradient(op_type);
-        }
+        Err(TrainError::NoGradient { op_type, .. }) => return Checked::NoGradient(op_type),
         Err(TrainError::NothingToTrain { .. }) => return Checked::NothingFlows,
         Err(TrainError::Node { op_type, source, .. })
             if matches!(*source, OpError::Unsupported { .. }) =>
@@ -449,8 +447,9 @@ fn flowing(case: &Case, unfused: bool) -> Vec<String> {
     flowing
 }
 
-/// The operators whose gradients agree in some case. With `ATTAR_GRADIENTS=OP_TYPE,…` in the
-/// environment, looks at the cases of some operators, and shows them.
+/// The operators whose gradients agree in some case. With `ATTAR_GRADIENTS="OP_TYPE,… WORD …"`
+/// in the environment, looks at the cases of some operators whose text holds the words, and shows
+/// them.
 ///
 /// # Panics
 /// When a gradient differs.
@@ -461,8 +460,11 @@ pub(crate) fn agreed(cases: &[Case]) -> BTreeSet<String> {
     let check_next = || {
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
             let model = model_of(case);
-            let is_asked = |ops: &String| {
-                model.graph.nodes.iter().any(|node| ops.split(',').any(|op| op == node.op_type))
+            let is_asked = |asked: &String| {
+                let (ops, words) = asked.split_once(' ').unwrap_or((asked, ""));
+                let is_of = |op_type: &String| ops.split(',').any(|op| op == op_type);
+                model.graph.nodes.iter().any(|node| is_of(&node.op_type))
+                    && words.split_whitespace().all(|word| case.text.contains(word))
             };
             if !only.as_ref().is_none_or(is_asked) {
                 continue;

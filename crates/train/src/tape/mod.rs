@@ -5,6 +5,8 @@ mod finite;
 mod forward;
 mod plan;
 mod prepare;
+#[cfg(test)]
+mod tests;
 mod widen;
 
 use attar_graph::{Model, Value};

@@ -129,7 +129,9 @@ impl<'a> Planner<'a> {
             }
         }
         let kernel = match operator.over_data() {
-            Some(over) if gradient.is_none() => over.data_kernel(node, bodies).map(StepKernel::Data),
+            Some(over) if gradient.is_none() => {
+                over.data_kernel(node, bodies).map(StepKernel::Data)
+            }
             _ => operator.kernel(node, &self.constants_of(node)).map(StepKernel::Tensors),
         };
         let kernel = kernel.map_err(fail)?;

@@ -7,8 +7,6 @@
 
 mod backward;
 mod forward;
-#[cfg(test)]
-mod tests;
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};

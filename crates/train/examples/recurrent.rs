@@ -1,7 +1,7 @@
 //! Time of one training step of stacked recurrent layers, and the floor beside it: the products of
 //! the step at the rate of one large matrix product.
 //!
-//! `cargo run --release -p attar-bench --bin recurrent_training -- [--layer LSTM] [--threads N]
+//! `cargo run --release -p attar-train --example recurrent -- [--layer LSTM] [--threads N]
 //! [--hidden 256] [--steps 64] [--batch 32] [--layers 2] [--seconds S]`
 #![allow(clippy::print_stdout)]
 
