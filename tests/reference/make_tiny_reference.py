@@ -169,6 +169,8 @@ def trained(model, feeds, steps=5, rate=0.05):
     """Losses of steps of plain gradient descent, and of each weight after them its sum and the
     elements at 16 places spread evenly. The loss is the mean square of what the last layer gives,
     less a target."""
+    # PyTorch keeps the row of the padding as it is; a graph knows no such row.
+    model.embeddings.word_embeddings.padding_idx = None
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     losses = []
     for _ in range(steps):

@@ -56,7 +56,7 @@ impl Attention<'_, f32> {
         let mut none = vec![[0.0_f32; 0]; texts];
         let shown: Vec<&mut [f32]> = match &mut scores {
             Some(scores) => scores.slice_mut::<f32>().chunks_mut(score_chunk).collect(),
-            None => none.iter_mut().map(|none| none.as_mut_slice()).collect(),
+            None => none.iter_mut().map(<[f32; 0]>::as_mut_slice).collect(),
         };
         let query_data = query.slice_mut::<f32>().par_chunks_mut(chunks[0]);
         let key_data = key.slice_mut::<f32>().par_chunks_mut(chunks[1]);

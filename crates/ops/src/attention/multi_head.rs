@@ -377,9 +377,8 @@ fn flow_back(run: &mut Backward, settings: &Settings) -> Result<Vec<Option<Flow>
     let forward = Run { inputs: run.inputs.clone(), pool: run.pool };
     let operands = Operands::new(&forward, settings)?;
     let (sizes, parts) = (&operands.sizes, &operands.parts);
-    let order = |index: usize| match parts[index].takes_bias {
-        true => Order::Packed,
-        false => Order::Apart,
+    let order = |index: usize| {
+        if parts[index].takes_bias { Order::Packed } else { Order::Apart }
     };
     let orders = [0, 1, 2].map(order);
     let rows = Heads::packed(dy.slice(), sizes.queries, sizes.heads, sizes.value_size);

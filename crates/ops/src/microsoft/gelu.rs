@@ -68,7 +68,7 @@ gelus! {
         Ok(biased_loop(elementwise::gelu)), biased_gradient(kernels::gelu);
     FastGelu, "FastGelu", 1..=2, _node =>
         Ok(biased_loop(elementwise::gelu_tanh)), biased_gradient(kernels::gelu_tanh);
-    QuickGelu, "QuickGelu", 1..=1, node => quick(node.float_or("alpha", 1.702)?), {
+    QuickGelu, "QuickGelu", 1..=1, node => Ok(quick(node.float_or("alpha", 1.702)?)), {
         let alpha = node.float_or("alpha", 1.702)?;
         by_input(move |dy, x| kernels::swish(dy, x, alpha))
     };
@@ -103,10 +103,10 @@ fn biased_loop(loop_over: fn(&mut [f32])) -> Box<dyn Kernel> {
     Box::new(move |run: &mut Run| Ok(vec![biased(run, loop_over)?]))
 }
 
-fn quick(alpha: f32) -> Result<Box<dyn Kernel>, OpError> {
+fn quick(alpha: f32) -> Box<dyn Kernel> {
     /// Values whose gates are kept at once.
     const BLOCK: usize = 1024;
-    Ok(Box::new(move |run: &mut Run| {
+    Box::new(move |run: &mut Run| {
         run.typed::<f32>(0)?;
         let mut y = in_place_or_copy(run)?;
         for_rows(y.slice_mut::<f32>(), 1, |_, values| {
@@ -119,5 +119,5 @@ fn quick(alpha: f32) -> Result<Box<dyn Kernel>, OpError> {
             }
         });
         Ok(vec![y])
-    }))
+    })
 }
