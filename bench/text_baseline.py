@@ -18,8 +18,9 @@ import sklearn
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.multiclass import OneVsRestClassifier
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 
 
 def read(file):
@@ -43,14 +44,15 @@ def main():
     print(f"{features.shape[1]} words and pairs of words")
     best = None
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=1000).fit(features, train_labels)
+        # One class against the others: with 45 of them, minutes less than all at once.
+        model = OneVsRestClassifier(LogisticRegression(C=strength, solver="liblinear"))
+        model.fit(features, train_labels)
         found = model.predict(vectorizer.transform(validation))
         accuracy = accuracy_score(validation_labels, found)
         print(f"C = {strength:<4} validation accuracy {accuracy:.4f}", flush=True)
         if best is None or accuracy > best[0]:
-            best = (accuracy, strength, model)
-    _, strength, model = best
-    found = model.predict(vectorizer.transform(test))
+            best = (accuracy, strength, model.predict(vectorizer.transform(test)))
+    _, strength, found = best
     print(
         f"C = {strength:<4} test accuracy {accuracy_score(test_labels, found):.4f}, "
         f"macro F1 {f1_score(test_labels, found, average='macro'):.4f}, "

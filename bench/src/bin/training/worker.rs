@@ -150,11 +150,8 @@ impl Case {
             Target::Classes(_) => "cross-entropy",
             Target::Vector(_) => "mse",
         };
-        // Until it has landed.
-        let is_known = attar_train::OPTIMIZERS.iter().any(|entry| entry.name == self.optimizer);
-        let name = if is_known { self.optimizer } else { "sgd" };
-        let mut optimizer = Choice::new(name);
-        if name == "sgd" {
+        let mut optimizer = Choice::new(self.optimizer);
+        if self.optimizer == "sgd" {
             optimizer = optimizer.with("momentum", 0.9);
         }
         let mut options =
