@@ -1,7 +1,7 @@
 //! The backward run: gradients of the outputs flow back to the trained initializers.
 
 use attar_ops::{Backward, Flow, OpError, Pool, add_rows};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use super::forward::{drop_slots, is_f32};
 use super::{Recording, Source, Step, Tape};
@@ -81,9 +81,9 @@ impl Tape {
                 .and_then(|s| recording.slots[s].clone())
         };
         let mut run = Backward {
-            inputs: step.inputs.iter().enumerate().map(input).collect(),
+            inputs: step.inputs.iter().enumerate().map(input).map(single).collect(),
             shapes: &recording.shapes[index],
-            outputs: step.outputs.iter().enumerate().map(output).collect(),
+            outputs: step.outputs.iter().enumerate().map(output).map(single).collect(),
             gradients,
             saved,
             wanted: &step.wanted,
@@ -102,6 +102,14 @@ impl Tape {
         rest.for_each(|tensor| flows.pool.recycle(tensor));
         Ok(())
     }
+}
+
+/// A kept value as gradients are computed: f64 in f32, like what flows.
+fn single(value: Option<Tensor>) -> Option<Tensor> {
+    value.map(|value| match value.dtype() {
+        DType::F64 => value.converted(DType::F32).expect("floats convert to f32"),
+        _ => value,
+    })
 }
 
 /// A gradient of another shape than its value is a bug of the operator.
