@@ -250,7 +250,11 @@ impl Gradient for LossGradient {
 
     fn forward(&self, forward: &mut Forward, kernel: &dyn Kernel) -> Result<Vec<Tensor>, OpError> {
         let outputs = kernel.run(&mut forward.run)?;
-        forward.saved.extend(outputs.get(1).cloned());
+        if let Some(log_p) = outputs.get(1) {
+            let found = log_p.dtype();
+            let log_p = log_p.converted(DType::F32);
+            forward.saved.push(log_p.map_err(|_| OpError::DType { index: 0, found })?);
+        }
         Ok(outputs)
     }
 

@@ -118,5 +118,10 @@ fn string_cases() -> Vec<Case> {
         let text = format!("y = Cast(x, to={})", code(to));
         cases.push(case(text, vec![("x", texts.clone())]).exact());
     }
+    // Gradients flow through f64.
+    for op in ["Exp(d)", "Mul(d, d)", "ReduceL2(d)"] {
+        let text = format!("d = Cast(x, to={})\ny = {op}", code(DType::F64));
+        cases.push(case(text, vec![("x", f32s(&[3, 4]))]));
+    }
     cases
 }

@@ -1,7 +1,7 @@
 //! The backward run: gradients of the outputs flow back to the trained initializers.
 
 use attar_ops::{Backward, Datum, Flow, OpError, Pool, add_rows};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use super::finite::Watch;
 use super::forward::{drop_slots, is_f32};
@@ -94,9 +94,9 @@ impl Tape {
                 .and_then(|slot| tensor_of(&recording.slots[slot]))
         };
         let mut run = Backward {
-            inputs: step.inputs.iter().enumerate().map(input).collect(),
+            inputs: step.inputs.iter().enumerate().map(input).map(single).collect(),
             shapes: &recording.shapes[index],
-            outputs: step.outputs.iter().enumerate().map(output).collect(),
+            outputs: step.outputs.iter().enumerate().map(output).map(single).collect(),
             gradients,
             saved,
             wanted: &step.wanted,
@@ -120,6 +120,14 @@ impl Tape {
 
 fn tensor_of(datum: &Option<Datum>) -> Option<Tensor> {
     datum.as_ref().and_then(Datum::tensor).cloned()
+}
+
+/// A kept value as gradients are computed: f64 in f32, like what flows.
+fn single(value: Option<Tensor>) -> Option<Tensor> {
+    value.map(|value| match value.dtype() {
+        DType::F64 => value.converted(DType::F32).expect("floats convert to f32"),
+        _ => value,
+    })
 }
 
 /// A gradient of another shape than its value is a bug of the operator.
