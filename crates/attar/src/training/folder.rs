@@ -105,9 +105,10 @@ impl TrainFolder {
                 run.keep(point);
             }
         }
-        run.append(&match is_new {
-            true => Entry::Started(Box::new(ingredients.clone())),
-            false => Entry::Resumed,
+        run.append(&if is_new {
+            Entry::Started(Box::new(ingredients.clone()))
+        } else {
+            Entry::Resumed
         })?;
         Ok(run)
     }

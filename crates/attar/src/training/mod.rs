@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use attar_evaluate::{Dataset, Silent};
 use attar_runtime::{Builtin, RunOptions};
-use attar_train::{Checkpoints, Choice, Schedule, Trainer, TrainerOptions, Validate};
+use attar_train::{Checkpoints, Choice, Outcome, Schedule, Trainer, TrainerOptions, Validate};
 use serde::Serialize;
 
 pub use augment::Augment;
@@ -99,16 +99,7 @@ pub fn train(
     let mut options = request.options.clone();
     options.outputs = vec![source.student.output.clone()];
     prepare::fit_length(&mut options, source.count);
-    let mut watch = match &request.data.validation {
-        Some(data) => Watch::new(&request.subject, request.teacher.as_ref(), data, &run_options)?,
-        None => None,
-    };
-    if watch.is_none() && options.length.patience.is_some() {
-        return Err(Error::Usage {
-            message: "there is nothing to watch patiently: no validation data".into(),
-            hint: "give some: `--validation SET`, or a part of the data, `--validation 0.1`".into(),
-        });
-    }
+    let mut watch = watch(&request, &options, &run_options)?;
     let mut trainer = Trainer::new(&request.subject.model, options.clone())?;
     let ingredients = ingredients(&request, &options)?;
     let mut folder = TrainFolder::open(request.output, &ingredients, request.resume)?;
@@ -132,10 +123,9 @@ pub fn train(
     let mut reporter = Reporter::new(&mut folder, progress, request.log_every);
     let validate = watch.as_mut().map(|watch| watch as &mut dyn Validate);
     let ran = trainer.run(&source, Some(&checkpoints), &mut reporter, validate);
-    let failed = reporter.failed.take();
-    let ran = match (ran, failed) {
-        (_, Some(error)) => Err(error),
-        (ran, None) => ran.map_err(Error::from),
+    let ran = match reporter.failed.take() {
+        Some(error) => Err(error),
+        None => ran.map_err(Error::from),
     };
     let ran = ran.inspect_err(|_| {
         if trainer.step_count() == 0 {
@@ -143,46 +133,74 @@ pub fn train(
         }
     })?;
     let example_count = source.count;
-    drop(source);
-    let mut outcome = TrainOutcome {
+    drop((source, watch));
+    let mut outcome = outcome(&request, &options, &ran, folder.curve.clone());
+    (outcome.example_count, outcome.metric, outcome.remarks) = (example_count, metric, remarks);
+    if ran.is_stopped {
+        folder.append(&Entry::Stopped { step: ran.step })?;
+        outcome.seconds = started.elapsed().as_secs_f64();
+        return Ok(outcome);
+    }
+    let model = trainer.model();
+    drop(trainer);
+    let target = publish(request.output, &request.subject, &model)?;
+    drop(model);
+    outcome.quality = quality(&request, &target, threads)?;
+    outcome.seconds = started.elapsed().as_secs_f64();
+    let report = serde_json::to_string_pretty(&outcome).expect("a report is made of JSON values");
+    crate::run_folder::write(request.output, "report.json", report.as_bytes())?;
+    folder.finish(ran.step)?;
+    Ok(outcome)
+}
+
+/// What training is watched by, if anything.
+fn watch<'a>(
+    request: &'a TrainRequest,
+    options: &TrainerOptions,
+    run_options: &RunOptions,
+) -> Result<Option<Watch<'a>>, Error> {
+    let watch = match &request.data.validation {
+        Some(data) => Watch::new(&request.subject, request.teacher.as_ref(), data, run_options)?,
+        None => None,
+    };
+    if watch.is_none() && options.length.patience.is_some() {
+        return Err(Error::Usage {
+            message: "there is nothing to watch patiently: no validation data".into(),
+            hint: "give some: `--validation SET`, or a part of the data, `--validation 0.1`".into(),
+        });
+    }
+    Ok(watch)
+}
+
+fn outcome(
+    request: &TrainRequest,
+    options: &TrainerOptions,
+    ran: &Outcome,
+    curve: Vec<CurvePoint>,
+) -> TrainOutcome {
+    TrainOutcome {
         attar_version: env!("CARGO_PKG_VERSION"),
         input: request.subject.path.clone(),
         output: request.output.to_path_buf(),
         data: request.data_path.to_path_buf(),
         data_kind: request.data.train.kind_name(),
-        example_count,
+        example_count: 0,
         validation_count: request.data.validation.as_ref().map_or(0, Dataset::example_count),
         loss: options.loss.clone(),
         optimizer: options.optimizer.clone(),
         schedule: options.schedule.clone(),
-        batch_size: options.batches.size.get(),
+        batch_size: options.batches.size.get() * options.batches.accumulate.get(),
         seed: options.batches.seed,
-        metric,
+        metric: None,
         best: ran.best,
         step: ran.step,
-        curve: folder.curve.clone(),
+        curve,
         seconds: 0.0,
         is_stopped: ran.is_stopped,
         is_early: ran.is_early,
         quality: None,
-        remarks,
-    };
-    if ran.is_stopped {
-        folder.append(&Entry::Stopped { step: ran.step })?;
-    } else {
-        let model = trainer.model();
-        drop((trainer, watch));
-        let target = publish(request.output, &request.subject, &model)?;
-        drop(model);
-        outcome.quality = quality(&request, &target, threads)?;
+        remarks: Vec::new(),
     }
-    outcome.seconds = started.elapsed().as_secs_f64();
-    if !ran.is_stopped {
-        let report = serde_json::to_string_pretty(&outcome).expect("a report is JSON values");
-        crate::run_folder::write(request.output, "report.json", report.as_bytes())?;
-        folder.finish(ran.step)?;
-    }
-    Ok(outcome)
 }
 
 /// What decides the result of a run.
