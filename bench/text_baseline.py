@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.multiclass import OneVsRestClassifier
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 def read(file):
