@@ -11,11 +11,14 @@ pub(crate) struct HeldZeros {
 }
 
 impl HeldZeros {
-    /// The zeros of a weight, if it has some and is not all zeros, as a fresh bias or scale is.
+    /// The zeros of a weight, if it has some and other values too. Zeros beside one value alone are
+    /// no pruning: a fresh bias, and that of an LSTM, whose forget gate begins open.
     pub(crate) fn of(weight: &Tensor) -> Option<Self> {
         let values = weight.slice::<f32>();
-        let count = values.iter().filter(|&&x| x == 0.0).count();
-        if count == 0 || count == values.len() || weight.rank() < 2 {
+        let mut others = values.iter().filter(|&&x| x != 0.0);
+        let first = others.next()?;
+        let is_fresh = others.all(|x| x == first);
+        if is_fresh || !values.contains(&0.0) || weight.rank() < 2 {
             return None;
         }
         let word = |chunk: &[f32]| {
