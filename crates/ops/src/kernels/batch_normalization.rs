@@ -362,3 +362,51 @@ pub(crate) fn flow_back(dx: &mut [f32], dy: Option<&[f32]>, x: &[f32], line: Lin
     // SAFETY: all sizes were checked; each vector of dy is read before dx is written in its place.
     unsafe { run(FlowBack { dy, dx, x, line, mix }, rows, channels) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| (((i + seed) * 7919 % 2003) as f32 / 1001.0) - 1.0).collect()
+    }
+
+    fn is_close(found: &[f32], expected: &[f32]) -> bool {
+        found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()))
+    }
+
+    #[test]
+    fn passes_are_what_their_equations_say_for_every_count_of_channels() {
+        for (channels, rows) in [(1, 1), (15, 4), (16, 7), (33, 9), (48, 3)] {
+            let size = channels * rows;
+            let (x, dy) = (numbers(size, 1), numbers(size, 2));
+            let [factor, shift, mean] = [3, 4, 5].map(|seed| numbers(channels, seed));
+            let activation = Activation::Clamp(-0.25, 0.5);
+            let line = Line { factor: &factor, shift: &shift, activation };
+            let z = |i: usize| x[i] * factor[i % channels] + shift[i % channels];
+            let g = |i: usize| if z(i) > -0.25 && z(i) < 0.5 { dy[i] } else { 0.0 };
+            let mut y = vec![0.0; size];
+            lines(&mut y, &x, line);
+            let expected: Vec<f32> = (0..size).map(|i| z(i).clamp(-0.25, 0.5)).collect();
+            assert!(is_close(&y, &expected), "{channels} channels");
+            let (mut sums, mut products) = (vec![0.0; channels], vec![0.0; channels]);
+            add_flows([&mut sums, &mut products], &dy, &x, &mean, line);
+            let over_rows = |term: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                let sum = |c: usize| (0..rows).map(|row| term(row * channels + c)).sum();
+                (0..channels).map(sum).collect()
+            };
+            assert!(is_close(&sums, &over_rows(&g)), "{channels} channels");
+            let product = |i: usize| g(i) * (x[i] - mean[i % channels]);
+            assert!(is_close(&products, &over_rows(&product)), "{channels} channels");
+            let mix = Mix { a: &factor, b: &shift, c: &mean, mean: &mean };
+            let mut dx = dy.clone();
+            flow_back(&mut dx, None, &x, line, mix);
+            let value = |i: usize| {
+                let c = i % channels;
+                factor[c] * g(i) + shift[c] * (x[i] - mean[c]) + mean[c]
+            };
+            let expected: Vec<f32> = (0..size).map(value).collect();
+            assert!(is_close(&dx, &expected), "{channels} channels");
+        }
+    }
+}
