@@ -67,7 +67,7 @@ fn with_threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T {
 fn recomputed_gradients_are_the_same_bits_in_less_memory() {
     let mut text = String::from("h0 = MatMul(x, w)\n");
     for layer in 0..16 {
-        text += &format!("a{layer} = Mul(h{layer}, h{layer})\n");
+        text += &format!("a{layer} = Tanh(h{layer})\n");
         text +=
             &format!("m{layer} = MatMul(a{layer}, w)\nh{} = Sub(m{layer}, a{layer})\n", layer + 1);
     }
@@ -78,7 +78,8 @@ fn recomputed_gradients_are_the_same_bits_in_less_memory() {
     let (recomputed, bytes) = run(&model, &["w"], &options, feeds);
     assert_eq!(kept, recomputed);
     assert!(kept[1].iter().all(|x| x.is_finite()));
-    assert!(bytes * 2 < kept_bytes, "{bytes} of {kept_bytes}");
+    // Of 16 blocks, those of one of seven segments are held, and what crosses their borders.
+    assert!(bytes * 4 < kept_bytes * 3, "{bytes} of {kept_bytes}");
 }
 
 /// A layer that is large enough for both threads.
@@ -225,7 +226,8 @@ fn the_first_value_that_is_no_number_is_named() {
     assert!(matches!(found.when, When::Forward { .. }));
     let found = look(&[f32::NAN, 1.0]).unwrap();
     assert_eq!(found.to_string(), "`x` holds NaN at 0 before the step");
-    assert!(look(&[0.0, 1.0]).is_some_and(|found| matches!(found.when, When::Loss)));
+    // ln 0 = −∞, as a mask may be; what is made of it is +∞, and so is the gradient.
+    assert!(look(&[0.0, 1.0]).is_some_and(|found| found.tensor == "y" && found.value > 0.0));
 }
 
 #[test]
