@@ -47,7 +47,7 @@ pub(crate) enum Checked {
     /// No f32 input, or no float output.
     NothingFlows,
     /// The operator has no gradient.
-    NoGradient(String),
+    NoGradient(#[allow(dead_code)] String),
     /// The kernel does not run in f64, so there is nothing to compare with.
     NoReference,
 }
