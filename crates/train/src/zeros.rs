@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn gradients_of_pruned_weights_are_zero() {
         let weight: Vec<f32> = (0..150).map(|i| f32::from(u8::from(i % 3 != 1))).collect();
-        let held = HeldZeros::of(&Tensor::new(&[15, 10], &weight)).unwrap();
+        let pruned: Vec<f32> = (0..150).map(|i| weight[i] * (i + 1) as f32).collect();
+        let held = HeldZeros::of(&Tensor::new(&[15, 10], &pruned)).unwrap();
         let mut dense: Flow = Tensor::new(&[15, 10], &[1.0_f32; 150]).into();
         held.hold(&mut dense);
         let Flow::Dense(found) = dense else { panic!("it was dense") };
@@ -82,5 +83,6 @@ mod tests {
         assert!(HeldZeros::of(&Tensor::new(&[2, 2], &[0.0_f32; 4])).is_none());
         assert!(HeldZeros::of(&Tensor::new(&[3], &[0.0_f32, 1.0, 0.0])).is_none());
         assert!(HeldZeros::of(&Tensor::new(&[1, 2], &[1.0_f32, 2.0])).is_none());
+        assert!(HeldZeros::of(&Tensor::new(&[1, 4], &[0.0_f32, 1.0, 1.0, 0.0])).is_none());
     }
 }
