@@ -24,6 +24,7 @@ pub struct Body {
 ///
 /// # Errors
 /// A body that cannot be made ready. Names its node.
+#[allow(clippy::implicit_hasher)] // it is asked for names alone
 pub fn bodies<'a>(
     node: &'a Node,
     outer: &Model,

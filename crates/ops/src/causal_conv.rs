@@ -132,9 +132,8 @@ fn back(run: &mut Backward, is_silu: bool) -> Result<Vec<Option<Flow>>, OpError>
     let (length, channels) = (x.shape()[2], x.shape()[1]);
     let size = w.shape()[2];
     let (values, weights) = (x.slice::<f32>(), w.slice::<f32>());
-    let optional = |index: usize| {
-        run.inputs.get(index).and_then(Option::as_ref).map(|tensor| tensor.slice::<f32>())
-    };
+    let optional =
+        |index: usize| run.inputs.get(index).and_then(Option::as_ref).map(Tensor::slice::<f32>);
     let (bias, past) = (optional(2), optional(3));
     let before = size - 1;
     let mut dx = run.tensor(x.shape());

@@ -1,4 +1,4 @@
-//! The gradients of a whole network: steps of plain gradient descent, beside PyTorch's; and that they
+//! The gradients of a whole network: steps of plain gradient descent, beside `PyTorch`'s; and that they
 //! do not depend on the number of threads.
 
 use attar_graph::Model;

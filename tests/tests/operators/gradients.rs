@@ -407,10 +407,10 @@ pub(crate) fn problems(agreed: &BTreeSet<String>) -> Vec<String> {
             agreed.contains(&name) || SHOWN_ELSEWHERE.iter().any(|(other, _)| *other == name);
         match (listed.contains(&name.as_str()), has_gradient(*operator)) {
             (true, true) => {
-                problems.push(format!("{name} has a gradient, and is listed as without"))
+                problems.push(format!("{name} has a gradient, and is listed as without"));
             }
             (false, false) => {
-                problems.push(format!("{name} has no gradient, for no listed reason"))
+                problems.push(format!("{name} has no gradient, for no listed reason"));
             }
             (false, true) if !is_shown => {
                 problems.push(format!("{name}: no case holds its gradient against differences"));
@@ -472,7 +472,7 @@ pub(crate) fn agreed(cases: &[Case]) -> BTreeSet<String> {
             for unfused in [true, false] {
                 let checked = check_gradients(case, unfused);
                 if only.is_some() {
-                    println!("{checked:?}: {}", case.text);
+                    eprintln!("{checked:?}: {}", case.text);
                 }
                 match checked {
                     Checked::Agrees => {

@@ -1,4 +1,4 @@
-//! Time and memory of training steps, beside PyTorch's, in alternating rounds.
+//! Time and memory of training steps, beside `PyTorch`'s, in alternating rounds.
 //!
 //! `cargo run --release -p attar-bench --bin training -- [--python PYTHON] [--cases encoder,cnn,lstm]
 //! [--threads 1,2] [--rounds N] [--seconds S] [--preload LIBRARY]`

@@ -95,6 +95,6 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     match values.as_slice() {
         [] => f64::NAN,
         all if all.len() % 2 == 1 => all[middle],
-        all => (all[middle - 1] + all[middle]) / 2.0,
+        all => f64::midpoint(all[middle - 1], all[middle]),
     }
 }

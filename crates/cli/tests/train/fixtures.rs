@@ -134,7 +134,8 @@ impl Numbers {
 }
 
 pub(crate) fn npy(kind: &str, shape: &[usize], elements: Vec<u8>) -> Vec<u8> {
-    let dims: String = shape.iter().map(|dim| format!("{dim},")).collect();
+    let dims: Vec<String> = shape.iter().map(|dim| format!("{dim},")).collect();
+    let dims = dims.concat();
     let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({dims}), }}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((header.len() as u16).to_le_bytes());

@@ -1,4 +1,4 @@
-//! Tokenizers made from texts: words as they are, or in pieces (WordPiece). The same texts give the
+//! Tokenizers made from texts: words as they are, or in pieces (`WordPiece`). The same texts give the
 //! same bytes.
 
 mod merges;

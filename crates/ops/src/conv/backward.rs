@@ -148,7 +148,7 @@ impl<'a> Window<'a> {
                 let first = (index * each).min(rows);
                 let count = (rows - first).min(each);
                 if count > 0 {
-                    add_outer(part, a.from_row(first), b.from_row(first), count);
+                    add_outer(part, a.below(first), b.below(first), count);
                 }
             });
             for_rows(y, 1, |first, y| {

@@ -89,12 +89,11 @@ impl Fused {
         for z in z {
             let line = |alpha: f32, beta: f32| (alpha * *z + beta).clamp(0.0, 1.0);
             let y = match activation {
-                Activation::None => *z,
                 Activation::Clamp(low, high) => z.max(low).min(high),
                 Activation::HardSwish(alpha, beta) => *z * line(alpha, beta),
                 Activation::HardSigmoid(alpha, beta) => line(alpha, beta),
                 Activation::LeakyRelu(alpha) if *z < 0.0 => alpha * *z,
-                Activation::LeakyRelu(_) => *z,
+                Activation::None | Activation::LeakyRelu(_) => *z,
             };
             *z = y * scale + shift;
         }

@@ -16,7 +16,7 @@ pub(crate) struct Slab<'a> {
 }
 
 impl Slab<'_> {
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn below(self, row: usize) -> Self {
         Self { data: &self.data[row * self.step..], ..self }
     }
 
@@ -38,7 +38,7 @@ pub(crate) fn add_outer(y: &mut [f32], a: Slab, b: Slab, rows: usize) {
     assert!(a.holds(rows) && b.holds(rows) && y.len() >= a.width * b.width);
     for first in (0..rows).step_by(ROWS) {
         let count = (rows - first).min(ROWS);
-        let (a_part, b_part) = (a.from_row(first).data, b.from_row(first).data);
+        let (a_part, b_part) = (a.below(first).data, b.below(first).data);
         let most = super::channels_last::tile_vectors_max();
         let mut vectors = b.width.div_ceil(16);
         let mut column = 0;

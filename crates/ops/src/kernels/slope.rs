@@ -54,6 +54,6 @@ slopes! {
     /// Of z·Φ(z): Φ + z·φ
     gelu(): z => {
         let normal = 0.5 * (1.0 + math::erf::<FMA>(z * std::f32::consts::FRAC_1_SQRT_2));
-        normal + z * 0.398_942_28 * math::exp::<FMA>(-0.5 * z * z)
+        normal + z * 0.398_942_3 * math::exp::<FMA>(-0.5 * z * z)
     };
 }

@@ -86,12 +86,12 @@ impl Tape {
             Source::Absent => None,
             Source::Constant(index) => Some(self.constants[index].clone()),
             Source::Variable(index) => Some(variables[index].clone()),
-            Source::Slot(slot) => tensor_of(&recording.slots[slot]),
+            Source::Slot(slot) => tensor_of(recording.slots[slot].as_ref()),
         };
         let output = |(position, slot): (usize, &Option<usize>)| {
             (*slot)
                 .filter(|_| reads.reads_output(position))
-                .and_then(|slot| tensor_of(&recording.slots[slot]))
+                .and_then(|slot| tensor_of(recording.slots[slot].as_ref()))
         };
         let mut run = Backward {
             inputs: step.inputs.iter().enumerate().map(input).map(single).collect(),
@@ -118,8 +118,8 @@ impl Tape {
     }
 }
 
-fn tensor_of(datum: &Option<Datum>) -> Option<Tensor> {
-    datum.as_ref().and_then(Datum::tensor).cloned()
+fn tensor_of(datum: Option<&Datum>) -> Option<Tensor> {
+    datum.and_then(Datum::tensor).cloned()
 }
 
 /// A kept value as gradients are computed: f64 in f32, like what flows.

@@ -70,7 +70,7 @@ impl Watch {
         let when = When::Forward { node, op_type };
         for (name, datum) in step.names[1].iter().zip(outputs) {
             let Datum::Tensor(tensor) = datum else { continue };
-            self.look_at(when.clone(), name, tensor);
+            self.look_at(&when, name, tensor);
         }
     }
 
@@ -90,7 +90,7 @@ impl Watch {
         });
     }
 
-    fn look_at(&mut self, when: When, name: &str, tensor: &Tensor) {
+    fn look_at(&mut self, when: &When, name: &str, tensor: &Tensor) {
         let seen = |(at, value)| NotFinite { when: when.clone(), tensor: name.into(), value, at };
         if self.first.is_none() {
             self.first = first_of(tensor, f32::is_nan).map(seen);
@@ -126,10 +126,10 @@ impl Tape {
     ) -> Result<Option<NotFinite>, TrainError> {
         let mut watch = Watch { is_on: true, ..Watch::default() };
         for (name, tensor) in self.variables.iter().zip(variables) {
-            watch.look_at(When::Given, name, tensor);
+            watch.look_at(&When::Given, name, tensor);
         }
         for (input, tensor) in self.inputs.iter().zip(&feeds) {
-            watch.look_at(When::Given, &input.name, tensor);
+            watch.look_at(&When::Given, &input.name, tensor);
         }
         let mut recording = self.forward_watched(variables, feeds, context, pool, watch)?;
         if recording.watch.first.is_some() {

@@ -122,7 +122,7 @@ impl Tape {
                     .enumerate()
                     .map(|(index, datum)| datum.map(|datum| datum.into_tensor(index)).transpose());
                 let run = Run { inputs: inputs.collect::<Result<_, _>>()?, pool };
-                self.run_tensors(index, step, run, recording)?
+                Self::run_tensors(index, step, run, recording)?
             }
         };
         recording.watch.look(step, &outputs);
@@ -161,7 +161,6 @@ impl Tape {
     }
 
     fn run_tensors(
-        &self,
         index: usize,
         step: &Step,
         mut run: Run,

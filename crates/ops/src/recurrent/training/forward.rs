@@ -317,7 +317,7 @@ impl Task<'_> {
     }
 }
 
-/// The state after the last step of every item, in the layout of Y_h; `by_time` where the rows of
+/// The state after the last step of every item, in the layout of `Y_h`; `by_time` where the rows of
 /// `states` are those of Y.
 fn last_state(shared: &Shared, states: &[f32], initial: Option<&[f32]>, by_time: bool) -> Tensor {
     let (course, sizes) = (shared.course, shared.course.sizes);
