@@ -80,7 +80,8 @@ fn check(model: &Model, shape: &[usize]) {
     });
     let apart: f64 = apart.sum();
     assert!(apart <= 1e-4 * norm, "{apart} of {norm}");
-    let rate = 1e-3 * before.abs().max(1e-2) / norm;
+    // A change that stands clear of the rounding of f32 sums.
+    let rate = 1e-3 * before.abs().max(0.1) / norm;
     let mut moved = step.variables.clone();
     for (weight, gradient) in moved.iter_mut().zip(&gradients) {
         let minus: Vec<f32> =

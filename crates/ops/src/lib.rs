@@ -318,7 +318,6 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &sequence::SequenceMap,
     &sequence::SplitToSequence,
     &shape::Shape,
-    &shaping::CenterCropPad,
     &shaping::DepthToSpace,
     &shaping::Pad,
     &shaping::Size,

@@ -13,7 +13,7 @@ use attar_tensor::{DType, Tensor};
 use attar_tests::numbers;
 use attar_train::{StepContext, Tape, TapeOptions, TrainError};
 
-use crate::case::{Case, model_of};
+use crate::case::{Case, bytes_i8, case, f32s, i64s, model_of, positive};
 
 /// Elements of each input that are moved, spread evenly.
 const MOVED_MAX: usize = 24;
@@ -391,8 +391,37 @@ const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("Multinomial", "gives integers, but draws others in every step: a test in `random.rs`"),
     ("RandomNormal", "reads nothing, but draws other numbers in every step: as above"),
     ("RandomUniform", "as above"),
+    ("attar.FusedAttention", "made by fusion, f32 alone: a BERT beside PyTorch's, `import_tiny`"),
+    ("attar.FusedBatchNormalization", "made by fusion: equal to its parts, `convolutions.rs`"),
+    ("attar.FusedConv", "as above"),
+    ("attar.FusedMatMul", "as FusedAttention"),
+    ("attar.SkipLayerNormalization", "as FusedAttention"),
     ("attar.QuantizeDequantize", "is not the derivative: tests in `quantize_dequantize.rs`"),
 ];
+
+/// Cases of what ONNX Runtime is not asked to run in f32.
+pub(crate) fn cases() -> Vec<Case> {
+    let (x, columns) = (f32s(&[3, 5]), i64s(&[4, 0, 4]));
+    let running = |settings: &str| {
+        let feeds = vec![("x", f32s(&[3, 4, 2])), ("a", Tensor::scalar(1_i64))];
+        case(format!("y = CumProd(x, a{settings})"), feeds).opset(26)
+    };
+    vec![
+        running(""),
+        running(", exclusive=1"),
+        running(", reverse=1"),
+        running(", exclusive=1, reverse=1"),
+        case("y = DequantizeLinear(q, s)", vec![("q", bytes_i8(&[4, 6])), ("s", positive(&[]))])
+            .in_f64("d = Sub(s, s)\nc = CastLike(q, d)\ny = Mul(c, s)"),
+        case("y = BiasSoftmax(x, b, axis=1)", vec![("x", x.clone()), ("b", f32s(&[1, 5]))])
+            .attribute(0, "is_inner_broadcast", 0_i64)
+            .domain("com.microsoft", 1)
+            .in_f64("z = Add(x, b)\ny = Softmax(z, axis=-1)"),
+        case("y = ArrayFeatureExtractor(x, i)", vec![("x", x.clone()), ("i", columns)])
+            .domain("ai.onnx.ml", 1),
+        case("y = Binarizer(x)", vec![("x", x)]).domain("ai.onnx.ml", 1),
+    ]
+}
 
 /// What is wrong with the gradients of the operators, or with what is said of them above, given
 /// the operators whose gradients have agreed.

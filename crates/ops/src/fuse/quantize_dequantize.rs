@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_pair_of_any_granularity_trains_as_one_operator() {
-        let scales = "s = [0.5, 0.25]\nt = [0.5, 0.25]\n";
+        let scales = "s = [0.5 0.25]\nt = [0.5 0.25]\n";
         let pair = |q: &str, d: &str| {
             format!("{scales}q = QuantizeLinear({q})\ny = DequantizeLinear(q, {d})")
         };

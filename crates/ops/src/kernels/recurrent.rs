@@ -139,20 +139,22 @@ fn product<L: Lanes, C: Cell<L, V>, const V: usize>(
     cell: &mut C,
 ) {
     assert_eq!(V * L::COUNT, panels.gates * panels.units, "panels are packed for these vectors");
-    product_of::<L, C, V>(&panels.data, panels.depth, inputs, rows, cell);
+    product_of::<L, C, V>(&panels.data, [panels.count, panels.depth], inputs, rows, cell);
 }
 
-/// As [`product`], of panels of `depth` rows of `V` vectors.
+/// As [`product`], of `count` panels of `depth` rows of `V` vectors.
 #[inline(always)]
 fn product_of<L: Lanes, C: Cell<L, V>, const V: usize>(
     panels: &[L::Item],
-    depth: usize,
+    [count, depth]: [usize; 2],
     inputs: Rows<L::Item>,
     rows: &[usize],
     cell: &mut C,
 ) {
     let row = |row: usize| &inputs.data[row * inputs.stride..][..depth];
-    for (panel, weights) in panels.chunks_exact(depth * V * L::COUNT).enumerate() {
+    let size = depth * V * L::COUNT;
+    for panel in 0..count {
+        let weights = &panels[panel * size..][..size];
         let mut rest = rows;
         if L::ROWS == 4 {
             let (groups, tail) = rest.as_chunks::<4>();
@@ -271,7 +273,8 @@ impl Work<f32> for Product<'_> {
     #[inline(always)]
     fn run<L: Lanes<Item = f32>>(mut self) {
         let (panels, depth, x, rows) = (self.panels, self.depth, self.x, self.rows);
-        product_of::<L, _, 4>(panels, depth, x, rows, &mut self);
+        let count = panels.len().checked_div(depth * 4 * L::COUNT).unwrap_or(0);
+        product_of::<L, _, 4>(panels, [count, depth], x, rows, &mut self);
     }
 }
 

@@ -1,13 +1,11 @@
 //! Operators that repeat, extend or rearrange elements without reading them.
 
-mod center_crop_pad;
 mod pad;
 mod size;
 mod space_depth;
 mod tile;
 mod trilu;
 
-pub(crate) use center_crop_pad::CenterCropPad;
 pub(crate) use pad::Pad;
 pub(crate) use size::Size;
 pub(crate) use space_depth::{DepthToSpace, SpaceToDepth};
