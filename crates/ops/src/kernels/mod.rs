@@ -9,6 +9,7 @@ pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
+pub(crate) mod int8;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;

@@ -1,0 +1,179 @@
+//! Constant i8 columns laid out for a tile, and the ways to run one.
+
+use attar_tensor::Buffer;
+
+use super::super::gemm::Strided;
+use super::vector::{Portable, Sums};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Vnni256, Vnni512, Wide256};
+use super::{Job, Task, tile};
+
+/// Instructions that a tile is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Vnni512,
+    /// AVX2 with AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Vnni256,
+    /// AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Wide256,
+    Portable,
+}
+
+impl Path {
+    /// From the fastest to the one that every CPU has.
+    const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Vnni512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Vnni256,
+        #[cfg(target_arch = "x86_64")]
+        Self::Wide256,
+        Self::Portable,
+    ];
+
+    /// The paths that this CPU has the instructions for, the fastest first.
+    pub(crate) fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|path| path.is_available())
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni512 => {
+                super::super::isa() == super::super::Isa::Avx512
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni256 => Self::Wide256.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide256 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Portable => true,
+        }
+    }
+
+    /// Columns of a whole panel, and of a vector.
+    const fn widths(self) -> [usize; 2] {
+        const fn of<T: Sums>() -> [usize; 2] {
+            [T::WIDE * T::LANES, T::LANES]
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni512 => of::<Vnni512>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni256 => of::<Vnni256>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide256 => of::<Wide256>(),
+            Self::Portable => of::<Portable>(),
+        }
+    }
+
+    pub(super) fn panel_columns(self) -> usize {
+        self.widths()[0]
+    }
+
+    /// Runs one task of a job whose weights are packed for this path.
+    pub(super) fn run(self, job: &Job, task: Task) {
+        debug_assert_eq!(job.product.weights.path(), self, "weights are packed for the path");
+        // SAFETY, for all: weights are only packed for paths that are available, and `Job::new`
+        // checked the memory.
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni512 => unsafe { vnni512(job, task) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni256 => unsafe { vnni256(job, task) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide256 => unsafe { wide256(job, task) },
+            Self::Portable => unsafe { tile::run::<Portable>(job, task) },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn vnni512(job: &Job, task: Task) {
+    // SAFETY: as the caller's.
+    unsafe { tile::run::<Vnni512>(job, task) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+unsafe fn vnni256(job: &Job, task: Task) {
+    // SAFETY: as the caller's.
+    unsafe { tile::run::<Vnni256>(job, task) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn wide256(job: &Job, task: Task) {
+    // SAFETY: as the caller's.
+    unsafe { tile::run::<Wide256>(job, task) }
+}
+
+/// A constant right side of k rows and n columns: panels of columns, each with four rows of every
+/// column after each other; zeros behind the last row and the last column.
+pub(crate) struct Weights {
+    path: Path,
+    packed: Buffer,
+    column_sums: Vec<i32>,
+    depth: usize,
+}
+
+impl Weights {
+    /// Packs for the fastest path of this CPU.
+    pub(crate) fn new(b: Strided<i8>) -> Self {
+        Self::with_path(Path::available().next().expect("the portable path is there"), b)
+    }
+
+    /// # Panics
+    /// When this CPU lacks the path.
+    pub(crate) fn with_path(path: Path, b: Strided<i8>) -> Self {
+        assert!(path.is_available(), "{path:?} needs instructions that this CPU lacks");
+        let [depth, columns] = b.size;
+        let [panel_columns, lanes] = path.widths();
+        let padded_depth = depth.next_multiple_of(4);
+        let padded = columns.next_multiple_of(lanes);
+        let mut packed = Buffer::zeroed(padded * padded_depth);
+        let mut column_sums = vec![0_i32; columns];
+        let bytes = packed.as_bytes_mut();
+        for (column, sum) in column_sums.iter_mut().enumerate() {
+            let first = column / panel_columns * panel_columns;
+            let width = panel_columns.min(padded - first);
+            let start = first * padded_depth + (column - first) * 4;
+            for row in 0..depth {
+                let value = b.data[row * b.strides[0] + column * b.strides[1]];
+                *sum = sum.wrapping_add(i32::from(value));
+                bytes[start + row / 4 * width * 4 + row % 4] = value.cast_unsigned();
+            }
+        }
+        Self { path, packed, column_sums, depth }
+    }
+
+    pub(super) fn path(&self) -> Path {
+        self.path
+    }
+
+    pub(super) fn data(&self) -> *const i8 {
+        self.packed.as_bytes().as_ptr().cast()
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.column_sums.len()
+    }
+
+    /// Columns up to the end of the last vector.
+    pub(super) fn padded_columns(&self) -> usize {
+        self.columns().next_multiple_of(self.path.widths()[1])
+    }
+
+    pub(super) fn column_sums(&self) -> &[i32] {
+        &self.column_sums
+    }
+}
