@@ -84,6 +84,7 @@ mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
+mod quantized_layer_normalization;
 mod quantized_matmul;
 mod random;
 mod range;
@@ -279,6 +280,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearMul,
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
+    &quantized_layer_normalization::QuantizedLayerNormalization,
     &quantized_matmul::QuantizedMatMul,
     &random::Bernoulli,
     &random::Multinomial,

@@ -48,6 +48,8 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("window", window::plan),
     ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("quantized-levels", quantized::plan_levels),
+    ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),
 ];
 

@@ -141,3 +141,25 @@ pub(crate) fn for_rows_of_work<T: Send>(
         .enumerate()
         .for_each(|(index, chunk)| work(index * rows_each, chunk));
 }
+
+/// As [`for_rows`], over the same rows of two results.
+pub(crate) fn for_row_pairs<T: Send, U: Send>(
+    first_out: &mut [T],
+    second_out: &mut [U],
+    row_size: usize,
+    work: impl Fn(usize, &mut [T], &mut [U]) + Send + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    if row_size == 0 || first_out.is_empty() {
+        return;
+    }
+    if threads == 1 || first_out.len() < PARALLEL_MIN {
+        return work(0, first_out, second_out);
+    }
+    let rows_each = (first_out.len() / row_size).div_ceil(threads * 4).max(1);
+    first_out
+        .par_chunks_mut(rows_each * row_size)
+        .zip(second_out.par_chunks_mut(rows_each * row_size))
+        .enumerate()
+        .for_each(|(index, (first, second))| work(index * rows_each, first, second));
+}

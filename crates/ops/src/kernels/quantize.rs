@@ -8,7 +8,11 @@ const ROUND: f32 = 12_582_912.0;
 
 #[allow(clippy::manual_clamp)] // `clamp` would keep NaN
 #[inline(always)]
-fn quantize<const LOW: i32, const HIGH: i32>(x: f32, scale: f32, zero_point: i32) -> i32 {
+pub(super) fn quantize<const LOW: i32, const HIGH: i32>(
+    x: f32,
+    scale: f32,
+    zero_point: i32,
+) -> i32 {
     // Dividing, not multiplying by 1/scale: ONNX says x / scale, and ties must fall alike.
     // NaN has no defined quantized value; `max` turns it into the least.
     let scaled = (x / scale).max(-1024.0).min(1024.0);
@@ -116,7 +120,6 @@ vectorized! {
             out[i] = fma::<FMA>(sum as f32, scale * scales[i], start[i]);
         }
     }
-
     /// out = (sums − offsets) · scales + bias, one of each per column.
     pub(crate) fn rescale_row<FMA>(
         out: &mut [f32],

@@ -16,7 +16,9 @@ mod tests;
 
 use rayon::prelude::*;
 
-pub(crate) use weights::{Path, Weights};
+#[cfg(test)]
+use weights::Path;
+pub(crate) use weights::Weights;
 
 /// What a product's results pass through, while a tile of them is in the cache.
 #[derive(Clone, Copy)]
