@@ -119,6 +119,7 @@ pub use fact::Fact;
 pub use fold::fold_constants;
 pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
+pub use kernels::int8::int8_operations_per_second;
 pub use kernels::isa_name;
 pub use program::{Program, ProgramError, Visit};
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};

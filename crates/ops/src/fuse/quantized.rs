@@ -156,3 +156,179 @@ pub fn plan_normalization(model: &Model) -> Plan {
     }
     plan
 }
+
+#[cfg(test)]
+mod tests {
+    use attar_graph::testing::graph_from_text;
+
+    use super::*;
+    use crate::{Datum, Pool, Program};
+
+    /// Values between −1 and 1 that look random.
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..count).map(next).collect()
+    }
+
+    const K: usize = 30;
+    const N: usize = 70;
+
+    /// A graph over x (f32[n, s, 30]) with 8-bit weights of both shapes, their scales, and the
+    /// scalars of two quantizations.
+    fn model(text: &str) -> Model {
+        let mut graph = graph_from_text(text);
+        let mut set = |name: &str, tensor: Tensor| graph.set_initializer(name, tensor);
+        let levels = |count: usize, seed: u32| -> Vec<i8> {
+            values(count, seed).iter().map(|x| (x * 128.0).floor() as i8).collect()
+        };
+        set("w", Tensor::new(&[K, N], &levels(K * N, 1)));
+        set("wt", Tensor::new(&[N, K], &levels(K * N, 1)));
+        let scales: Vec<f32> = values(N, 2).iter().map(|x| 0.002 + 0.001 * x).collect();
+        set("ws", Tensor::new(&[N], &scales));
+        set("wz", Tensor::new(&[N], &[0_i8; N]));
+        set("b", Tensor::new(&[N], &values(N, 3)));
+        set("c", Tensor::new(&[N], &levels(N, 9).map_to_i32()));
+        set("cs", Tensor::scalar(0.01_f32));
+        set("s", Tensor::scalar(0.011_f32));
+        set("z", Tensor::scalar(121_u8));
+        set("t", Tensor::scalar(0.017_f32));
+        set("y", Tensor::scalar(31_u8));
+        set("g", Tensor::new(&[K], &values(K, 4)));
+        set("h", Tensor::new(&[K], &values(K, 5)));
+        Model { graph, ..Model::default() }
+    }
+
+    trait MapToI32 {
+        fn map_to_i32(&self) -> Vec<i32>;
+    }
+
+    impl MapToI32 for Vec<i8> {
+        fn map_to_i32(&self) -> Vec<i32> {
+            self.iter().map(|&level| i32::from(level)).collect()
+        }
+    }
+
+    /// Operators of the model as it is run, in order.
+    fn operators(model: &Model) -> Vec<String> {
+        let mut model = model.clone();
+        super::super::fuse_for_runtime(&mut model).unwrap();
+        model.graph.nodes.iter().map(|node| node.op_type.clone()).collect()
+    }
+
+    /// The outputs of one run; operator by operator where every value is observed.
+    fn run(model: &Model, feeds: &[Tensor], is_unfused: bool) -> Vec<Tensor> {
+        let names = model.graph.nodes.iter().flat_map(|node| node.outputs.clone());
+        let observed: Vec<String> = names.filter(|_| is_unfused).collect();
+        let program = Program::new(model.clone(), &observed).unwrap();
+        let feeds = feeds.iter().cloned().map(Datum::Tensor).collect();
+        let outputs = program.run(feeds, &Pool::default()).unwrap();
+        outputs.into_iter().map(|datum| datum.into_tensor(0).unwrap()).collect()
+    }
+
+    const PRODUCT: &str = "q = QuantizeLinear(x, s, z)\nd = DequantizeLinear(q, s, z)\n\
+        v = DequantizeLinear(w, ws, wz)\nm = MatMul(d, v)\na = Add(m, b)\n";
+
+    /// Products and what follows them, each ending with the levels `r`.
+    fn cases() -> Vec<(String, &'static str)> {
+        let product = |tail: &str| format!("{PRODUCT}{tail}");
+        let gemm = "f = Flatten(x, axis=2)\nq = QuantizeLinear(f, s, z)\n\
+            d = DequantizeLinear(q, s, z)\nv = DequantizeLinear(wt, ws, wz, axis=0)\n\
+            e = DequantizeLinear(c, cs)\na = Gemm(d, v, e, transB=1)\n\
+            r = QuantizeLinear(a, t, y)";
+        vec![
+            (product("r = QuantizeLinear(a, t, y)"), "bias"),
+            (product("o = Relu(a)\nr = QuantizeLinear(o, t, y)"), "relu"),
+            (product("o = Gelu(a)\nr = QuantizeLinear(o, t, y)"), "gelu"),
+            (product("o = Gelu(a, approximate=tanh)\nr = QuantizeLinear(o, t, y)"), "gelu tanh"),
+            (product("o = Sigmoid(a)\nr = QuantizeLinear(o, t, y)"), "sigmoid"),
+            (gemm.to_string(), "gemm"),
+        ]
+    }
+
+    fn feed(rows: usize) -> Tensor {
+        Tensor::new(&[1, rows, K], &values(rows * K, 7))
+    }
+
+    #[test]
+    fn levels_are_within_one_of_the_graph_run_operator_by_operator() {
+        for (text, what) in cases() {
+            let model = model(&text);
+            let found = operators(&model);
+            assert_eq!(found.last().unwrap(), "QuantizedMatMul", "{what}: {found:?}");
+            assert!(
+                !found.iter().any(|op| op == "MatMul" || op == "Gemm" || op == "Add"),
+                "{what}"
+            );
+            for rows in [1, 5, 40] {
+                let [fused, plain] =
+                    [false, true].map(|plain| run(&model, &[feed(rows)], plain).remove(0));
+                assert_eq!((fused.dtype(), fused.shape()), (plain.dtype(), plain.shape()));
+                let (fused, plain) = (fused.slice::<u8>(), plain.slice::<u8>());
+                let distances = fused.iter().zip(plain).map(|(a, b)| a.abs_diff(*b));
+                assert!(distances.clone().max() <= Some(1), "{what}");
+                // Only a value at a tie may fall to its other side.
+                let moved = distances.filter(|&distance| distance > 0).count();
+                assert!(moved * 200 <= fused.len(), "{what}: {moved} of {}", fused.len());
+                let least = fused.iter().min();
+                assert!(least < fused.iter().max(), "{what}: all levels are alike");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_in_any_batch_and_on_any_number_of_threads() {
+        for (text, what) in cases() {
+            let model = model(&text);
+            let many = feed(90);
+            let whole = run(&model, std::slice::from_ref(&many), false).remove(0);
+            for row in [0, 37, 89] {
+                let one = Tensor::new(&[1, 1, K], &many.slice::<f32>()[row * K..][..K]);
+                let alone = run(&model, &[one], false).remove(0);
+                assert!(alone.slice::<u8>() == &whole.slice::<u8>()[row * N..][..N], "{what}");
+            }
+            for threads in [2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let found = pool.install(|| run(&model, std::slice::from_ref(&many), false));
+                assert!(found[0].slice::<u8>() == whole.slice::<u8>(), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_normalization_gives_its_result_and_its_levels_in_one() {
+        let norm = "n = LayerNormalization(x, g, h)\nr = QuantizeLinear(n, s, z)\no = Neg(n)";
+        let skip = "k = Mul(x, x)\ni = Add(x, k)\nn = LayerNormalization(i, g, h)\n\
+            r = QuantizeLinear(n, s, z)\no = Neg(n)";
+        for text in [norm, skip] {
+            let text = format!("x: f32[1, n, {K}]\n{text}");
+            let model = model(&text);
+            let found = operators(&model);
+            assert!(found.contains(&"QuantizedLayerNormalization".to_string()), "{found:?}");
+            assert!(!found.contains(&"QuantizeLinear".to_string()), "{found:?}");
+            for rows in [1, 7, 2000] {
+                let [fused, plain] = [false, true].map(|plain| run(&model, &[feed(rows)], plain));
+                for (fused, plain) in fused.iter().zip(&plain) {
+                    assert!(fused.bytes() == plain.bytes(), "{rows} rows");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_read_stays_a_float() {
+        let text = format!("{PRODUCT}r = QuantizeLinear(a, t, y)\no = Neg(a)");
+        assert!(operators(&model(&text)).contains(&"QuantizeLinear".to_string()));
+        // A Gemm that scales, and weights along the wrong axis.
+        for gemm in ["Gemm(d, v, b, alpha=2.0)", "Gemm(d, v, b, beta=0.5)"] {
+            let text = format!(
+                "f = Flatten(x, axis=2)\nq = QuantizeLinear(f, s, z)\n\
+                 d = DequantizeLinear(q, s, z)\nv = DequantizeLinear(w, ws, wz)\no = {gemm}"
+            );
+            assert!(!operators(&model(&text)).contains(&"QuantizedMatMul".to_string()), "{gemm}");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::super::math;
 use super::vector::{Floats, Sums};
-use super::{Addend, Job};
+use super::{Addend, Division, Job};
 
 /// Which part of the result a tile is.
 #[derive(Clone, Copy)]
@@ -59,6 +59,47 @@ impl<F: Floats> Apply<F> for Gelu {
             }
             let erf = z.unit_beyond(end, a.mul(sum));
             half.fma(erf, half)
+        }
+    }
+}
+
+/// GELU within 3.5e-5, for levels alone: x·(½ + a·P(2a²/4.5² − 1)), a = x within ±4.5.
+///
+/// P is a least-maximum fit of degree 8 made for this file. It takes two thirds of the time of
+/// [`Gelu`], where that is a fifth of the product's.
+pub(super) struct CoarseGelu;
+
+/// The least scale of levels for which [`CoarseGelu`] is within a hundredth of one.
+pub(super) const COARSE_SCALE_MIN: f32 = 3.5e-3;
+
+const COARSE_END: f32 = 4.5;
+#[allow(clippy::unreadable_literal)] // coefficients as fitted
+const COARSE: [f32; 9] = [
+    3.313751193e-3,
+    -9.314945899e-3,
+    1.227283012e-2,
+    -1.676194929e-2,
+    2.759797312e-2,
+    -4.054935277e-2,
+    5.482329801e-2,
+    -7.717249542e-2,
+    1.569020003e-1,
+];
+
+impl<F: Floats> Apply<F> for CoarseGelu {
+    #[inline(always)]
+    unsafe fn apply(&self, x: F) -> F {
+        // SAFETY: as the caller's.
+        unsafe {
+            let splat = |value: f32| F::splat(value);
+            let a = x.clipped(splat(-COARSE_END), splat(COARSE_END));
+            let factor = splat(2.0 / (COARSE_END * COARSE_END));
+            let u = a.mul(a).fma(factor, splat(-1.0));
+            let mut sum = splat(COARSE[0]);
+            for &coefficient in &COARSE[1..] {
+                sum = sum.fma(u, splat(coefficient));
+            }
+            x.mul(a.fma(sum, splat(0.5)))
         }
     }
 }
@@ -165,9 +206,10 @@ impl Chain<'_> {
             if let Some(out) = self.job.out_u8 {
                 let to = out.0.add(index);
                 let levels = &self.job.product.levels;
-                let x = match levels.divisor {
-                    Some(scale) => x.div(T::Floats::splat(scale)),
-                    None => x,
+                let x = match levels.division {
+                    Division::Done => x,
+                    Division::By(scale) => x.div(T::Floats::splat(scale)),
+                    Division::Times(factor) => x.mul(T::Floats::splat(factor)),
                 };
                 let x = x.at_least(T::Floats::splat(levels.low));
                 let x = x.at_most(T::Floats::splat(levels.high));

@@ -5,6 +5,7 @@
 //! turned into results at once. Every path gives the same bits, for any number of rows and threads.
 
 mod epilogue;
+mod peak;
 mod tile;
 mod vector;
 mod weights;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 #[cfg(test)]
 use weights::Path;
 pub(crate) use weights::Weights;
+pub use weights::int8_operations_per_second;
 
 /// What a product's results pass through, while a tile of them is in the cache.
 #[derive(Clone, Copy)]
@@ -70,11 +72,27 @@ pub(crate) struct Product {
 /// From y to its levels.
 #[derive(Clone, Copy)]
 struct Levels {
-    /// The scale, unless the results are already divided by it.
-    divisor: Option<f32>,
+    division: Division,
     low: f32,
     high: f32,
     zero_point: i32,
+}
+
+/// How y is divided by the scale of its levels.
+#[derive(Clone, Copy, PartialEq)]
+enum Division {
+    /// Beforehand, with the scale of the sums.
+    Done,
+    By(f32),
+    /// By its inverse, where the activation is off by more than this rounds.
+    Times(f32),
+}
+
+impl Levels {
+    /// Whether the activation may be off by a hundredth of a level.
+    fn is_coarse(self) -> bool {
+        matches!(self.division, Division::Times(_))
+    }
 }
 
 impl Product {
@@ -98,7 +116,7 @@ impl Product {
         let sums = weights.column_sums().iter();
         let starts = sums.map(|sum| sum.wrapping_mul(-i32::from(zero_point))).collect();
         let scales = (0..n).map(|i| scales[if scales.len() == 1 { 0 } else { i }]).collect();
-        let levels = Levels { divisor: None, low: 0.0, high: 0.0, zero_point: 0 };
+        let levels = Levels { division: Division::Done, low: 0.0, high: 0.0, zero_point: 0 };
         let mut product = Self { weights, k, n, starts, scales, bias, activation, output, levels };
         match output {
             Output::F32 => {}
@@ -114,9 +132,12 @@ impl Product {
 
     fn quantize(&mut self, scale: f32, zero_point: u8, is_all: bool) {
         let zero = f32::from(zero_point);
-        let divisor = Some(scale);
+        let is_coarse = is_all
+            && scale >= epilogue::COARSE_SCALE_MIN
+            && matches!(self.activation, Activation::Gelu);
+        let division = if is_coarse { Division::Times(1.0 / scale) } else { Division::By(scale) };
         self.levels =
-            Levels { divisor, low: -zero, high: 255.0 - zero, zero_point: i32::from(zero_point) };
+            Levels { division, low: -zero, high: 255.0 - zero, zero_point: i32::from(zero_point) };
         let ends = match self.activation {
             Activation::None => [f32::NEG_INFINITY, f32::INFINITY],
             Activation::Clip { low, high } => [low, high],
@@ -127,7 +148,7 @@ impl Product {
             let (low, high) = (self.levels.low, self.levels.high);
             self.levels.low = (ends[0] / scale).clamp(low, high);
             self.levels.high = (ends[1] / scale).clamp(self.levels.low, high);
-            self.levels.divisor = None;
+            self.levels.division = Division::Done;
             self.activation = Activation::None;
         }
     }
@@ -271,7 +292,7 @@ impl<'a> Job<'a> {
         assert_eq!(target.f32.is_some(), wants_f32, "a target of f32 is there where it is written");
         assert_eq!(target.u8.is_some(), wants_u8, "a target of u8 is there where it is written");
         let factor = match product.output {
-            Output::U8 { scale, .. } if product.levels.divisor.is_none() => 1.0 / scale,
+            Output::U8 { scale, .. } if product.levels.division == Division::Done => 1.0 / scale,
             _ => 1.0,
         };
         let out_f32 = target.f32.map(|values| {

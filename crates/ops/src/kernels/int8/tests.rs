@@ -149,8 +149,10 @@ fn check(case: Case, expected: &[f64], (y, q): &(Vec<f32>, Vec<u8>), what: &str)
         for (q, expected) in q.iter().zip(expected) {
             let exact = expected / f64::from(scale) + f64::from(zero_point);
             let bounded = exact.clamp(0.0, 255.0);
-            // Half a level, and what the rounding of y can move it.
-            let slack = 0.5 + 1e-6 * expected.abs().max(1.0) / f64::from(scale);
+            // Half a level, what the rounding of y can move it, and what a coarse GELU adds.
+            let coarse = matches!(case.activation, Activation::Gelu);
+            let slack = if coarse { 0.51 } else { 0.5 };
+            let slack = slack + 1e-6 * expected.abs().max(1.0) / f64::from(scale);
             assert!((f64::from(*q) - bounded).abs() <= slack, "{what}: {q} {exact}");
         }
     }

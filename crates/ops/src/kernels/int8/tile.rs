@@ -1,6 +1,6 @@
 //! Sums of a few rows and one panel of columns in registers, and what becomes of them.
 
-use super::epilogue::{Chain, Clip, Gelu, Identity, Place};
+use super::epilogue::{Chain, Clip, CoarseGelu, Gelu, Identity, Place};
 use super::vector::{Floats, Sums};
 use super::{Activation, Job, Task};
 
@@ -153,6 +153,9 @@ unsafe fn finish<T: Sums>(job: &Job, place: Place, sums: *mut i32) {
             Activation::Clip { low, high } => {
                 let ends = [T::Floats::splat(low), T::Floats::splat(high)];
                 chain.run::<T, _>(sums, &Clip(ends));
+            }
+            Activation::Gelu if job.product.levels.is_coarse() => {
+                chain.run::<T, _>(sums, &CoarseGelu);
             }
             Activation::Gelu => chain.run::<T, _>(sums, &Gelu),
             Activation::Each(function) => chain.run_each::<T>(sums, function),

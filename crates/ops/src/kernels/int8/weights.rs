@@ -6,7 +6,7 @@ use super::super::gemm::Strided;
 use super::vector::{Portable, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Vnni256, Vnni512, Wide256};
-use super::{Job, Task, tile};
+use super::{Job, Task, peak, tile};
 
 /// Instructions that a tile is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,42 +75,69 @@ impl Path {
         self.widths()[0]
     }
 
+    /// The fastest path of this CPU.
+    fn best() -> Self {
+        Self::available().next().expect("the portable path is there")
+    }
+
     /// Runs one task of a job whose weights are packed for this path.
     pub(super) fn run(self, job: &Job, task: Task) {
-        debug_assert_eq!(job.product.weights.path(), self, "weights are packed for the path");
-        // SAFETY, for all: weights are only packed for paths that are available, and `Job::new`
-        // checked the memory.
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Vnni512 => unsafe { vnni512(job, task) },
-            #[cfg(target_arch = "x86_64")]
-            Self::Vnni256 => unsafe { vnni256(job, task) },
-            #[cfg(target_arch = "x86_64")]
-            Self::Wide256 => unsafe { wide256(job, task) },
-            Self::Portable => unsafe { tile::run::<Portable>(job, task) },
+        assert_eq!(job.product.weights.path(), self, "weights are packed for the path");
+        // SAFETY: weights are only packed for paths that are available, and `Job::new` checked the
+        // memory.
+        unsafe { self.call(Some((job, task))) };
+    }
+
+    /// # Safety
+    /// The path must be available.
+    unsafe fn call(self, work: Option<(&Job, Task)>) -> f64 {
+        // SAFETY: as the caller's.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Vnni512 => vnni512(work),
+                #[cfg(target_arch = "x86_64")]
+                Self::Vnni256 => vnni256(work),
+                #[cfg(target_arch = "x86_64")]
+                Self::Wide256 => wide256(work),
+                Self::Portable => portable(work),
+            }
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-unsafe fn vnni512(job: &Job, task: Task) {
-    // SAFETY: as the caller's.
-    unsafe { tile::run::<Vnni512>(job, task) }
+/// A task, or without one a measurement of the instructions alone, in operations a second.
+macro_rules! compiled_for {
+    ($name:ident, $sums:ty $(, $features:literal)?) => {
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $name(work: Option<(&Job, Task)>) -> f64 {
+            // SAFETY: as the caller's.
+            unsafe {
+                match work {
+                    Some((job, task)) => {
+                        tile::run::<$sums>(job, task);
+                        0.0
+                    }
+                    None => peak::operations_per_second::<$sums>(),
+                }
+            }
+        }
+    };
 }
 
+compiled_for!(portable, Portable);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avxvnni")]
-unsafe fn vnni256(job: &Job, task: Task) {
-    // SAFETY: as the caller's.
-    unsafe { tile::run::<Vnni256>(job, task) }
-}
+compiled_for!(vnni512, Vnni512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
+#[cfg(target_arch = "x86_64")]
+compiled_for!(vnni256, Vnni256, "avx2,fma,avxvnni");
+#[cfg(target_arch = "x86_64")]
+compiled_for!(wide256, Wide256, "avx2,fma");
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn wide256(job: &Job, task: Task) {
-    // SAFETY: as the caller's.
-    unsafe { tile::run::<Wide256>(job, task) }
+/// Integer operations (two per product) that one thread of this CPU can do a second with operands
+/// in registers, measured; for reports.
+pub fn int8_operations_per_second() -> f64 {
+    // SAFETY: the path is available.
+    unsafe { Path::best().call(None) }
 }
 
 /// A constant right side of k rows and n columns: panels of columns, each with four rows of every
@@ -125,7 +152,7 @@ pub(crate) struct Weights {
 impl Weights {
     /// Packs for the fastest path of this CPU.
     pub(crate) fn new(b: Strided<i8>) -> Self {
-        Self::with_path(Path::available().next().expect("the portable path is there"), b)
+        Self::with_path(Path::best(), b)
     }
 
     /// # Panics
