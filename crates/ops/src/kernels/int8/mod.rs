@@ -5,6 +5,8 @@
 //! turned into results at once. Every path gives the same bits, for any number of rows and threads.
 
 mod epilogue;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod peak;
 mod tile;
 mod vector;
@@ -60,7 +62,8 @@ pub(crate) struct Product {
     weights: Weights,
     k: usize,
     n: usize,
-    /// What the sums of each column start with: −`zero_point`·Σb. As the next two, padded with zeros.
+    /// What the sums of each column start with: −`zero_point`·Σb, and what makes up for the path's
+    /// offset. As the next two, padded with zeros.
     starts: Vec<i32>,
     scales: Vec<f32>,
     bias: Vec<f32>,
@@ -114,7 +117,8 @@ impl Product {
         let bias = bias.map_or_else(|| vec![0.0; n], <[f32]>::to_vec);
         assert_eq!(bias.len(), n, "one bias per column");
         let sums = weights.column_sums().iter();
-        let starts = sums.map(|sum| sum.wrapping_mul(-i32::from(zero_point))).collect();
+        let offset = weights.path().left_offset() - i32::from(zero_point);
+        let starts = sums.map(|sum| sum.wrapping_mul(offset)).collect();
         let scales = (0..n).map(|i| scales[if scales.len() == 1 { 0 } else { i }]).collect();
         let levels = Levels { division: Division::Done, low: 0.0, high: 0.0, zero_point: 0 };
         let mut product = Self { weights, k, n, starts, scales, bias, activation, output, levels };

@@ -12,6 +12,8 @@ pub(super) trait Sums: Copy {
     const ROWS: usize;
     /// Vectors in a row of a whole panel.
     const WIDE: usize;
+    /// What [`left`](Self::left) takes away from every byte.
+    const LEFT_OFFSET: i32 = 0;
 
     /// Four u8 of a row, spread over all lanes.
     type Left: Copy;

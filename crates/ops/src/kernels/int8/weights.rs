@@ -3,10 +3,20 @@
 use attar_tensor::Buffer;
 
 use super::super::gemm::Strided;
+#[cfg(target_arch = "aarch64")]
+use super::neon::{Dot128, Wide128};
 use super::vector::{Portable, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Vnni256, Vnni512, Wide256};
 use super::{Job, Task, peak, tile};
+
+/// How a path lays out columns.
+struct Layout {
+    panel_columns: usize,
+    /// Columns of a vector.
+    lanes: usize,
+    left_offset: i32,
+}
 
 /// Instructions that a tile is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +27,18 @@ pub(crate) enum Path {
     /// AVX2 with AVX-VNNI.
     #[cfg(target_arch = "x86_64")]
     Vnni256,
+    /// The same tile by instructions of AVX-512.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    Evex256,
     /// AVX2.
     #[cfg(target_arch = "x86_64")]
     Wide256,
+    /// Dot products of ARMv8.2.
+    #[cfg(target_arch = "aarch64")]
+    Dot128,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Wide128,
     Portable,
 }
 
@@ -30,8 +49,14 @@ impl Path {
         Self::Vnni512,
         #[cfg(target_arch = "x86_64")]
         Self::Vnni256,
+        #[cfg(all(test, target_arch = "x86_64"))]
+        Self::Evex256,
         #[cfg(target_arch = "x86_64")]
         Self::Wide256,
+        #[cfg(target_arch = "aarch64")]
+        Self::Dot128,
+        #[cfg(target_arch = "aarch64")]
+        Self::Wide128,
         Self::Portable,
     ];
 
@@ -49,30 +74,47 @@ impl Path {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Vnni256 => Self::Wide256.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Self::Evex256 => Self::Vnni512.is_available(),
             #[cfg(target_arch = "x86_64")]
             Self::Wide256 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dot128 => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Wide128 => true,
             Self::Portable => true,
         }
     }
 
-    /// Columns of a whole panel, and of a vector.
-    const fn widths(self) -> [usize; 2] {
-        const fn of<T: Sums>() -> [usize; 2] {
-            [T::WIDE * T::LANES, T::LANES]
+    const fn layout(self) -> Layout {
+        const fn of<T: Sums>() -> Layout {
+            let (panel_columns, lanes) = (T::WIDE * T::LANES, T::LANES);
+            Layout { panel_columns, lanes, left_offset: T::LEFT_OFFSET }
         }
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Vnni512 => of::<Vnni512>(),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni256 => of::<Vnni256>(),
+            Self::Vnni256 => of::<Vnni256<false>>(),
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Self::Evex256 => of::<Vnni256<true>>(),
             #[cfg(target_arch = "x86_64")]
             Self::Wide256 => of::<Wide256>(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dot128 => of::<Dot128>(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Wide128 => of::<Wide128>(),
             Self::Portable => of::<Portable>(),
         }
     }
 
     pub(super) fn panel_columns(self) -> usize {
-        self.widths()[0]
+        self.layout().panel_columns
+    }
+
+    /// What the path takes away from every byte of the left side.
+    pub(super) fn left_offset(self) -> i32 {
+        self.layout().left_offset
     }
 
     /// The fastest path of this CPU.
@@ -98,8 +140,14 @@ impl Path {
                 Self::Vnni512 => vnni512(work),
                 #[cfg(target_arch = "x86_64")]
                 Self::Vnni256 => vnni256(work),
+                #[cfg(all(test, target_arch = "x86_64"))]
+                Self::Evex256 => evex256(work),
                 #[cfg(target_arch = "x86_64")]
                 Self::Wide256 => wide256(work),
+                #[cfg(target_arch = "aarch64")]
+                Self::Dot128 => dot128(work),
+                #[cfg(target_arch = "aarch64")]
+                Self::Wide128 => wide128(work),
                 Self::Portable => portable(work),
             }
         }
@@ -126,10 +174,16 @@ macro_rules! compiled_for {
 }
 
 compiled_for!(portable, Portable);
+#[cfg(target_arch = "aarch64")]
+compiled_for!(dot128, Dot128, "neon,dotprod");
+#[cfg(target_arch = "aarch64")]
+compiled_for!(wide128, Wide128, "neon");
 #[cfg(target_arch = "x86_64")]
 compiled_for!(vnni512, Vnni512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 #[cfg(target_arch = "x86_64")]
-compiled_for!(vnni256, Vnni256, "avx2,fma,avxvnni");
+compiled_for!(vnni256, Vnni256<false>, "avx2,fma,avxvnni");
+#[cfg(all(test, target_arch = "x86_64"))]
+compiled_for!(evex256, Vnni256<true>, "avx2,fma,avx512vl,avx512vnni");
 #[cfg(target_arch = "x86_64")]
 compiled_for!(wide256, Wide256, "avx2,fma");
 
@@ -160,7 +214,7 @@ impl Weights {
     pub(crate) fn with_path(path: Path, b: Strided<i8>) -> Self {
         assert!(path.is_available(), "{path:?} needs instructions that this CPU lacks");
         let [depth, columns] = b.size;
-        let [panel_columns, lanes] = path.widths();
+        let Layout { panel_columns, lanes, .. } = path.layout();
         let padded_depth = depth.next_multiple_of(4);
         let padded = columns.next_multiple_of(lanes);
         let mut packed = Buffer::zeroed(padded * padded_depth);
@@ -197,7 +251,7 @@ impl Weights {
 
     /// Columns up to the end of the last vector.
     pub(super) fn padded_columns(&self) -> usize {
-        self.columns().next_multiple_of(self.path.widths()[1])
+        self.columns().next_multiple_of(self.path.layout().lanes)
     }
 
     pub(super) fn column_sums(&self) -> &[i32] {

@@ -152,11 +152,12 @@ macro_rules! sums_of_256 {
     };
 }
 
-/// Eight sums, by `vpdpbusd` of AVX-VNNI.
+/// Eight sums, by `vpdpbusd` of AVX-VNNI; or, for tests on CPUs without it, in the encoding of
+/// AVX-512.
 #[derive(Clone, Copy)]
-pub(super) struct Vnni256(__m256i);
+pub(super) struct Vnni256<const EVEX: bool>(__m256i);
 
-impl Sums for Vnni256 {
+impl<const EVEX: bool> Sums for Vnni256<EVEX> {
     sums_of_256!(6);
 
     type Left = __m256i;
@@ -174,7 +175,13 @@ impl Sums for Vnni256 {
 
     #[inline(always)]
     unsafe fn dot(self, left: __m256i, right: __m256i) -> Self {
-        Self(unsafe { _mm256_dpbusd_avx_epi32(self.0, left, right) })
+        Self(unsafe {
+            if EVEX {
+                _mm256_dpbusd_epi32(self.0, left, right)
+            } else {
+                _mm256_dpbusd_avx_epi32(self.0, left, right)
+            }
+        })
     }
 }
 
