@@ -84,6 +84,7 @@ mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
+mod quantized_conv;
 mod quantized_matmul;
 mod random;
 mod range;
@@ -267,6 +268,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_linear::QuantizeLinear,
     &quantized::DynamicQuantizeMatMul,
     &quantized::GatherBlockQuantized,
+    &quantized::LevelTable,
     &quantized::MatMulIntegerToFloat,
     &quantized::MatMulNBits,
     &quantized::QGemm,
@@ -279,6 +281,8 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearMul,
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
+    &quantized_conv::CHANNELS_LAST_QUANTIZED_CONV,
+    &quantized_conv::QUANTIZED_CONV,
     &quantized_matmul::QuantizedMatMul,
     &random::Bernoulli,
     &random::Multinomial,
