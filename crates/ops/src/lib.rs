@@ -85,6 +85,7 @@ mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
 mod quantized_layer_normalization;
+mod quantized_conv;
 mod quantized_matmul;
 mod random;
 mod range;
@@ -269,6 +270,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_linear::QuantizeLinear,
     &quantized::DynamicQuantizeMatMul,
     &quantized::GatherBlockQuantized,
+    &quantized::LevelTable,
     &quantized::MatMulIntegerToFloat,
     &quantized::MatMulNBits,
     &quantized::QGemm,
@@ -282,6 +284,8 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
     &quantized_layer_normalization::QuantizedLayerNormalization,
+    &quantized_conv::CHANNELS_LAST_QUANTIZED_CONV,
+    &quantized_conv::QUANTIZED_CONV,
     &quantized_matmul::QuantizedMatMul,
     &random::Bernoulli,
     &random::Multinomial,

@@ -15,6 +15,7 @@ pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
+pub mod quantized_conv;
 pub mod skip_layer_normalization;
 mod training;
 pub mod window;
@@ -31,6 +32,9 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
+    ("quantized-conv", quantized_conv::plan),
+    ("q-linear-conv", quantized_conv::plan_operators),
+    ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),

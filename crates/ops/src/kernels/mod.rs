@@ -10,6 +10,8 @@ pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
 pub(crate) mod int8;
+pub(crate) mod int8_convolution;
+pub(crate) mod int8_depthwise;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
@@ -25,8 +27,10 @@ pub(crate) mod resample;
 pub(crate) mod slope;
 pub(crate) mod slopes;
 pub(crate) mod softmax;
+pub(crate) mod sums;
 pub(crate) mod transpose;
 
+use channels_last::unrolled;
 use rayon::prelude::*;
 
 /// Instruction sets that the loops are compiled for.
