@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop)] // of many slices of one size, walked together
 
 use super::lanes::Real;
-use super::recurrent::Activate;
+use super::recurrent_steps::Activate;
 use super::{math, vectorized};
 use crate::recurrent::Activation;
 
