@@ -20,6 +20,7 @@ pub(crate) mod outer;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod recurrent_steps;
 pub(crate) mod recurrent_training;
 pub(crate) mod reducing;
 mod registers;
