@@ -3,9 +3,13 @@
 mod calibrate;
 mod dynamic;
 mod embedding;
+mod histogram;
+mod importance;
 mod nodes;
+mod observer;
 mod placement;
 mod static_;
+mod statistics;
 mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};

@@ -19,11 +19,30 @@ impl ActivationRange {
     /// The u8 grid over `low..=high`, widened to hold 0, so that padding and Relu stay exact.
     pub(crate) fn new(low: f32, high: f32) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = (high - low) / 255.0;
+        // Divided first: the difference of the largest floats is not finite.
+        let scale = high / 255.0 - low / 255.0;
         if scale < f32::MIN_POSITIVE {
             return Self { scale: 1.0, zero_point: 0 };
         }
         Self { scale, zero_point: (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8 }
+    }
+
+    /// The least value that has a level.
+    pub(crate) fn low(self) -> f32 {
+        -f32::from(self.zero_point) * self.scale
+    }
+
+    /// The greatest value that has a level.
+    pub(crate) fn high(self) -> f32 {
+        (255.0 - f32::from(self.zero_point)) * self.scale
+    }
+
+    /// `x` through `QuantizeLinear` and back.
+    #[cfg(test)]
+    pub(crate) fn rounded(self, x: f32) -> f32 {
+        let zero = f32::from(self.zero_point);
+        ((x / self.scale).round_ties_even() + zero).clamp(0.0, 255.0) * self.scale
+            - zero * self.scale
     }
 }
 

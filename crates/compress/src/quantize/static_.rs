@@ -9,9 +9,11 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
-use super::calibrate::ranges;
+use super::calibrate::observe;
 use super::embedding::quantize_embeddings;
+use super::importance::statistics_for;
 use super::nodes::{ActivationRange, Builder, weight_of};
+use super::observer::{Chosen, Observer, Seen};
 use super::placement::Placement;
 use crate::{Context, OptionEntry, Pass, PassError};
 
@@ -23,6 +25,8 @@ pub(crate) struct StaticQuantize {
     embeddings: bool,
     #[serde(default)]
     weight_bits: WeightBits,
+    #[serde(default)]
+    observer: Observer,
 }
 
 /// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
@@ -62,6 +66,13 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         default: "8",
         help: "8, or 7 for the same sums on CPUs without VNNI, whose 16-bit sums saturate",
     },
+    OptionEntry {
+        key: "observer",
+        default: "\"auto\"",
+        help: "how ranges of activations are found: \"minmax\", \"moving-average\", \"percentile\", \
+               \"entropy\", \"mse\", or \"auto\": of these, for each tensor, the one of least error in \
+               what reads it",
+    },
 ];
 
 impl Pass for StaticQuantize {
@@ -73,10 +84,10 @@ impl Pass for StaticQuantize {
         let placement = Placement::new(&model.graph, &links, context);
         let mut builder = Builder::new(&model.graph);
         if !placement.products.is_empty() {
-            let ranges = ranges(model, placement.readers.keys().cloned().collect(), context)?;
+            let ranges = self.ranges(model, &links, &placement, context)?;
             for (value, readers) in &placement.readers {
-                if let Some(range) = ranges.get(value) {
-                    insert_pair(&mut builder, value, *range, readers);
+                if let Some(chosen) = ranges.get(value) {
+                    insert_pair(&mut builder, value, chosen.range, readers);
                 }
             }
             for &index in &placement.products {
@@ -125,16 +136,35 @@ fn insert_pair(
 }
 
 impl StaticQuantize {
+    /// The range of every value that is to be quantized and was seen in calibration.
+    fn ranges(
+        &self,
+        model: &Model,
+        links: &Links,
+        placement: &Placement,
+        context: &Context,
+    ) -> Result<BTreeMap<String, Chosen>, PassError> {
+        let values = placement.readers.iter();
+        let mut statistics: BTreeMap<_, _> = values
+            .map(|(value, readers)| (value.clone(), statistics_for(&model.graph, links, readers)))
+            .collect();
+        observe(model, &mut statistics, context)?;
+        let chosen = statistics.into_iter().filter_map(|(value, statistics)| {
+            Some((value, Seen::new(&statistics)?.choose(self.observer.0)))
+        });
+        Ok(chosen.collect())
+    }
+
     fn quantize_product(
         &self,
         builder: &mut Builder,
         links: &Links,
         index: usize,
-        ranges: &BTreeMap<String, ActivationRange>,
+        ranges: &BTreeMap<String, Chosen>,
     ) -> Result<(), PassError> {
         let node = &builder.graph.nodes[index];
         let Some(weight) = weight_of(links, node) else { return Ok(()) };
-        let Some(range) = ranges.get(&node.inputs[0]) else { return Ok(()) };
+        let Some(Chosen { range, .. }) = ranges.get(&node.inputs[0]) else { return Ok(()) };
         let level_max = match self.weight_bits {
             WeightBits::Seven => 63,
             WeightBits::Eight => 127,
