@@ -6,20 +6,25 @@ use attar_graph::Model;
 use attar_runtime::RunOptions;
 use attar_tensor::{DType, Tensor};
 
-use super::statistics::Statistics;
 use crate::{Context, PassError};
 
-/// Runs the model over the calibration data and folds every value that `statistics` names.
+/// What a value's batches are folded into.
+pub(crate) trait Fold: Send {
+    /// Takes in one batch. Returns whether all values were finite.
+    fn fold(&mut self, tensor: &Tensor) -> bool;
+}
+
+/// Runs the model over the calibration data and folds every value that `records` names.
 ///
 /// # Errors
 /// No data, data that does not fit, or a value that is not finite, with its batch.
-pub(crate) fn observe(
+pub(crate) fn observe<F: Fold>(
     model: &Model,
-    statistics: &mut BTreeMap<String, Statistics>,
+    records: &mut BTreeMap<String, F>,
     context: &Context,
 ) -> Result<(), PassError> {
     let calibration = context.calibration.ok_or(PassError::NoCalibration)?;
-    let observed = statistics.keys().cloned().collect();
+    let observed = records.keys().cloned().collect();
     let mut session =
         context.runtime.load(model, &RunOptions { threads: context.threads, observed })?;
     let inputs = session.inputs().to_vec();
@@ -27,8 +32,8 @@ pub(crate) fn observe(
     calibration.for_each_batch(&inputs, &mut |feeds| {
         let mut not_finite: Option<String> = None;
         let mut fold = |name: &str, tensor: &Tensor| {
-            let Some(seen) = statistics.get_mut(name) else { return };
-            if !seen.fold(tensor) && not_finite.is_none() {
+            let Some(record) = records.get_mut(name) else { return };
+            if !record.fold(tensor) && not_finite.is_none() {
                 not_finite = Some(name.to_string());
             }
         };

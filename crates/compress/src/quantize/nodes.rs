@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use attar_graph::{Edit, Graph, Node, Plan};
 use attar_tensor::Tensor;
 
-use super::weight::quantize_channels;
+use super::weight::{WeightRounding, quantize_channels};
 use crate::PassError;
 
 /// Scale and zero point of an activation in u8.
@@ -90,11 +90,24 @@ impl<'a> Builder<'a> {
         axis: usize,
         level_max: i8,
     ) -> Result<QuantizedWeight, PassError> {
-        let key = format!("{name}@{axis}");
-        if let Some(known) = self.quantized_weights.get(&key) {
+        if let Some(known) = self.quantized_weights.get(&format!("{name}@{axis}")) {
             return Ok(known.clone());
         }
         let rounded = quantize_channels(name, weight, axis, level_max)?;
+        Ok(self.rounded_weight(name, axis, rounded))
+    }
+
+    /// A weight that has been rounded, as two initializers made once per weight and axis.
+    pub(crate) fn rounded_weight(
+        &mut self,
+        name: &str,
+        axis: usize,
+        rounded: WeightRounding,
+    ) -> QuantizedWeight {
+        let key = format!("{name}@{axis}");
+        if let Some(known) = self.quantized_weights.get(&key) {
+            return known.clone();
+        }
         let base = if self.quantized_weights.keys().any(|k| k.starts_with(&format!("{name}@"))) {
             key.clone()
         } else {
@@ -108,7 +121,7 @@ impl<'a> Builder<'a> {
         self.set(&weight.values, rounded.values);
         self.set(&weight.scale, rounded.scales);
         self.quantized_weights.insert(key, weight.clone());
-        Ok(weight)
+        weight
     }
 
     /// Notes that one reader of a constant has another source now.

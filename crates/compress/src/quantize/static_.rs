@@ -9,12 +9,13 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
-use super::calibrate::observe;
+use super::bias;
 use super::embedding::quantize_embeddings;
-use super::importance::statistics_for;
-use super::nodes::{ActivationRange, Builder, weight_of};
-use super::observer::{Chosen, Observer, Seen};
+use super::nodes::{Builder, weight_of};
+use super::observer::Observer;
 use super::placement::Placement;
+use super::product::{self, Rounding, WeightScale};
+use super::sites::{Site, Wanted};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -27,6 +28,14 @@ pub(crate) struct StaticQuantize {
     weight_bits: WeightBits,
     #[serde(default)]
     observer: Observer,
+    #[serde(default = "default_true")]
+    smooth: bool,
+    #[serde(default)]
+    rounding: Rounding,
+    #[serde(default)]
+    weight_scale: WeightScale,
+    #[serde(default = "default_true")]
+    bias_correction: bool,
 }
 
 /// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
@@ -37,6 +46,15 @@ enum WeightBits {
     Seven,
     #[default]
     Eight,
+}
+
+impl WeightBits {
+    fn level_max(self) -> i8 {
+        match self {
+            Self::Seven => 63,
+            Self::Eight => 127,
+        }
+    }
 }
 
 impl TryFrom<i64> for WeightBits {
@@ -73,6 +91,28 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                \"entropy\", \"mse\", or \"auto\": of these, for each tensor, the one of least error in \
                what reads it",
     },
+    OptionEntry {
+        key: "smooth",
+        default: "true",
+        help: "SmoothQuant: channels of an activation are divided, and weights multiplied, where \
+               that pays for the multiplication",
+    },
+    OptionEntry {
+        key: "rounding",
+        default: "\"gptq\"",
+        help: "of weights: \"nearest\"; \"gptq\", by second moments of the input; \"descent\", from \
+               there on level by level",
+    },
+    OptionEntry {
+        key: "weight_scale",
+        default: "\"max\"",
+        help: "of a channel of weights: from the largest, \"max\", or of least squared error, \"mse\"",
+    },
+    OptionEntry {
+        key: "bias_correction",
+        default: "true",
+        help: "the mean that rounded weights add to an output is taken off its bias",
+    },
 ];
 
 impl Pass for StaticQuantize {
@@ -83,15 +123,22 @@ impl Pass for StaticQuantize {
         let links = Links::new(&model.graph);
         let placement = Placement::new(&model.graph, &links, context);
         let mut builder = Builder::new(&model.graph);
+        let mut sites = BTreeMap::new();
         if !placement.products.is_empty() {
-            let ranges = self.ranges(model, &links, &placement, context)?;
+            let wanted = Wanted {
+                observer: self.observer,
+                smooths: self.smooth,
+                moments: self.rounding != Rounding::Nearest,
+                level_max: self.weight_bits.level_max(),
+            };
+            sites = super::sites::sites(model, &links, &placement, wanted, context)?;
             for (value, readers) in &placement.readers {
-                if let Some(chosen) = ranges.get(value) {
-                    insert_pair(&mut builder, value, chosen.range, readers);
+                if let Some(site) = sites.get(value) {
+                    insert_pair(&mut builder, value, site, readers);
                 }
             }
             for &index in &placement.products {
-                self.quantize_product(&mut builder, &links, index, &ranges)?;
+                self.quantize_product(&mut builder, &links, index, &sites)?;
             }
         }
         let tables =
@@ -112,19 +159,25 @@ impl Pass for StaticQuantize {
     }
 }
 
-/// `QuantizeLinear` and `DequantizeLinear` on a value; `readers` read the result.
-fn insert_pair(
-    builder: &mut Builder,
-    value: &str,
-    range: ActivationRange,
-    readers: &[(usize, usize)],
-) {
+/// `QuantizeLinear` and `DequantizeLinear` on a value, its channels divided before where the site
+/// says so; `readers` read the result.
+fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usize, usize)]) {
     let named = |suffix: &str| format!("{value}_{suffix}");
     let (scale, zero) = (named("scale"), named("zero_point"));
     let (quantized, dequantized) = (named("quantized"), named("dequantized"));
+    let range = site.chosen.range;
     builder.set(&scale, Tensor::scalar(range.scale));
     builder.set(&zero, Tensor::scalar(range.zero_point));
-    let quantize = Node::new("QuantizeLinear", &quantized, &[value, &scale, &zero], &[&quantized]);
+    let mut source = value.to_string();
+    if let Some(divisors) = &site.divisors {
+        let factors: Vec<f32> = divisors.iter().map(|s| 1.0 / s).collect();
+        let (factor, smooth) = (named("smooth_factor"), named("smooth"));
+        builder.set(&factor, Tensor::new(&[factors.len()], &factors));
+        builder.add(Node::new("Mul", &smooth, &[value, &factor], &[&smooth]));
+        source = smooth;
+    }
+    let inputs = [source.as_str(), &scale, &zero];
+    let quantize = Node::new("QuantizeLinear", &quantized, &inputs, &[&quantized]);
     let inputs = [quantized.as_str(), &scale, &zero];
     let dequantize = Node::new("DequantizeLinear", &dequantized, &inputs, &[&dequantized]);
     builder.add(quantize);
@@ -136,40 +189,22 @@ fn insert_pair(
 }
 
 impl StaticQuantize {
-    /// The range of every value that is to be quantized and was seen in calibration.
-    fn ranges(
-        &self,
-        model: &Model,
-        links: &Links,
-        placement: &Placement,
-        context: &Context,
-    ) -> Result<BTreeMap<String, Chosen>, PassError> {
-        let values = placement.readers.iter();
-        let mut statistics: BTreeMap<_, _> = values
-            .map(|(value, readers)| (value.clone(), statistics_for(&model.graph, links, readers)))
-            .collect();
-        observe(model, &mut statistics, context)?;
-        let chosen = statistics.into_iter().filter_map(|(value, statistics)| {
-            Some((value, Seen::new(&statistics)?.choose(self.observer.0)))
-        });
-        Ok(chosen.collect())
-    }
-
     fn quantize_product(
         &self,
         builder: &mut Builder,
         links: &Links,
         index: usize,
-        ranges: &BTreeMap<String, Chosen>,
+        sites: &BTreeMap<String, Site>,
     ) -> Result<(), PassError> {
         let node = &builder.graph.nodes[index];
         let Some(weight) = weight_of(links, node) else { return Ok(()) };
-        let Some(Chosen { range, .. }) = ranges.get(&node.inputs[0]) else { return Ok(()) };
-        let level_max = match self.weight_bits {
-            WeightBits::Seven => 63,
-            WeightBits::Eight => 127,
+        let Some(site) = sites.get(&node.inputs[0]) else { return Ok(()) };
+        let level_max = self.weight_bits.level_max();
+        let methods = (self.rounding, self.weight_scale);
+        let Some(rounded) = product::round(links, node, site, level_max, methods)? else {
+            return Ok(());
         };
-        let quantized = builder.weight(weight.name, weight.tensor, weight.axis, level_max)?;
+        let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];
         let zero = format!("{}_zero_point", quantized.values);
@@ -180,41 +215,11 @@ impl StaticQuantize {
         builder.add(dequantize);
         builder.replaced(weight.name);
         builder.plan.push(Edit::SetInput { index, input: 1, value: real });
-        // Runtimes fuse a convolution or Gemm only if its bias is in integers too, on the grid of
-        // the sums: scale of the input times scale of the channel.
-        if let Some(bias) = node.input(2) {
-            let scales: Vec<f32> =
-                quantized.scales.slice::<f32>().iter().map(|scale| scale * range.scale).collect();
-            quantize_bias(builder, links, (index, bias), &scales);
-        }
+        let scales: Vec<f32> = (quantized.scales.slice::<f32>().iter())
+            .map(|scale| scale * site.chosen.range.scale)
+            .collect();
+        let shift = self.bias_correction.then_some(rounded.shift.as_slice());
+        bias::quantize(builder, links, index, &scales, shift);
         Ok(())
     }
-}
-
-/// A bias in i32 with the scales of the sums it is added to.
-fn quantize_bias(
-    builder: &mut Builder,
-    links: &Links,
-    (index, bias): (usize, &str),
-    scales: &[f32],
-) {
-    let Some(tensor) = links.constant(bias).filter(|bias| bias.shape() == [scales.len()]) else {
-        return;
-    };
-    let values = tensor.values::<f32>();
-    let levels: Vec<i32> =
-        values.iter().zip(scales).map(|(b, scale)| (b / scale).round_ties_even() as i32).collect();
-    let base = builder.graph.nodes[index].label().trim_start_matches('/').to_string();
-    let named = |suffix: &str| format!("{base}_bias_{suffix}");
-    let (q, scale, zero, real) =
-        (named("quantized"), named("scale"), named("zero_point"), named("dequantized"));
-    builder.set(&q, Tensor::new(&[levels.len()], &levels));
-    builder.set(&scale, Tensor::new(&[scales.len()], scales));
-    builder.set(&zero, Tensor::new(&[scales.len()], &vec![0_i32; scales.len()]));
-    let inputs = [q.as_str(), &scale, &zero];
-    let dequantize =
-        Node::new("DequantizeLinear", &real, &inputs, &[&real]).with_attribute("axis", 0_i64);
-    builder.add(dequantize);
-    builder.replaced(bias);
-    builder.plan.push(Edit::SetInput { index, input: 2, value: real });
 }

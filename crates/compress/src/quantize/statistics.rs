@@ -20,7 +20,7 @@ pub(crate) enum ChannelAxis {
 
 impl ChannelAxis {
     /// Sizes of what stands outside of, along and inside the axis.
-    fn split(self, shape: &[usize]) -> [usize; 3] {
+    pub(crate) fn split(self, shape: &[usize]) -> [usize; 3] {
         match (self, shape) {
             (_, []) => [1, 1, 1],
             (Self::Second, [outer, channels, inner @ ..]) => {
@@ -35,6 +35,8 @@ impl ChannelAxis {
 #[derive(Clone)]
 pub(crate) struct Statistics {
     axis: ChannelAxis,
+    /// What each channel is divided by before all else; empty for nothing.
+    divisors: Vec<f32>,
     /// How much an error of each channel weighs in what is read: the sum of squares of the weights
     /// that meet it. Empty where nothing is known, which is 1 everywhere.
     importance: Vec<f32>,
@@ -53,6 +55,7 @@ impl Statistics {
     pub(crate) fn new(axis: ChannelAxis, importance: Vec<f32>) -> Self {
         Self {
             axis,
+            divisors: Vec::new(),
             importance,
             low: Vec::new(),
             high: Vec::new(),
@@ -64,13 +67,29 @@ impl Statistics {
         }
     }
 
+    /// The same for values whose channels are divided, and their weights multiplied.
+    pub(crate) fn divided(mut self, divisors: &[f32]) -> Self {
+        self.divisors = divisors.to_vec();
+        self.importance.iter_mut().zip(divisors).for_each(|(weight, s)| *weight *= s * s);
+        self
+    }
+
+    pub(crate) fn axis(&self) -> ChannelAxis {
+        self.axis
+    }
+
     /// Takes in one batch. Returns whether all values were finite; if not, what is held is of no
     /// use any more.
     pub(crate) fn fold(&mut self, tensor: &Tensor) -> bool {
         let [outer, channels, inner] = self.axis.split(tensor.shape());
-        let values = tensor.values::<f32>();
+        let mut values = tensor.values::<f32>();
         if values.is_empty() {
             return true;
+        }
+        if self.divisors.len() == channels && inner == 1 {
+            for row in values.to_mut().chunks_exact_mut(channels) {
+                row.iter_mut().zip(&self.divisors).for_each(|(x, s)| *x /= s);
+            }
         }
         if self.low.len() != channels {
             // The first batch, or a value whose channels are no fixed number.
@@ -81,14 +100,12 @@ impl Statistics {
             self.square_sum.resize(count, 0.0);
         }
         self.count += outer * inner;
-        let before = (self.lowest(), self.highest());
         let batch = if inner == 1 {
             self.fold_rows(&values, channels)
         } else {
             self.fold_planes(&values, channels, inner)
         };
         let Some((low, high)) = batch else { return false };
-        debug_assert!(self.lowest() <= before.0 && self.highest() >= before.1);
         let (old_low, old_high) = self.moving.unwrap_or((low, high));
         self.moving = Some((
             old_low + MOVING_WEIGHT * (low - old_low),
