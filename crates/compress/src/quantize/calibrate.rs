@@ -14,7 +14,8 @@ pub(crate) trait Fold: Send {
     fn fold(&mut self, tensor: &Tensor) -> bool;
 }
 
-/// Runs the model over the calibration data and folds every value that `records` names.
+/// Runs the model over the calibration data and folds every value that `records` names. Returns
+/// the number of batches.
 ///
 /// # Errors
 /// No data, data that does not fit, or a value that is not finite, with its batch.
@@ -22,7 +23,7 @@ pub(crate) fn observe<F: Fold>(
     model: &Model,
     records: &mut BTreeMap<String, F>,
     context: &Context,
-) -> Result<(), PassError> {
+) -> Result<usize, PassError> {
     let calibration = context.calibration.ok_or(PassError::NoCalibration)?;
     let observed = records.keys().cloned().collect();
     let mut session =
@@ -47,5 +48,5 @@ pub(crate) fn observe<F: Fold>(
         batch += 1;
         Ok(())
     })?;
-    if batch == 0 { Err(PassError::EmptyCalibration) } else { Ok(()) }
+    if batch == 0 { Err(PassError::EmptyCalibration) } else { Ok(batch) }
 }

@@ -26,6 +26,13 @@ pub(crate) struct Site {
     pub(crate) chosen: Chosen,
 }
 
+/// Every site, by the name of its value.
+#[derive(Default)]
+pub(crate) struct Calibrated {
+    pub(crate) sites: BTreeMap<String, Site>,
+    pub(crate) batch_count: usize,
+}
+
 /// What to find out.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
@@ -64,7 +71,7 @@ pub(crate) fn sites(
     placement: &Placement,
     wanted: Wanted,
     context: &Context,
-) -> Result<BTreeMap<String, Site>, PassError> {
+) -> Result<Calibrated, PassError> {
     let graph = &model.graph;
     let mut records: BTreeMap<String, Record> = BTreeMap::new();
     for (value, readers) in &placement.readers {
@@ -77,7 +84,7 @@ pub(crate) fn sites(
         let gram = (wanted.moments && is_matrix).then(|| Gram::new(statistics.axis()));
         records.insert(value.clone(), Record { statistics, gram });
     }
-    observe(model, &mut records, context)?;
+    let batch_count = observe(model, &mut records, context)?;
     let mut smoothed: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let mut second: BTreeMap<String, Record> = BTreeMap::new();
     if wanted.smooths {
@@ -116,7 +123,7 @@ pub(crate) fn sites(
         }
         sites.insert(value, site);
     }
-    Ok(sites)
+    Ok(Calibrated { sites, batch_count })
 }
 
 /// Part of the error that may remain after channels were divided, with the range chosen for

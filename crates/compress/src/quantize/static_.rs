@@ -11,11 +11,14 @@ use serde::Deserialize;
 
 use super::bias;
 use super::embedding::quantize_embeddings;
+use super::keep_float::{Cost, KeepFloat, kept};
 use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
+use super::output_error::output_errors;
 use super::placement::Placement;
-use super::product::{self, Rounding, WeightScale};
-use super::sites::{Site, Wanted};
+use super::product::{self, Rounded, Rounding, WeightScale};
+use super::record::QuantizationRecord;
+use super::sites::{Site, Wanted, sites};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -36,6 +39,8 @@ pub(crate) struct StaticQuantize {
     weight_scale: WeightScale,
     #[serde(default = "default_true")]
     bias_correction: bool,
+    #[serde(default)]
+    keep_float: KeepFloat,
 }
 
 /// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
@@ -113,32 +118,50 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         default: "true",
         help: "the mean that rounded weights add to an output is taken off its bias",
     },
+    OptionEntry {
+        key: "keep_float",
+        default: "\"auto\"",
+        help: "products that stay in float: \"auto\", those with four times as much of all squared \
+               error as of all work; a number, so many of most error; \"off\"",
+    },
 ];
 
 impl Pass for StaticQuantize {
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
+        Ok(self.plan_recorded(model, context)?.0)
+    }
+
+    fn plan_recorded(
+        &self,
+        model: &Model,
+        context: &Context,
+    ) -> Result<(Plan, Option<QuantizationRecord>), PassError> {
         if model.opset() < 13 {
             return Err(PassError::Opset { found: model.opset(), needed: 13 });
         }
         let links = Links::new(&model.graph);
-        let placement = Placement::new(&model.graph, &links, context);
+        let mut placement = Placement::new(&model.graph, &links, context);
         let mut builder = Builder::new(&model.graph);
-        let mut sites = BTreeMap::new();
+        let mut record = QuantizationRecord::default();
+        let mut batch_count = 0;
         if !placement.products.is_empty() {
-            let wanted = Wanted {
-                observer: self.observer,
-                smooths: self.smooth,
-                moments: self.rounding != Rounding::Nearest,
-                level_max: self.weight_bits.level_max(),
-            };
-            sites = super::sites::sites(model, &links, &placement, wanted, context)?;
+            let calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            batch_count = calibrated.batch_count;
+            let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
+            record = QuantizationRecord::new(&model.graph, &calibrated.sites, &rounded);
+            let kept = self.kept(model, &calibrated.sites, &rounded);
+            placement.leave(&kept.iter().map(|(index, _)| *index).collect());
+            record.keep_float(&model.graph, kept);
             for (value, readers) in &placement.readers {
-                if let Some(site) = sites.get(value) {
+                if let Some(site) = calibrated.sites.get(value) {
                     insert_pair(&mut builder, value, site, readers);
                 }
             }
-            for &index in &placement.products {
-                self.quantize_product(&mut builder, &links, index, &sites)?;
+            for (index, rounded) in rounded {
+                let site = calibrated.sites.get(&model.graph.nodes[index].inputs[0]);
+                if let Some(site) = site.filter(|_| placement.products.contains(&index)) {
+                    self.set_product(&mut builder, &links, index, site, rounded);
+                }
             }
         }
         let tables =
@@ -155,7 +178,93 @@ impl Pass for StaticQuantize {
                 placement.readers.len()
             ),
         });
-        Ok(plan)
+        if batch_count > 0 {
+            let values = record.outputs(&model.graph);
+            let errors = output_errors(model, &plan, &values, batch_count, context)?;
+            record.measured(&model.graph, &errors);
+            record.remarks().into_iter().for_each(|remark| plan.remark(remark));
+        }
+        Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
+    }
+}
+
+impl StaticQuantize {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            observer: self.observer,
+            smooths: self.smooth,
+            moments: self.rounding != Rounding::Nearest,
+            level_max: self.weight_bits.level_max(),
+        }
+    }
+
+    /// The weights of every product that calibration reached, by the index of its node.
+    fn rounded(
+        &self,
+        links: &Links,
+        model: &Model,
+        placement: &Placement,
+        sites: &BTreeMap<String, Site>,
+    ) -> Result<Vec<(usize, Rounded)>, PassError> {
+        let level_max = self.weight_bits.level_max();
+        let methods = (self.rounding, self.weight_scale);
+        let mut all = Vec::new();
+        for &index in &placement.products {
+            let node = &model.graph.nodes[index];
+            let Some(site) = sites.get(&node.inputs[0]) else { continue };
+            if let Some(rounded) = product::round(links, node, site, level_max, methods)? {
+                all.push((index, rounded));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The products that stay in float, with the reason.
+    fn kept(
+        &self,
+        model: &Model,
+        sites: &BTreeMap<String, Site>,
+        rounded: &[(usize, Rounded)],
+    ) -> Vec<(usize, String)> {
+        let cost = |(index, rounded): &(usize, Rounded)| {
+            let site = &sites[&model.graph.nodes[*index].inputs[0]];
+            let squared_error = site.chosen.relative_error.powi(2) + rounded.error.powi(2);
+            let weights = rounded.weight.values.element_count();
+            Cost {
+                index: *index,
+                squared_error,
+                macs: site.statistics.count as f64 * weights as f64,
+            }
+        };
+        kept(&rounded.iter().map(cost).collect::<Vec<_>>(), self.keep_float)
+    }
+
+    fn set_product(
+        &self,
+        builder: &mut Builder,
+        links: &Links,
+        index: usize,
+        site: &Site,
+        rounded: Rounded,
+    ) {
+        let node = &builder.graph.nodes[index];
+        let Some(weight) = weight_of(links, node) else { return };
+        let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
+        let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
+        let channels = weight.tensor.shape()[weight.axis];
+        let zero = format!("{}_zero_point", quantized.values);
+        builder.set(&zero, Tensor::new(&[channels], &vec![0_i8; channels]));
+        let inputs = [quantized.values.as_str(), &quantized.scale, &zero];
+        let dequantize = Node::new("DequantizeLinear", &real, &inputs, &[&real])
+            .with_attribute("axis", weight.axis as i64);
+        builder.add(dequantize);
+        builder.replaced(weight.name);
+        builder.plan.push(Edit::SetInput { index, input: 1, value: real });
+        let scales: Vec<f32> = (quantized.scales.slice::<f32>().iter())
+            .map(|scale| scale * site.chosen.range.scale)
+            .collect();
+        let shift = self.bias_correction.then_some(rounded.shift.as_slice());
+        bias::quantize(builder, links, index, &scales, shift);
     }
 }
 
@@ -185,41 +294,5 @@ fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usiz
     for &(index, input) in readers {
         let value = dequantized.clone();
         builder.plan.push(Edit::SetInput { index, input, value });
-    }
-}
-
-impl StaticQuantize {
-    fn quantize_product(
-        &self,
-        builder: &mut Builder,
-        links: &Links,
-        index: usize,
-        sites: &BTreeMap<String, Site>,
-    ) -> Result<(), PassError> {
-        let node = &builder.graph.nodes[index];
-        let Some(weight) = weight_of(links, node) else { return Ok(()) };
-        let Some(site) = sites.get(&node.inputs[0]) else { return Ok(()) };
-        let level_max = self.weight_bits.level_max();
-        let methods = (self.rounding, self.weight_scale);
-        let Some(rounded) = product::round(links, node, site, level_max, methods)? else {
-            return Ok(());
-        };
-        let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
-        let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
-        let channels = weight.tensor.shape()[weight.axis];
-        let zero = format!("{}_zero_point", quantized.values);
-        builder.set(&zero, Tensor::new(&[channels], &vec![0_i8; channels]));
-        let inputs = [quantized.values.as_str(), &quantized.scale, &zero];
-        let dequantize = Node::new("DequantizeLinear", &real, &inputs, &[&real])
-            .with_attribute("axis", weight.axis as i64);
-        builder.add(dequantize);
-        builder.replaced(weight.name);
-        builder.plan.push(Edit::SetInput { index, input: 1, value: real });
-        let scales: Vec<f32> = (quantized.scales.slice::<f32>().iter())
-            .map(|scale| scale * site.chosen.range.scale)
-            .collect();
-        let shift = self.bias_correction.then_some(rounded.shift.as_slice());
-        bias::quantize(builder, links, index, &scales, shift);
-        Ok(())
     }
 }
