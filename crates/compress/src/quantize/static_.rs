@@ -296,3 +296,6 @@ fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usiz
         builder.plan.push(Edit::SetInput { index, input, value });
     }
 }
+
+#[cfg(test)]
+mod tests;
