@@ -283,6 +283,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearSoftmax,
     &quantized_layer_normalization::QuantizedLayerNormalization,
     &quantized_matmul::QuantizedMatMul,
+    &quantized_matmul::QuantizedMatMuls,
     &random::Bernoulli,
     &random::Multinomial,
     &random::RandomNormal,
