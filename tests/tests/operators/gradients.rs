@@ -366,6 +366,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "QuantizeLinear",
             "attar.QuantizedLayerNormalization",
             "attar.QuantizedMatMul",
+            "attar.QuantizedMatMuls",
             "com.microsoft.DequantizeLinear",
             "com.microsoft.DynamicQuantizeLSTM",
             "com.microsoft.DynamicQuantizeMatMul",
