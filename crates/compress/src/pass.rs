@@ -106,6 +106,11 @@ pub const PASSES: &[PassEntry] = &[
         "fold each BatchNormalization into the convolution before it",
         &[],
     ),
+    PassEntry::of::<quantize::Equalize>(
+        "equalize",
+        "give channels between two convolutions equal ranges of weights; what is computed stays",
+        &[],
+    ),
     PassEntry::of::<prune::MagnitudePrune>(
         "prune.magnitude",
         "set the weights of least magnitude to zero (unstructured)",

@@ -69,26 +69,28 @@ pub(crate) fn round(
     Some(levels)
 }
 
-/// L with L·Lᵀ = `h` in the lower triangle, or `None` where there is none.
+/// L with L·Lᵀ = `h` in the lower triangle, or `None` where there is none. What stands above the
+/// diagonal is of no meaning.
 fn cholesky(mut h: Vec<f32>, size: usize) -> Option<Vec<f32>> {
     let mut first = 0;
     while first < size {
         let end = (first + BLOCK).min(size);
         // The panel: columns first..end, of all rows from `first` on.
         for column in first..end {
-            let own: Vec<f32> = h[column * size + first..=column * size + column].to_vec();
-            let (diagonal, left) = own.split_last()?;
-            let square = diagonal - left.iter().map(|x| x * x).sum::<f32>();
+            let square = h[column * size + column];
             if !(square.is_finite() && square > 0.0) {
                 return None;
             }
             let root = square.sqrt();
             h[column * size + column] = root;
             for row in column + 1..size {
-                let line = &mut h[row * size + first..=row * size + column];
-                let sum: f32 = line.iter().zip(left).map(|(a, b)| a * b).sum();
-                let last = line.len() - 1;
-                line[last] = (line[last] - sum) / root;
+                h[row * size + column] /= root;
+            }
+            let own: Vec<f32> = (column + 1..end).map(|row| h[row * size + column]).collect();
+            for row in column + 1..size {
+                let line = &mut h[row * size + column..row * size + end];
+                let Some((factor, rest)) = line.split_first_mut() else { continue };
+                rest.iter_mut().zip(&own).for_each(|(h, own)| *h -= *factor * own);
             }
         }
         let (rest, width) = (size - end, end - first);

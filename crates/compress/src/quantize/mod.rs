@@ -5,6 +5,7 @@ mod calibrate;
 mod descent;
 mod dynamic;
 mod embedding;
+mod equalize;
 mod gptq;
 mod gram;
 mod histogram;
@@ -23,6 +24,7 @@ mod statistics;
 mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
+pub(crate) use equalize::Equalize;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub use weight::{WeightRounding, quantize_channels};

@@ -19,6 +19,7 @@ use super::placement::Placement;
 use super::product::{self, Rounded, Rounding, WeightScale};
 use super::record::QuantizationRecord;
 use super::sites::{Site, Wanted, sites};
+use super::smooth::Smooth;
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -31,8 +32,8 @@ pub(crate) struct StaticQuantize {
     weight_bits: WeightBits,
     #[serde(default)]
     observer: Observer,
-    #[serde(default = "default_true")]
-    smooth: bool,
+    #[serde(default)]
+    smooth: Smooth,
     #[serde(default)]
     rounding: Rounding,
     #[serde(default)]
@@ -98,9 +99,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     },
     OptionEntry {
         key: "smooth",
-        default: "true",
-        help: "SmoothQuant: channels of an activation are divided, and weights multiplied, where \
-               that pays for the multiplication",
+        default: "\"auto\"",
+        help: "SmoothQuant, channels of an activation divided and weights multiplied: \"auto\", where \
+               the error falls to less than two fifths; \"all\", where it falls by a tenth; \"off\"",
     },
     OptionEntry {
         key: "rounding",
@@ -145,9 +146,11 @@ impl Pass for StaticQuantize {
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
         if !placement.products.is_empty() {
-            let calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
             batch_count = calibrated.batch_count;
             let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
+            // The largest of what was held, before two models are run.
+            calibrated.sites.values_mut().for_each(|site| site.gram = None);
             record = QuantizationRecord::new(&model.graph, &calibrated.sites, &rounded);
             let kept = self.kept(model, &calibrated.sites, &rounded);
             placement.leave(&kept.iter().map(|(index, _)| *index).collect());
@@ -192,7 +195,7 @@ impl StaticQuantize {
     fn wanted(&self) -> Wanted {
         Wanted {
             observer: self.observer,
-            smooths: self.smooth,
+            smooth: self.smooth,
             moments: self.rounding != Rounding::Nearest,
             level_max: self.weight_bits.level_max(),
         }

@@ -59,9 +59,8 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
 }
 
 fn product(inputs: usize, outputs: usize) -> Model {
-    let mut model = model(&format!(
-        "x: f32[n, {inputs}]\nw = [0]\nb = [0]\na = MatMul(x, w)\ny = Add(a, b)"
-    ));
+    let mut model =
+        model(&format!("x: f32[n, {inputs}]\nw = [0]\nb = [0]\na = MatMul(x, w)\ny = Add(a, b)"));
     let graph = &mut model.graph;
     graph.set_initializer("w", Tensor::new(&[inputs, outputs], &numbers(inputs * outputs, 1)));
     graph.set_initializer("b", Tensor::new(&[outputs], &numbers(outputs, 2)));
@@ -92,7 +91,7 @@ fn every_rounding_and_scale_keeps_the_output_near() {
         "rounding = \"descent\"",
         "weight_scale = \"mse\"",
         "observer = \"entropy\"",
-        "smooth = false",
+        "smooth = \"off\"",
     ] {
         let found = error(settings);
         // Noise of 8-bit inputs, which no rounding of weights takes away, is most of either.
@@ -117,7 +116,7 @@ fn a_channel_of_outliers_is_smoothed_and_the_others_keep_their_digits() {
     };
     let (smooth, is_smoothed) = error("");
     assert!(is_smoothed);
-    let (rough, is_smoothed) = error("smooth = false");
+    let (rough, is_smoothed) = error("smooth = \"off\"");
     assert!(!is_smoothed);
     assert!(smooth < 0.3 * rough, "{smooth} of {rough}");
 }
@@ -146,7 +145,10 @@ fn products_stay_float_by_number_and_are_said() {
         quantized(&original, "keep_float = 1", vec![rows(8, 8, 3)]).unwrap();
     assert_eq!(model.graph.constant("w").unwrap().dtype(), DType::F32);
     assert!(!model.graph.nodes.iter().any(|node| node.is("QuantizeLinear")));
-    assert_eq!(record.unwrap().products[0].kept_float.as_deref(), Some("one of the 1 of most error"));
+    assert_eq!(
+        record.unwrap().products[0].kept_float.as_deref(),
+        Some("one of the 1 of most error")
+    );
     assert!(remarks.iter().any(|remark| remark.contains("stays float")), "{remarks:?}");
 }
 
@@ -229,7 +231,7 @@ fn a_huge_outlier_in_one_example_leaves_the_others_their_levels() {
         let (model, _, _) = quantized(&original, settings, batches.clone()).unwrap();
         relative_error(&run(&model, &x), &run(&original, &x))
     };
-    let (auto, minmax) = (chosen(""), chosen("observer = \"minmax\"\nsmooth = false"));
+    let (auto, minmax) = (chosen(""), chosen("observer = \"minmax\"\nsmooth = \"off\""));
     assert!(auto < 0.5 * minmax, "{auto}, minmax {minmax}");
 }
 
