@@ -87,9 +87,9 @@ def interval(values, resamples=10_000, seed=0x5EED):
     return values.mean(), *np.quantile(means, [0.025, 0.975])
 
 
-def token_feeds(encodings, names):
-    """int64 inputs [batch, longest], padded at the end."""
-    longest = max(len(encoding.ids) for encoding in encodings)
+def token_feeds(encodings, names, length=0):
+    """int64 inputs [batch, longest], padded at the end to `length` at least."""
+    longest = max(length, *(len(encoding.ids) for encoding in encodings))
     feeds = {name: np.zeros((len(encodings), longest), np.int64) for name in names}
     for row, encoding in enumerate(encodings):
         length = len(encoding.ids)
@@ -140,12 +140,16 @@ def divide_images(folder, output):
         (place / "labels.tsv").write_text("\n".join(rows) + "\n")
 
 
-def calibration_feeds(subject, place, names):
-    """Inputs of one example at a time, of a `.txt` of texts or a folder of images."""
+def calibration_feeds(subject, place, names, is_padded=False):
+    """Inputs of one example at a time, of a `.txt` of texts or a folder of images.
+
+    `is_padded` makes all texts as long as the longest.
+    """
     if subject.text:
-        tokenizer = subject.tokenizer()
-        for text in lines(place):
-            yield token_feeds([tokenizer.encode(text)], names)
+        encodings = subject.tokenizer().encode_batch(lines(place))
+        length = max(len(encoding.ids) for encoding in encodings) if is_padded else 0
+        for encoding in encodings:
+            yield token_feeds([encoding], names, length)
     else:
         for path, _ in labelled_images(place):
             yield {names[0]: image_tensor(path, subject.image)[None]}

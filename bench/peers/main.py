@@ -123,9 +123,18 @@ class Bench:
                 continue
             print(f"quantizing: {recipe}", file=sys.stderr)
             log = self.output / f"quantize-{recipe}.log"
-            seconds, peak = run_process(self.quantize_command(recipe), log)
+            try:
+                seconds, peak = run_process(self.quantize_command(recipe), log)
+            except RuntimeError as error:
+                self.failed(recipe, error)
+                continue
             cell = {"seconds": seconds, "peak_mb": peak, "size_mb": self.size_mb(recipe)}
             self.cells.set(f"quantize-{recipe}", cell)
+
+    def failed(self, name, error):
+        """Says so and leaves the rest to be measured; nothing is kept, so it is tried again."""
+        print(f"warning: {name} left out: {error}", file=sys.stderr)
+        self.variants = [known for known in self.variants if name not in (known, known.split(":")[1])]
 
     def quantize_command(self, recipe):
         options = self.options
@@ -204,14 +213,19 @@ class Bench:
             if self.data is None or self.cells.get(name):
                 continue
             print(f"quality: {variant}", file=sys.stderr)
-            if variant.startswith("attar"):
-                self.cells.set(name, self.attar_quality(variant))
-                continue
-            command = self.request(variant, do="measure", threads=2, data=str(self.data))
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"{variant} failed:\n{done.stderr[-2000:]}")
-            self.cells.set(name, json.loads(done.stdout.splitlines()[-1]))
+            try:
+                self.cells.set(name, self.measured(variant))
+            except RuntimeError as error:
+                self.failed(variant, error)
+
+    def measured(self, variant):
+        if variant.startswith("attar"):
+            return self.attar_quality(variant)
+        command = self.request(variant, do="measure", threads=2, data=str(self.data))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{variant} failed:\n{done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
 
     def attar_quality(self, variant):
         answer = self.attar("evaluate", variant, "--data", self.data)

@@ -32,11 +32,18 @@ def input_names(model):
 
 
 def preprocessed(subject, output):
-    """ONNX Runtime's preparation: shapes inferred and the graph simplified."""
+    """ONNX Runtime's preparation: shapes inferred and the graph simplified.
+
+    Its guide leaves symbolic shapes out where a model has some that it cannot infer.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    place = output.with_suffix(".prepared.onnx")
-    quant_pre_process(str(subject.model), str(place), skip_symbolic_shape=False)
+    place = str(output.with_suffix(".prepared.onnx"))
+    try:
+        quant_pre_process(str(subject.model), place)
+    except Exception as error:
+        print(f"without symbolic shapes: {error}", file=sys.stderr)
+        quant_pre_process(str(subject.model), place, skip_symbolic_shape=True)
     return place
 
 
@@ -48,14 +55,17 @@ def ort_dynamic(subject, _, output):
 
 
 def ort_static(method, subject, calibration, output):
-    """u8 activations and i8 weights per channel in QDQ form, which its guide gives for x86 CPUs."""
+    """u8 activations and i8 weights per channel in QDQ form, which its guide gives for x86 CPUs.
+
+    Its histograms take values of one shape only, so texts are padded for them.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     prepared = preprocessed(subject, output)
     quantize_static(
         prepared,
         output,
-        Feeds(subject, calibration, input_names(prepared)),
+        Feeds(subject, calibration, input_names(prepared), method != "MinMax"),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -82,7 +92,7 @@ def openvino_nncf(subject, calibration, output):
     openvino.save_model(quantized, output.with_suffix(".xml"), compress_to_fp16=False)
 
 
-def torch_dynamic(_, folder, output):
+def torch_dynamic(folder, _, output):
     """torchao's dynamic int8: activations by token, weights by channel."""
     import torch
 
@@ -103,5 +113,5 @@ RECIPES = {
 if __name__ == "__main__":
     recipe, model, calibration, output = sys.argv[1:]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    subject = Path(model) if recipe.startswith("torch") else Subject(model)
-    RECIPES[recipe](subject, calibration, Path(output))
+    given = Path(model) if recipe.startswith("torch") else Subject(model)
+    RECIPES[recipe](given, calibration, Path(output))
