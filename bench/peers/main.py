@@ -221,7 +221,7 @@ class Bench:
     def measured(self, variant):
         if variant.startswith("attar"):
             return self.attar_quality(variant)
-        command = self.request(variant, do="measure", threads=2, data=str(self.data))
+        command = self.request(variant, do="measure", threads=1, data=str(self.data))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{variant} failed:\n{done.stderr[-2000:]}")

@@ -63,7 +63,7 @@ impl Pass for DynamicQuantize {
             _ => format!("{count} products and {tables} embedding tables in 8 bits"),
         });
         if count > 0 {
-            plan.remark(
+            plan.warn(
                 "activations are quantized by the range of the whole batch: the vector of a text \
                  will depend on the texts beside it; `quantize.static` keeps it fixed",
             );
@@ -97,9 +97,9 @@ fn replace(
     // MatMulInteger has no transposition: a transposed constant is stored the other way round.
     let w = if weight.axis == 0 {
         let name = format!("{}_transposed", weight.name);
-        builder.weight(&name, &transposed(weight.tensor), 1, 127)?
+        builder.weight(&name, &transposed(weight.tensor), 1, 127, None)?
     } else {
-        builder.weight(weight.name, weight.tensor, 1, 127)?
+        builder.weight(weight.name, weight.tensor, 1, 127, None)?
     };
     builder.replaced(weight.name);
     let output = &node.outputs[0];

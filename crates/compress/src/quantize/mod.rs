@@ -5,9 +5,12 @@ mod dynamic;
 mod embedding;
 mod nodes;
 mod placement;
+mod qoperator;
+mod safe_weight;
 mod static_;
 mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
+pub(crate) use qoperator::QOperator;
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub use weight::{WeightRounding, quantize_channels};

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use attar_graph::{Edit, Graph, Node, Plan};
 use attar_tensor::Tensor;
 
+use super::safe_weight::{Bounding, quantize_safely};
 use super::weight::quantize_channels;
 use crate::PassError;
+use crate::saturation::LevelRange;
 
 /// Scale and zero point of an activation in u8.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,6 +43,8 @@ pub(crate) struct QuantizedWeight {
 pub(crate) struct Builder<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) plan: Plan,
+    /// Over all weights that were rounded for CPUs that sum in 16 bits.
+    pub(crate) bounding: Bounding,
     quantized_weights: HashMap<String, QuantizedWeight>,
     replaced_uses: HashMap<String, usize>,
 }
@@ -50,6 +54,7 @@ impl<'a> Builder<'a> {
         Self {
             graph,
             plan: Plan::default(),
+            bounding: Bounding::default(),
             quantized_weights: HashMap::new(),
             replaced_uses: HashMap::new(),
         }
@@ -63,19 +68,29 @@ impl<'a> Builder<'a> {
         self.plan.push(Edit::AddNode { node });
     }
 
-    /// The weight in i8 and its scales, as two initializers made once per weight and axis.
+    /// The weight in i8 and its scales, as two initializers made once per weight and axis. With
+    /// `levels`, those of its input, it is bounded so that no CPU saturates.
     pub(crate) fn weight(
         &mut self,
         name: &str,
         weight: &Tensor,
         axis: usize,
         level_max: i8,
+        levels: Option<LevelRange>,
     ) -> Result<QuantizedWeight, PassError> {
         let key = format!("{name}@{axis}");
         if let Some(known) = self.quantized_weights.get(&key) {
             return Ok(known.clone());
         }
-        let rounded = quantize_channels(name, weight, axis, level_max)?;
+        let rounded = if let Some(range) = levels {
+            let (rounded, bounding) = quantize_safely(name, weight, axis, level_max, range)?;
+            self.bounding.channels += bounding.channels;
+            self.bounding.at_risk += bounding.at_risk;
+            self.bounding.moved += bounding.moved;
+            rounded
+        } else {
+            quantize_channels(name, weight, axis, level_max)?
+        };
         let base = if self.quantized_weights.keys().any(|k| k.starts_with(&format!("{name}@"))) {
             key.clone()
         } else {

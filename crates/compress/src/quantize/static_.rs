@@ -13,6 +13,7 @@ use super::calibrate::ranges;
 use super::embedding::quantize_embeddings;
 use super::nodes::{ActivationRange, Builder, weight_of};
 use super::placement::Placement;
+use crate::saturation::{LevelRange, level_range};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -23,10 +24,21 @@ pub(crate) struct StaticQuantize {
     embeddings: bool,
     #[serde(default)]
     weight_bits: WeightBits,
+    #[serde(default)]
+    saturation: Saturation,
 }
 
-/// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
-/// without VNNI instructions.
+/// What is done about CPUs that sum two products in 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Saturation {
+    /// Weights are bounded where a pair of them could get there.
+    #[default]
+    Safe,
+    Ignore,
+}
+
+/// Bits of a weight. With 7, no two products leave 16 bits.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(try_from = "i64")]
 enum WeightBits {
@@ -60,7 +72,13 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "weight_bits",
         default: "8",
-        help: "8, or 7 for the same sums on CPUs without VNNI, whose 16-bit sums saturate",
+        help: "8, or 7 for half as many levels in every channel",
+    },
+    OptionEntry {
+        key: "saturation",
+        default: "\"safe\"",
+        help: "\"safe\": the same integers on CPUs without VNNI, whose 16-bit sums saturate: weights \
+               of channels at risk are bounded; or \"ignore\"",
     },
 ];
 
@@ -86,7 +104,15 @@ impl Pass for StaticQuantize {
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
         let count = placement.products.len();
+        let bounding = builder.bounding;
         let mut plan = builder.finish();
+        if bounding.at_risk > 0 {
+            plan.remark(format!(
+                "{} of {} channels could saturate 16-bit sums and were bounded, {} pairs of weights \
+                 moved: every CPU gives the same integers",
+                bounding.at_risk, bounding.channels, bounding.moved
+            ));
+        }
         plan.remark(match count + tables {
             0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
                   weight"
@@ -139,7 +165,12 @@ impl StaticQuantize {
             WeightBits::Seven => 63,
             WeightBits::Eight => 127,
         };
-        let quantized = builder.weight(weight.name, weight.tensor, weight.axis, level_max)?;
+        let is_shared = links.uses(weight.name).len() > 1;
+        let levels = (self.saturation == Saturation::Safe).then(|| match is_shared {
+            true => LevelRange::ALL,
+            false => level_range(links, &node.inputs[0], range.zero_point),
+        });
+        let quantized = builder.weight(weight.name, weight.tensor, weight.axis, level_max, levels)?;
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];
         let zero = format!("{}_zero_point", quantized.values);
