@@ -16,10 +16,11 @@ use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
 use super::placement::Placement;
-use super::product::{self, Rounded, Rounding, WeightScale};
+use super::product::{self, Grid, Rounded, Rounding, WeightScale};
 use super::record::QuantizationRecord;
 use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
+use crate::saturation::{LevelRange, level_range};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -42,10 +43,20 @@ pub(crate) struct StaticQuantize {
     bias_correction: bool,
     #[serde(default)]
     keep_float: KeepFloat,
+    saturation: Saturation,
 }
 
-/// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
-/// without VNNI instructions.
+/// What is done about CPUs that sum two products in 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Saturation {
+    /// Weights are bounded where a pair of them could get there.
+    #[default]
+    Safe,
+    Ignore,
+}
+
+/// Bits of a weight. With 7, no two products leave 16 bits.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(try_from = "i64")]
 enum WeightBits {
@@ -88,7 +99,13 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "weight_bits",
         default: "8",
-        help: "8, or 7 for the same sums on CPUs without VNNI, whose 16-bit sums saturate",
+        help: "8, or 7 for half as many levels in every channel",
+    },
+    OptionEntry {
+        key: "saturation",
+        default: "\"safe\"",
+        help: "\"safe\": the same integers on CPUs without VNNI, whose 16-bit sums saturate: weights \
+               of channels at risk are bounded; or \"ignore\"",
     },
     OptionEntry {
         key: "observer",
@@ -170,7 +187,15 @@ impl Pass for StaticQuantize {
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
         let count = placement.products.len();
+        let bounding = builder.bounding;
         let mut plan = builder.finish();
+        if bounding.at_risk > 0 {
+            plan.remark(format!(
+                "{} of {} channels could saturate 16-bit sums and were bounded, {} pairs of weights \
+                 moved: every CPU gives the same integers",
+                bounding.at_risk, bounding.channels, bounding.moved
+            ));
+        }
         plan.remark(match count + tables {
             0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
                   weight"
@@ -210,12 +235,20 @@ impl StaticQuantize {
         sites: &BTreeMap<String, Site>,
     ) -> Result<Vec<(usize, Rounded)>, PassError> {
         let level_max = self.weight_bits.level_max();
-        let methods = (self.rounding, self.weight_scale);
         let mut all = Vec::new();
         for &index in &placement.products {
             let node = &model.graph.nodes[index];
             let Some(site) = sites.get(&node.inputs[0]) else { continue };
-            if let Some(rounded) = product::round(links, node, site, level_max, methods)? {
+            let range = match self.saturation {
+                Saturation::Ignore => None,
+                Saturation::Safe if links.uses(&node.inputs[1]).len() > 1 => Some(LevelRange::ALL),
+                Saturation::Safe => {
+                    let zero_point = site.chosen.range.zero_point;
+                    Some(level_range(links, &node.inputs[0], zero_point))
+                }
+            };
+            let grid = Grid { level_max, scale: self.weight_scale, rounding: self.rounding, range };
+            if let Some(rounded) = product::round(links, node, site, grid)? {
                 all.push((index, rounded));
             }
         }
@@ -252,6 +285,7 @@ impl StaticQuantize {
     ) {
         let node = &builder.graph.nodes[index];
         let Some(weight) = weight_of(links, node) else { return };
+        builder.bounding.add(rounded.bounding);
         let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];

@@ -4,8 +4,8 @@
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
 
-use super::window::bounds;
 use super::producer;
+use super::window::bounds;
 use crate::kernels::quantize;
 use crate::quantized_conv::{ADDEND, TABLE};
 use crate::{ATTAR_DOMAIN, Facts, MICROSOFT_DOMAIN, Pool, Run, check, infer_graph};
@@ -163,14 +163,40 @@ struct Fusion<'a> {
 
 /// Functions of one value that become a table of 256.
 const FUNCTIONS: &[&str] = &[
-    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "Abs",
+    "Celu",
+    "Clip",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Tanh",
 ];
 
 /// Operators that only choose or move values: levels of one scale stay as they are.
-const MOVES: &[&str] =
-    &["DepthToSpace", "Flatten", "MaxPool", "Reshape", "Resize", "SpaceToDepth", "Squeeze",
-      "Transpose", "Unsqueeze"];
+const MOVES: &[&str] = &[
+    "DepthToSpace",
+    "Flatten",
+    "MaxPool",
+    "Reshape",
+    "Resize",
+    "SpaceToDepth",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+];
 
 impl Fusion<'_> {
     fn fused(&self) -> Option<(Node, Constant)> {
@@ -255,8 +281,10 @@ impl Fusion<'_> {
         }
         if let Some(node) = function {
             let rest = node.inputs[1..].iter();
-            let rest: Option<Vec<Option<&Tensor>>> = rest
-                .map(|name| if name.is_empty() { Some(None) } else { self.links.constant(name).map(Some) })
+            let rest: Option<Vec<Option<&Tensor>>> =
+                rest.map(|name| {
+                    if name.is_empty() { Some(None) } else { self.links.constant(name).map(Some) }
+                })
                 .collect();
             let rest = rest?;
             let constants = [&[None], &rest[..]].concat();
@@ -316,7 +344,8 @@ impl Fusion<'_> {
                 let levels = self.links.constant(node.input(0)?)?;
                 let own = self.links.constant(node.input(1)?)?.to_f64()?;
                 let zero = node.input(2).map(|zero| self.links.constant(zero)?.to_i64());
-                let is_zero = zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
+                let is_zero =
+                    zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
                 if !is_zero || (own.len() != 1 && own.len() != scales.len()) {
                     return None;
                 }
