@@ -364,6 +364,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "QLinearConv",
             "QLinearMatMul",
             "QuantizeLinear",
+            "attar.QuantizedAttention",
             "attar.QuantizedMatMul",
             "com.microsoft.DequantizeLinear",
             "com.microsoft.DynamicQuantizeLSTM",

@@ -1,5 +1,6 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
+mod attention;
 mod calibrate;
 mod dynamic;
 mod embedding;

@@ -23,6 +23,8 @@ pub(crate) struct StaticQuantize {
     embeddings: bool,
     #[serde(default)]
     weight_bits: WeightBits,
+    #[serde(default)]
+    attention: bool,
 }
 
 /// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
@@ -51,11 +53,19 @@ pub(crate) fn default_true() -> bool {
     true
 }
 
+/// 0 to 1 in u8.
+const PROBABILITIES: ActivationRange = ActivationRange { scale: 1.0 / 255.0, zero_point: 0 };
+
 pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "embeddings",
         default: "true",
         help: "embedding tables in 8 bits too, one scale per row",
+    },
+    OptionEntry {
+        key: "attention",
+        default: "false",
+        help: "the products inside attention in 8 bits too: Q, K, V and the probabilities",
     },
     OptionEntry {
         key: "weight_bits",
@@ -70,7 +80,10 @@ impl Pass for StaticQuantize {
             return Err(PassError::Opset { found: model.opset(), needed: 13 });
         }
         let links = Links::new(&model.graph);
-        let placement = Placement::new(&model.graph, &links, context);
+        let mut placement = Placement::new(&model.graph, &links, context);
+        if self.attention {
+            placement.add_attention(&model.graph, &links, context);
+        }
         let mut builder = Builder::new(&model.graph);
         if !placement.products.is_empty() {
             let ranges = ranges(model, placement.readers.keys().cloned().collect(), context)?;
@@ -78,6 +91,9 @@ impl Pass for StaticQuantize {
                 if let Some(range) = ranges.get(value) {
                     insert_pair(&mut builder, value, *range, readers);
                 }
+            }
+            for (value, reader) in &placement.probabilities {
+                insert_pair(&mut builder, value, PROBABILITIES, &[*reader]);
             }
             for &index in &placement.products {
                 self.quantize_product(&mut builder, &links, index, &ranges)?;

@@ -15,6 +15,7 @@ pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
+pub mod quantized_attention;
 pub mod skip_layer_normalization;
 mod training;
 pub mod window;
@@ -32,6 +33,7 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
     ("quantized-matmul", quantized::plan),
+    ("quantized-attention", quantized_attention::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),
     ("quantize-dequantize", quantize_dequantize::plan),
