@@ -4,7 +4,7 @@
 //! Every path gives the same bits: integer sums are exact, and what is computed in f32 rounds each
 //! operation by itself, in one order whatever the instruction set.
 
-use super::softmax::{LANES, sum_lanes};
+use super::softmax::{LANES, max_lanes, sum_lanes};
 use super::vectorized;
 
 /// Queries that are computed together.
@@ -421,7 +421,7 @@ vectorized! {
                 highest[lane] = if score > highest[lane] { score } else { highest[lane] };
             }
         }
-        let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let highest = max_lanes(highest);
         if !highest.is_finite() {
             out.iter_mut().for_each(|out| *out = [0; LANES]);
             return 0;
@@ -436,13 +436,14 @@ vectorized! {
         let factor = 1.0 / (sum_lanes(lanes) * factors[1]);
         let mut totals = [0_i32; LANES];
         for (out, scores) in out.iter_mut().zip(scores) {
+            let mut levels = [0_i32; LANES];
             for lane in 0..LANES {
                 let level = scores[lane] * factor;
                 let bounded = if level < 255.0 { level } else { 255.0 };
-                let level = (bounded + ROUND).to_bits() as i32 & 0xff;
-                out[lane] = level as u8;
-                totals[lane] += level;
+                levels[lane] = (bounded + ROUND).to_bits() as i32 & 0xff;
+                totals[lane] += levels[lane];
             }
+            *out = levels.map(|level| level as u8);
         }
         totals.into_iter().sum()
     }
