@@ -365,6 +365,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "QLinearMatMul",
             "QuantizeLinear",
             "attar.QuantizedAttention",
+            "attar.QuantizedLayerNormalization",
             "attar.QuantizedMatMul",
             "com.microsoft.DequantizeLinear",
             "com.microsoft.DynamicQuantizeLSTM",

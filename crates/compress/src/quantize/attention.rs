@@ -7,7 +7,7 @@ use crate::Context;
 
 /// An input of a node, as (node, input), and the value that it reads.
 #[derive(Debug, PartialEq)]
-pub(super) struct Site {
+pub(super) struct Reading {
     pub(super) value: String,
     pub(super) reader: (usize, usize),
 }
@@ -17,8 +17,8 @@ pub(super) struct Site {
 pub(super) struct AttentionSites {
     /// Q, K and V, each before it is split into heads: there it is written by one product, whose
     /// kernel may round it, and runtimes move the pair past the reshape and the transpose.
-    pub(super) operands: [Site; 3],
-    pub(super) probabilities: Site,
+    pub(super) operands: [Reading; 3],
+    pub(super) probabilities: Reading,
 }
 
 /// Every attention of the graph that nothing excludes.
@@ -49,14 +49,14 @@ fn sites(
     }
     let operands = [(scores_index, 0), (scores_index, 1), (context_index, 1)]
         .map(|reader| before_heads(graph, links, reader));
-    let is_taken = |site: &Site| {
+    let is_taken = |site: &Reading| {
         context.exclude.matches(&site.value)
             || links.producer(&site.value).is_some_and(|(_, node)| node.is("DequantizeLinear"))
     };
     if operands.iter().any(is_taken) {
         return None;
     }
-    let probabilities = Site { value: softmax.outputs[0].clone(), reader: (context_index, 0) };
+    let probabilities = Reading { value: softmax.outputs[0].clone(), reader: (context_index, 0) };
     Some(AttentionSites { operands, probabilities })
 }
 
@@ -83,7 +83,7 @@ fn is_activation_product(links: &Links, node: &Node) -> bool {
 }
 
 /// The input that leads to `reader` through nothing but reshapes and transposes.
-fn before_heads(graph: &Graph, links: &Links, mut reader: (usize, usize)) -> Site {
+fn before_heads(graph: &Graph, links: &Links, mut reader: (usize, usize)) -> Reading {
     loop {
         let value = &graph.nodes[reader.0].inputs[reader.1];
         let moved = links.producer(value).filter(|(_, node)| {
@@ -91,7 +91,7 @@ fn before_heads(graph: &Graph, links: &Links, mut reader: (usize, usize)) -> Sit
         });
         match moved {
             Some((index, _)) => reader = (index, 0),
-            None => return Site { value: value.clone(), reader },
+            None => return Reading { value: value.clone(), reader },
         }
     }
 }

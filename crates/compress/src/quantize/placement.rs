@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attar_graph::{Graph, Links, Node, Use};
 
-use super::attention::{Site, find_attention};
+use super::attention::{Reading, find_attention};
 use super::nodes::weight_of;
 use crate::Context;
 
@@ -58,12 +58,22 @@ impl Placement {
     /// Both products of attention take 8-bit inputs too.
     pub(crate) fn add_attention(&mut self, graph: &Graph, links: &Links, context: &Context) {
         for sites in find_attention(graph, links, context) {
-            for Site { value, reader } in sites.operands {
+            for Reading { value, reader } in sites.operands {
                 self.read(&value, reader);
             }
-            let Site { value, reader } = sites.probabilities;
+            let Reading { value, reader } = sites.probabilities;
             self.probabilities.push((value, reader));
         }
+    }
+
+    /// Leaves these products in float. A value that no product or carrier reads any more is left
+    /// alone too.
+    pub(crate) fn leave(&mut self, nodes: &BTreeSet<usize>) {
+        self.products.retain(|index| !nodes.contains(index));
+        for readers in self.readers.values_mut() {
+            readers.retain(|(index, _)| !nodes.contains(index));
+        }
+        self.readers.retain(|_, readers| !readers.is_empty());
     }
 
     fn read(&mut self, value: &str, reader: (usize, usize)) {

@@ -16,6 +16,7 @@ pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
 pub mod quantized_attention;
+pub mod quantized_conv;
 pub mod skip_layer_normalization;
 mod training;
 pub mod window;
@@ -32,6 +33,9 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
+    ("quantized-conv", quantized_conv::plan),
+    ("q-linear-conv", quantized_conv::plan_operators),
+    ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
     ("quantized-attention", quantized_attention::plan),
     // Products that became integer ones no longer read the dequantized values.
@@ -50,6 +54,8 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("window", window::plan),
     ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("quantized-levels", quantized::plan_levels),
+    ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),
 ];
 
