@@ -149,7 +149,7 @@ impl Shape {
             columns * 4,
             ROWS * head_size.max(keys),
             ROWS * keys.max(columns) * 4,
-            keys * 4,
+            ROWS * keys * 4,
             keys * 4,
         ];
         bytes.map(|bytes| bytes.next_multiple_of(64))
@@ -208,7 +208,7 @@ impl Shape {
         let [k_starts, v_starts, sums]: [&mut [i32]; 3] =
             [k_starts, v_starts, sums].map(bytemuck::cast_slice_mut);
         let [scores, bias]: [&mut [f32]; 2] = [scores, bias].map(bytemuck::cast_slice_mut);
-        let scores = &mut scores[..padded.keys];
+        let scores = &mut scores[..ROWS * padded.keys];
         let bias = &mut bias[..padded.keys];
         // With k' = k - offset and zk' = zk - offset, over a depth of d:
         // Σ (q - zq)·(k - zk) = Σ q·k' - zq·Σ k' - zk'·(Σ q - d·zq),
@@ -224,7 +224,6 @@ impl Shape {
         if let Some(shared) = addends.filter(|addends| addends.stride == 0) {
             is_defined = copy_addends(bias, &shared.data[..self.keys]);
         }
-        let factors = [self.score_scale, self.probability_scale];
         for first in (0..self.queries).step_by(ROWS) {
             let count = ROWS.min(self.queries - first);
             let mut terms = [0_i32; ROWS];
@@ -236,19 +235,23 @@ impl Shape {
             }
             let block = Block { left, terms: &terms, depth, columns: padded.keys };
             block.product(path, sums, k_starts, packed_k);
-            left[..ROWS * padded.keys].fill(0);
-            terms = [0; ROWS];
-            for (row, term) in terms[..count].iter_mut().enumerate() {
+            // NaN where there is no softmax, and for the rows that fill the block up.
+            let mut highest = [f32::NAN; ROWS];
+            for (row, highest) in highest[..count].iter_mut().enumerate() {
                 if let Some(own) = addends.filter(|addends| addends.stride > 0) {
                     let from = &own.data[(first + row) * own.stride..][..self.keys];
                     is_defined = copy_addends(bias, from);
                 }
                 if is_defined {
-                    let sums = &sums[row * padded.keys..][..padded.keys];
-                    let left = &mut left[row * padded.keys..][..padded.keys];
-                    let total = path.probabilities(left, scores, sums, bias, factors);
-                    *term = (value_zero - path.offset()) * total;
+                    let area = row * padded.keys..(row + 1) * padded.keys;
+                    let (scores, sums) = (&mut scores[area.clone()], &sums[area]);
+                    *highest = path.scores(scores, sums, bias, self.score_scale);
                 }
+            }
+            let levels = &mut left[..ROWS * padded.keys];
+            terms = path.probabilities(levels, scores, &highest, self.probability_scale);
+            for term in &mut terms {
+                *term *= value_zero - path.offset();
             }
             let block = Block { left, terms: &terms, depth: padded.keys, columns: padded.columns };
             block.product(path, sums, v_starts, packed_v);
@@ -356,22 +359,32 @@ fn sum_of(levels: &[u8]) -> i32 {
 
 impl Path {
     /// As the function of that name.
-    fn probabilities(
-        self,
-        out: &mut [u8],
-        scores: &mut [f32],
-        sums: &[i32],
-        bias: &[f32],
-        factors: [f32; 2],
-    ) -> i32 {
+    fn scores(self, scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
         #[cfg(target_arch = "x86_64")]
         if self == Self::Vnni {
-            assert!(out.len() == scores.len() && sums.len() == scores.len());
-            assert!(bias.len() == scores.len() && scores.len().is_multiple_of(LANES));
+            assert!(sums.len() == scores.len() && bias.len() == scores.len());
+            assert!(scores.len().is_multiple_of(LANES));
             // SAFETY: the path was found present, and the sizes were checked above.
-            return unsafe { x86::probabilities(out, scores, sums, bias, factors) };
+            return unsafe { x86::scores(scores, sums, bias, scale) };
         }
-        probabilities(out, scores, sums, bias, factors)
+        scaled_scores(scores, sums, bias, scale)
+    }
+
+    /// As the function of that name.
+    fn probabilities(
+        self,
+        levels: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Vnni {
+            assert!(levels.len() == scores.len() && scores.len().is_multiple_of(ROWS * LANES));
+            // SAFETY: the path was found present, and the sizes were checked above.
+            return unsafe { x86::probabilities(levels, scores, highest, step) };
+        }
+        probabilities(levels, scores, highest, step)
     }
 }
 
@@ -403,49 +416,61 @@ vectorized! {
         }
     }
 
-    /// Softmax of sums·factors[0] + bias, in u8 steps of factors[1]; gives the sum of the levels.
-    fn probabilities<FMA>(
-        out: &mut [u8],
-        scores: &mut [f32],
-        sums: &[i32],
-        bias: &[f32],
-        factors: [f32; 2],
-    ) -> i32 {
-        let (out, scores) = (out.as_chunks_mut::<LANES>().0, scores.as_chunks_mut::<LANES>().0);
+    /// scores = sums·scale + bias; gives the highest.
+    fn scaled_scores<FMA>(scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
+        let scores = scores.as_chunks_mut::<LANES>().0;
         let (sums, bias) = (sums.as_chunks::<LANES>().0, bias.as_chunks::<LANES>().0);
         let mut highest = [f32::NEG_INFINITY; LANES];
         for ((scores, sums), bias) in scores.iter_mut().zip(sums).zip(bias) {
             for lane in 0..LANES {
-                let score = sums[lane] as f32 * factors[0] + bias[lane];
+                let score = sums[lane] as f32 * scale + bias[lane];
                 scores[lane] = score;
                 highest[lane] = if score > highest[lane] { score } else { highest[lane] };
             }
         }
-        let highest = max_lanes(highest);
-        if !highest.is_finite() {
-            out.iter_mut().for_each(|out| *out = [0; LANES]);
-            return 0;
-        }
-        let mut lanes = [0.0_f32; LANES];
-        for scores in scores.iter_mut() {
-            for lane in 0..LANES {
-                scores[lane] = exp(scores[lane] - highest);
-                lanes[lane] += scores[lane];
+        max_lanes(highest)
+    }
+
+    /// Softmax of rows of scores in u8 steps, of which `highest` is the highest of each; 0 where
+    /// that is not finite. Gives the sum of each row's levels.
+    fn probabilities<FMA>(
+        levels: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        let size = scores.len() / ROWS;
+        let mut totals = [0_i32; ROWS];
+        for (row, total) in totals.iter_mut().enumerate() {
+            let levels = levels[row * size..][..size].as_chunks_mut::<LANES>().0;
+            let scores = scores[row * size..][..size].as_chunks_mut::<LANES>().0;
+            let highest = highest[row];
+            if !highest.is_finite() {
+                levels.iter_mut().for_each(|levels| *levels = [0; LANES]);
+                continue;
             }
-        }
-        let factor = 1.0 / (sum_lanes(lanes) * factors[1]);
-        let mut totals = [0_i32; LANES];
-        for (out, scores) in out.iter_mut().zip(scores) {
-            let mut levels = [0_i32; LANES];
-            for lane in 0..LANES {
-                let level = scores[lane] * factor;
-                let bounded = if level < 255.0 { level } else { 255.0 };
-                levels[lane] = (bounded + ROUND).to_bits() as i32 & 0xff;
-                totals[lane] += levels[lane];
+            let mut lanes = [0.0_f32; LANES];
+            for scores in scores.iter_mut() {
+                for lane in 0..LANES {
+                    scores[lane] = exp(scores[lane] - highest);
+                    lanes[lane] += scores[lane];
+                }
             }
-            *out = levels.map(|level| level as u8);
+            let factor = 1.0 / (sum_lanes(lanes) * step);
+            let mut of_lanes = [0_i32; LANES];
+            for (out, scores) in levels.iter_mut().zip(scores) {
+                let mut levels = [0_i32; LANES];
+                for lane in 0..LANES {
+                    let level = scores[lane] * factor;
+                    let bounded = if level < 255.0 { level } else { 255.0 };
+                    levels[lane] = (bounded + ROUND).to_bits() as i32 & 0xff;
+                    of_lanes[lane] += levels[lane];
+                }
+                *out = levels.map(|level| level as u8);
+            }
+            *total = of_lanes.into_iter().sum();
         }
-        totals.into_iter().sum()
+        totals
     }
 
     /// out = sums·factor, rows of `size`.
@@ -622,59 +647,85 @@ mod x86 {
 
     use super::{Block, COLUMNS, LANES, LEAST, POWER, ROUND, ROWS, sum_lanes};
 
-    /// As the portable function, bit for bit.
+    /// As [`scaled_scores`](super::scaled_scores), bit for bit.
     ///
     /// # Safety
     /// AVX-512; slices of one length, a multiple of 16.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn probabilities(
-        out: &mut [u8],
-        scores: &mut [f32],
-        sums: &[i32],
-        bias: &[f32],
-        factors: [f32; 2],
-    ) -> i32 {
-        let size = scores.len();
-        let splat = |x: f32| _mm512_set1_ps(x);
-        let scale = splat(factors[0]);
-        // SAFETY: every pointer stays within the slices, whose sizes the caller checked.
-        unsafe {
-            let mut highest = splat(f32::NEG_INFINITY);
-            for at in (0..size).step_by(LANES) {
+    pub(super) unsafe fn scores(scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
+        let scale = _mm512_set1_ps(scale);
+        let mut highest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for at in (0..scores.len()).step_by(LANES) {
+            // SAFETY: `at` and the 16 places from there on lie within slices of one length.
+            unsafe {
                 let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.as_ptr().add(at).cast()));
                 let addend = _mm512_loadu_ps(bias.as_ptr().add(at));
                 let score = _mm512_add_ps(_mm512_mul_ps(sum, scale), addend);
                 _mm512_storeu_ps(scores.as_mut_ptr().add(at), score);
                 highest = _mm512_max_ps(score, highest);
             }
-            let highest = _mm512_reduce_max_ps(highest);
-            if !highest.is_finite() {
-                out.fill(0);
-                return 0;
+        }
+        _mm512_reduce_max_ps(highest)
+    }
+
+    /// As [`probabilities`](super::probabilities), bit for bit. One row's sum is not waited for
+    /// before the next row begins.
+    ///
+    /// # Safety
+    /// AVX-512; slices of one length, a multiple of 8·16.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn probabilities(
+        levels: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        let size = scores.len() / ROWS;
+        let mut factors = [0.0_f32; ROWS];
+        for (row, factor) in factors.iter_mut().enumerate() {
+            if !highest[row].is_finite() {
+                continue;
             }
-            let highest = splat(highest);
+            let highest = _mm512_set1_ps(highest[row]);
             let mut lanes = _mm512_setzero_ps();
-            for at in (0..size).step_by(LANES) {
-                let place = scores.as_mut_ptr().add(at);
-                let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(place), highest));
-                _mm512_storeu_ps(place, weight);
-                lanes = _mm512_add_ps(lanes, weight);
+            for at in (row * size..(row + 1) * size).step_by(LANES) {
+                // SAFETY: `at` and the 16 places from there on lie within the row.
+                unsafe {
+                    let place = scores.as_mut_ptr().add(at);
+                    let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(place), highest));
+                    _mm512_storeu_ps(place, weight);
+                    lanes = _mm512_add_ps(lanes, weight);
+                }
             }
             let mut of_lanes = [0.0_f32; LANES];
-            _mm512_storeu_ps(of_lanes.as_mut_ptr(), lanes);
-            let factor = splat(1.0 / (sum_lanes(of_lanes) * factors[1]));
-            let mut totals = _mm512_setzero_si512();
-            for at in (0..size).step_by(LANES) {
-                let level = _mm512_mul_ps(_mm512_loadu_ps(scores.as_ptr().add(at)), factor);
-                let bounded = _mm512_min_ps(level, splat(255.0));
-                let bits = _mm512_castps_si512(_mm512_add_ps(bounded, splat(ROUND)));
-                let level = _mm512_and_si512(bits, _mm512_set1_epi32(0xff));
-                let bytes = _mm512_cvtepi32_epi8(level);
-                _mm_storeu_si128(out.as_mut_ptr().add(at).cast(), bytes);
-                totals = _mm512_add_epi32(totals, level);
-            }
-            _mm512_reduce_add_epi32(totals)
+            // SAFETY: an array of 16.
+            unsafe { _mm512_storeu_ps(of_lanes.as_mut_ptr(), lanes) };
+            *factor = 1.0 / (sum_lanes(of_lanes) * step);
         }
+        let (round, most) = (_mm512_set1_ps(ROUND), _mm512_set1_ps(255.0));
+        let mut totals = [0_i32; ROWS];
+        for (row, total) in totals.iter_mut().enumerate() {
+            if !highest[row].is_finite() {
+                levels[row * size..][..size].fill(0);
+                continue;
+            }
+            let factor = _mm512_set1_ps(factors[row]);
+            let mut of_lanes = _mm512_setzero_si512();
+            for at in (row * size..(row + 1) * size).step_by(LANES) {
+                // SAFETY: `at` and the 16 places from there on lie within the row.
+                unsafe {
+                    let level = _mm512_mul_ps(_mm512_loadu_ps(scores.as_ptr().add(at)), factor);
+                    let rounded = _mm512_add_ps(_mm512_min_ps(level, most), round);
+                    let bits = _mm512_castps_si512(rounded);
+                    let level = _mm512_and_si512(bits, _mm512_set1_epi32(0xff));
+                    let bytes = _mm512_cvtepi32_epi8(level);
+                    _mm_storeu_si128(levels.as_mut_ptr().add(at).cast(), bytes);
+                    of_lanes = _mm512_add_epi32(of_lanes, level);
+                }
+            }
+            *total = _mm512_reduce_add_epi32(of_lanes);
+        }
+        totals
     }
 
     #[target_feature(enable = "avx512f")]
