@@ -149,6 +149,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &attention::Attention,
     &attention::FlexAttention,
     &attention::FusedAttention,
+    &attention::QuantizedAttention,
     &attention::LinearAttention,
     &attention::MicrosoftRotaryEmbedding,
     &attention::MultiHeadAttention,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attar_graph::{Graph, Links, Node, Use};
 
+use super::attention::{Reading, find_attention};
 use super::nodes::weight_of;
 use crate::Context;
 
@@ -14,6 +15,8 @@ pub(crate) struct Placement {
     pub(crate) products: Vec<usize>,
     /// Readers of each quantized value, as (node, input).
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
+    /// Probabilities of attention, as the value and who reads it: their range is known.
+    pub(crate) probabilities: Vec<(String, (usize, usize))>,
 }
 
 impl Placement {
@@ -50,6 +53,17 @@ impl Placement {
             }
         }
         placement
+    }
+
+    /// Both products of attention take 8-bit inputs too.
+    pub(crate) fn add_attention(&mut self, graph: &Graph, links: &Links, context: &Context) {
+        for sites in find_attention(graph, links, context) {
+            for Reading { value, reader } in sites.operands {
+                self.read(&value, reader);
+            }
+            let Reading { value, reader } = sites.probabilities;
+            self.probabilities.push((value, reader));
+        }
     }
 
     /// Leaves these products in float. A value that no product or carrier reads any more is left

@@ -4,6 +4,7 @@
 // A loop becomes vector code only with everything it calls inlined into it.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod attention8;
 pub(crate) mod batch_normalization;
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
@@ -82,11 +83,11 @@ pub fn isa_name() -> &'static str {
 macro_rules! vectorized {
     ($(
         $(#[$meta:meta])*
-        pub(crate) fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     )*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)] // a kernel takes what its loop reads, one by one
-        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::too_many_arguments)]
             #[inline(always)]
             fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
