@@ -145,7 +145,13 @@ impl Pass for StaticQuantize {
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
         if !placement.products.is_empty() {
-            let calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            for (value, source) in &placement.shared {
+                let range = calibrated.sites.get(source).map(|site| site.chosen.range);
+                if let (Some(site), Some(range)) = (calibrated.sites.get_mut(value), range) {
+                    site.chosen.range = range;
+                }
+            }
             batch_count = calibrated.batch_count;
             let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
             record = QuantizationRecord::new(&model.graph, &calibrated.sites, &rounded);

@@ -225,6 +225,12 @@ impl<'a> Fusion<'a> {
         if let Some(table) = self.table(value) {
             return Some(table);
         }
+        self.before(value)
+    }
+
+    /// What gives the value that is quantized, or that a clamp behind it makes no smaller set of
+    /// levels of.
+    fn before(&self, value: &'a str) -> Option<(Node, Constant)> {
         let (_, node) = self.links.producer(value)?;
         // What others read in f32 is computed anyway.
         self.links.only_use(value)?;
@@ -235,9 +241,13 @@ impl<'a> Fusion<'a> {
         match node.op_type.as_str() {
             "Conv" => self.convolution(node, None),
             "Relu" | "Clip" => {
-                let (_, conv) = producer(self.links, node.input(0)?, "Conv")?;
-                self.links.only_use(node.input(0)?)?;
-                self.convolution(conv, Some(bounds(self.links, node)?))
+                let bounds = bounds(self.links, node)?;
+                if let Some((_, conv)) = producer(self.links, node.input(0)?, "Conv") {
+                    self.links.only_use(node.input(0)?)?;
+                    return self.convolution(conv, Some(bounds));
+                }
+                let is_free = bounds.map(|bound| self.output.level(bound)) == [0, 255];
+                if is_free { self.before(node.input(0)?) } else { None }
             }
             "Add" | "Mul" | "GlobalAveragePool" | "AveragePool" => {
                 let inputs = [&self.operands(node)?[..], &[scale, zero]].concat();
@@ -358,3 +368,6 @@ impl<'a> Fusion<'a> {
         Some(Tensor::new(&[scales.len()], &levels.collect::<Option<Vec<i32>>>()?))
     }
 }
+
+#[cfg(test)]
+mod tests;
