@@ -177,6 +177,12 @@ impl Pass for StaticQuantize {
         let mut batch_count = 0;
         if !placement.products.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            for (value, source) in &placement.shared {
+                let range = calibrated.sites.get(source).map(|site| site.chosen.range);
+                if let (Some(site), Some(range)) = (calibrated.sites.get_mut(value), range) {
+                    site.chosen.range = range;
+                }
+            }
             batch_count = calibrated.batch_count;
             let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
             // The largest of what was held, before two models are run.

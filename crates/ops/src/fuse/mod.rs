@@ -35,6 +35,8 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
     ("quantized-conv", quantized_conv::plan),
     ("q-linear-conv", quantized_conv::plan_operators),
+    // What became operators of levels no longer reads the dequantized values.
+    ("dead-nodes", dead_nodes::plan),
     ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
     ("quantized-attention", quantized_attention::plan),
