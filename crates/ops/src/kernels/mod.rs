@@ -76,6 +76,19 @@ pub fn isa_name() -> &'static str {
     }
 }
 
+/// Asks for what will soon be read or written, which may lie outside of everything.
+#[inline(always)]
+fn prefetch(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read; every x86-64 has the instruction.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Defines a function whose body is compiled once per instruction set.
 ///
 /// The body sees `const FMA: bool`: whether a fused multiply-add is one instruction. Everything it
