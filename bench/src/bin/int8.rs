@@ -19,7 +19,7 @@ use attar_tensor::{DType, Tensor};
 
 type Error = Box<dyn std::error::Error>;
 
-/// Rows, depth and columns: the products of MiniLM-L6 and MPNet at 16, 128 and 32 × 32 tokens.
+/// Rows, depth and columns: the products of MiniLM-L6 and `MPNet` at 16, 128 and 32 × 32 tokens.
 const CASES: &[[usize; 3]] = &[
     [16, 384, 384],
     [16, 384, 1536],

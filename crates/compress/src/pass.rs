@@ -106,6 +106,11 @@ pub const PASSES: &[PassEntry] = &[
         "fold each BatchNormalization into the convolution before it",
         &[],
     ),
+    PassEntry::of::<quantize::Equalize>(
+        "equalize",
+        "give channels between two convolutions equal ranges of weights; what is computed stays",
+        &[],
+    ),
     PassEntry::of::<prune::MagnitudePrune>(
         "prune.magnitude",
         "set the weights of least magnitude to zero (unstructured)",
@@ -120,6 +125,11 @@ pub const PASSES: &[PassEntry] = &[
         "quantize.static",
         "8-bit weights and activations with ranges fixed by calibration data (QDQ)",
         quantize::STATIC_OPTIONS,
+    ),
+    PassEntry::of::<quantize::QOperator>(
+        "quantize.qoperator",
+        "after quantize.static: QDQ pairs and what stands between them as operators on levels",
+        &[],
     ),
 ];
 

@@ -288,6 +288,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized_conv::CHANNELS_LAST_QUANTIZED_CONV,
     &quantized_conv::QUANTIZED_CONV,
     &quantized_matmul::QuantizedMatMul,
+    &quantized_matmul::QuantizedMatMuls,
     &random::Bernoulli,
     &random::Multinomial,
     &random::RandomNormal,

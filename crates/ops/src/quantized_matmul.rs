@@ -4,6 +4,9 @@
 //! Inputs: q (u8), its scale and zero point (scalars), b (i8, symmetric; n by k with `transB`), scales
 //! of b (one, or one per column), and perhaps a bias, and scale and zero point (u8) of the levels;
 //! all but q constant. The sums are exact 32-bit integers.
+//!
+//! `QuantizedMatMuls` has the last five of these again for every further product of the same q, and an
+//! output for each: the projections of an attention divide their work over threads once.
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
@@ -11,7 +14,7 @@ use attar_tensor::{DType, Tensor};
 use crate::fused_matmul::activation;
 use crate::kernels::elementwise;
 use crate::kernels::gemm::Strided;
-use crate::kernels::int8::{Activation, Addend, Output, Product, Rows, Target, Weights};
+use crate::kernels::int8::{Activation, Output, Product, Rows, Target, Weights, run_all};
 use crate::matmul::{Sizes, product_dims, product_macs};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
@@ -31,17 +34,7 @@ impl Operator for QuantizedMatMul {
     }
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        let gives_levels = inputs.get(6).copied().flatten().is_some();
-        let dtype = if gives_levels { DType::U8 } else { DType::F32 };
-        let (a, b) = (required(inputs, 0)?, required(inputs, 3)?);
-        let (Some(a), Some(b)) = (&a.shape, &b.shape) else {
-            return Ok(vec![Fact::unranked(dtype)]);
-        };
-        let mut b = b.clone();
-        if is_transposed(node)? {
-            b.reverse();
-        }
-        Ok(vec![Fact::new(dtype, product_dims(a, &b)?)])
+        infer_products(node, inputs)
     }
 
     fn kernel(
@@ -49,25 +42,7 @@ impl Operator for QuantizedMatMul {
         node: &Node,
         constants: &[Option<&Tensor>],
     ) -> Result<Box<dyn Kernel>, OpError> {
-        let product = product(node, constants)?;
-        let shape = [product.depth(), product.columns()];
-        let gives_levels = constants.get(6).copied().flatten().is_some();
-        Ok(Box::new(move |run: &mut Run| {
-            let q = run.typed::<u8>(0)?;
-            let sizes = Sizes::new(q.shape(), &shape)?;
-            let dtype = if gives_levels { DType::U8 } else { DType::F32 };
-            let mut y = run.pool.tensor(dtype, &sizes.output);
-            let count = sizes.batch.iter().product::<usize>() * sizes.m;
-            let rows = Rows { data: q.slice::<u8>(), count, stride: sizes.k };
-            let stride = sizes.n;
-            let target = if gives_levels {
-                Target { f32: None, u8: Some(y.slice_mut::<u8>()), stride }
-            } else {
-                Target { f32: Some(y.slice_mut::<f32>()), u8: None, stride }
-            };
-            product.run(rows, Addend::None, target);
-            Ok(vec![y])
-        }))
+        Ok(Box::new(Products::new(node, constants)?))
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
@@ -79,16 +54,113 @@ impl Operator for QuantizedMatMul {
     }
 }
 
+pub(crate) struct QuantizedMatMuls;
+
+impl Operator for QuantizedMatMuls {
+    fn op_type(&self) -> &'static str {
+        "QuantizedMatMuls"
+    }
+
+    fn domain(&self) -> &'static str {
+        ATTAR_DOMAIN
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        8..=usize::MAX
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        infer_products(node, inputs)
+    }
+
+    fn kernel(
+        &self,
+        node: &Node,
+        constants: &[Option<&Tensor>],
+    ) -> Result<Box<dyn Kernel>, OpError> {
+        Ok(Box::new(Products::new(node, constants)?))
+    }
+
+    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+        let each = outputs.iter().map(|output| product_macs(inputs, std::slice::from_ref(output)));
+        each.reduce(|sum, macs| &sum + &macs).unwrap_or(Dim::Unknown)
+    }
+
+    fn keeps_constant(&self, _: usize) -> bool {
+        true
+    }
+}
+
+/// Inputs of q, and of each product.
+const SHARED: usize = 3;
+pub(crate) const EACH: usize = 5;
+
+fn infer_products(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+    let mut facts = Vec::new();
+    for index in (SHARED..inputs.len()).step_by(EACH) {
+        let gives_levels = inputs.get(index + 3).copied().flatten().is_some();
+        let dtype = if gives_levels { DType::U8 } else { DType::F32 };
+        let (a, b) = (required(inputs, 0)?, required(inputs, index)?);
+        facts.push(match (&a.shape, &b.shape) {
+            (Some(a), Some(b)) => {
+                let mut b = b.clone();
+                if is_transposed(node)? {
+                    b.reverse();
+                }
+                Fact::new(dtype, product_dims(a, &b)?)
+            }
+            _ => Fact::unranked(dtype),
+        });
+    }
+    Ok(facts)
+}
+
+/// Products of one q.
+struct Products(Vec<Product>);
+
+impl Products {
+    fn new(node: &Node, constants: &[Option<&Tensor>]) -> Result<Self, OpError> {
+        let firsts = (SHARED..constants.len()).step_by(EACH);
+        let products: Result<_, _> = firsts.map(|first| product(node, constants, first)).collect();
+        Ok(Self(products?))
+    }
+}
+
+impl Kernel for Products {
+    fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
+        let q = run.typed::<u8>(0)?;
+        let mut outputs = Vec::with_capacity(self.0.len());
+        let mut rows = Rows { data: q.slice::<u8>(), count: 0, stride: 0 };
+        for product in &self.0 {
+            let sizes = Sizes::new(q.shape(), &[product.depth(), product.columns()])?;
+            rows.count = sizes.batch.iter().product::<usize>() * sizes.m;
+            rows.stride = sizes.k;
+            outputs.push(run.pool.tensor(product.dtype(), &sizes.output));
+        }
+        let targets = self.0.iter().zip(&mut outputs).map(|(product, y)| {
+            let stride = product.columns();
+            let target = match product.dtype() {
+                DType::U8 => Target { f32: None, u8: Some(y.slice_mut::<u8>()), stride },
+                _ => Target { f32: Some(y.slice_mut::<f32>()), u8: None, stride },
+            };
+            (product, target)
+        });
+        run_all(rows, targets);
+        Ok(outputs)
+    }
+}
+
 fn is_transposed(node: &Node) -> Result<bool, OpError> {
     Ok(node.int_or("transB", 0)? != 0)
 }
 
-fn product(node: &Node, constants: &[Option<&Tensor>]) -> Result<Product, OpError> {
+/// The product whose own inputs begin at `first`.
+fn product(node: &Node, constants: &[Option<&Tensor>], first: usize) -> Result<Product, OpError> {
     let optional = |index: usize| constants.get(index).copied().flatten();
     let constant = |index: usize| optional(index).ok_or(OpError::MissingInput { index });
-    let (b, b_scales) = (constant(3)?, constant(4)?.values::<f32>());
+    let (b, b_scales) = (constant(first)?, constant(first + 1)?.values::<f32>());
     if b.dtype() != DType::I8 || b.rank() != 2 {
-        return Err(OpError::DType { index: 3, found: b.dtype() });
+        return Err(OpError::DType { index: first, found: b.dtype() });
     }
     let values = b.values::<i8>();
     let matrix = Strided::rows(&values, b.shape()[0], b.shape()[1]);
@@ -99,15 +171,16 @@ fn product(node: &Node, constants: &[Option<&Tensor>]) -> Result<Product, OpErro
     if scales.len() != n && scales.len() != 1 {
         return Err(OpError::shapes(&matrix.size, &[scales.len()]));
     }
-    let bias = optional(5).map(Tensor::values::<f32>);
+    let bias = optional(first + 2).map(Tensor::values::<f32>);
     if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != n) {
         return Err(OpError::shapes(&matrix.size, &[bias.len()]));
     }
-    let output = match optional(6) {
+    let output = match optional(first + 3) {
         None => Output::F32,
-        Some(scale) => {
-            Output::U8 { scale: scalar_of(scale, 6)?, zero_point: scalar_of(constant(7)?, 7)? }
-        }
+        Some(scale) => Output::U8 {
+            scale: scalar_of(scale, first + 3)?,
+            zero_point: scalar_of(constant(7)?, 7)?,
+        },
     };
     let zero_point = scalar_of(constant(2)?, 2)?;
     let (weights, activation) = (Weights::new(matrix), tile_activation(node)?);

@@ -367,6 +367,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "attar.QuantizedAttention",
             "attar.QuantizedLayerNormalization",
             "attar.QuantizedMatMul",
+            "attar.QuantizedMatMuls",
             "com.microsoft.DequantizeLinear",
             "com.microsoft.DynamicQuantizeLSTM",
             "com.microsoft.DynamicQuantizeMatMul",

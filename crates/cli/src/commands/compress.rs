@@ -191,6 +191,7 @@ fn plan_text(steps: &[StepOutcome]) -> String {
     for (index, step) in steps.iter().enumerate() {
         step.edits.iter().for_each(|edit| text.push_str(&format!("  {edit}\n")));
         text.push_str(&step_text(index + 1, step));
+        step.warnings.iter().for_each(|w| text.push_str(&format!("  warning: {w}\n")));
     }
     text.push_str("nothing written; give `-o DIR` to compress\n");
     text

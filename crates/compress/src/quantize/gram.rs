@@ -7,7 +7,8 @@ use super::statistics::ChannelAxis;
 
 /// Rows that are gathered before they are multiplied.
 const ROWS_AT_ONCE: usize = 256;
-/// Rows after which the moments of a value are known well enough, per channel.
+/// Rows after which the moments of a value are known well enough: so many, and so many per channel.
+const ROWS_MAX: usize = 1 << 14;
 const ROWS_PER_CHANNEL: usize = 16;
 /// Pixels taken of one image.
 const PIXELS_MAX: usize = 256;
@@ -41,7 +42,7 @@ impl Gram {
         let values = tensor.values::<f32>();
         let step = inner.div_ceil(PIXELS_MAX).max(1) | 1;
         for image in 0..outer {
-            if self.rows >= ROWS_PER_CHANNEL * channels {
+            if self.rows >= ROWS_MAX.max(ROWS_PER_CHANNEL * channels) {
                 return;
             }
             for pixel in (0..inner).step_by(step) {

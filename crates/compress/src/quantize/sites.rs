@@ -11,7 +11,7 @@ use super::nodes::weight_of;
 use super::observer::{Chosen, Observer, Seen};
 use super::placement::Placement;
 use super::product::matrix_of;
-use super::smooth::{Reader, divisors};
+use super::smooth::{Reader, Smooth, divisors};
 use super::statistics::{ChannelAxis, Statistics};
 use crate::{Context, PassError};
 
@@ -37,7 +37,7 @@ pub(crate) struct Calibrated {
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     pub(crate) observer: Observer,
-    pub(crate) smooths: bool,
+    pub(crate) smooth: Smooth,
     pub(crate) moments: bool,
     pub(crate) level_max: i8,
 }
@@ -87,7 +87,7 @@ pub(crate) fn sites(
     let batch_count = observe(model, &mut records, context)?;
     let mut smoothed: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let mut second: BTreeMap<String, Record> = BTreeMap::new();
-    if wanted.smooths {
+    if wanted.smooth != Smooth::Off {
         for (value, record) in &records {
             let readers = &placement.readers[value];
             let Some(divided) = smoothing(graph, links, readers, record, wanted.level_max) else {
@@ -116,7 +116,7 @@ pub(crate) fn sites(
         if let Some(again) = second.get(&value) {
             let chosen = choose(&again.statistics).unwrap_or(plain);
             // Clipping may have done what dividing promised.
-            if chosen.relative_error < GAIN_MAX * plain.relative_error {
+            if chosen.relative_error < wanted.smooth.remains_max() * plain.relative_error {
                 site.chosen = chosen;
                 site.divisors = smoothed.remove(&value);
             }
@@ -125,10 +125,6 @@ pub(crate) fn sites(
     }
     Ok(Calibrated { sites, batch_count })
 }
-
-/// Part of the error that may remain after channels were divided, with the range chosen for
-/// either; above it, a multiplication is not worth its time.
-const GAIN_MAX: f64 = 0.85;
 
 fn smoothing(
     graph: &Graph,

@@ -2,15 +2,40 @@
 //! "SmoothQuant", 2022): x·W = (x / s)·(s·W), s = max|x|^α / max|w|^(1 − α), with α chosen for each
 //! activation by the error that it predicts.
 
+use serde::Deserialize;
+
 use super::statistics::Statistics;
 
 /// Values of α tried. At 0 only the weights are levelled, at 1 only the activations.
 const ALPHAS: [f32; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+/// Predicted squared error, of that without divisors, from which a second look at the data is due.
+const GAINS: f64 = 0.8;
 /// How far a channel may be scaled against the others, which keeps both sides far from the ends
 /// of f32.
 const FACTOR_MAX: f32 = 1e4;
-/// Part of the predicted squared error that has to remain at most, for a multiplication to pay.
-const REMAINS_MAX: f64 = 0.7;
+
+/// The setting: which activations are smoothed. Each costs a multiplication while running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Smooth {
+    /// Those whose error falls to less than two fifths.
+    #[default]
+    Auto,
+    /// Those whose error falls by a tenth.
+    All,
+    Off,
+}
+
+impl Smooth {
+    /// Part of the error that may remain for a multiplication to be worth its time.
+    pub(crate) fn remains_max(self) -> f64 {
+        match self {
+            Self::Auto => 0.4,
+            Self::All => 0.9,
+            Self::Off => 0.0,
+        }
+    }
+}
 
 /// What one reader's weights are made of, [inputs, outputs].
 pub(crate) struct Reader<'a> {
@@ -18,7 +43,7 @@ pub(crate) struct Reader<'a> {
     pub(crate) outputs: usize,
 }
 
-/// The divisor of each channel, or `None` where none gains enough.
+/// The divisor of each channel with which the least error is predicted, or `None` where none gains.
 pub(crate) fn divisors(seen: &Statistics, readers: &[Reader], level_max: f32) -> Option<Vec<f32>> {
     let channels = seen.low.len();
     let fits = |reader: &Reader| reader.w.len() == channels * reader.outputs;
@@ -32,7 +57,7 @@ pub(crate) fn divisors(seen: &Statistics, readers: &[Reader], level_max: f32) ->
         (site.error(&divisors, readers, level_max), divisors)
     });
     let (least, divisors) = tried.min_by(|a, b| a.0.total_cmp(&b.0))?;
-    (least < REMAINS_MAX * plain).then_some(divisors)
+    (least < GAINS * plain).then_some(divisors)
 }
 
 struct Site {

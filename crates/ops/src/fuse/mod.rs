@@ -57,6 +57,7 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("quantized-levels", quantized::plan_levels),
     ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),
+    ("quantized-shared", quantized::plan_shared),
 ];
 
 /// A model as `builtin` runs it: every rewrite applied.

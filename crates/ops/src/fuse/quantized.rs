@@ -5,6 +5,7 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
 
 use super::producer;
+use crate::quantized_matmul::EACH;
 use crate::{ATTAR_DOMAIN, infer_graph};
 
 /// `MatMul` and `Gemm` between dequantized values → `QuantizedMatMul`.
@@ -153,6 +154,39 @@ pub fn plan_normalization(model: &Model) -> Plan {
         node.outputs.push(quantize.outputs[0].clone());
         plan.push(Edit::ReplaceNode { index: norm_index, node });
         plan.push(Edit::RemoveNode { index });
+    }
+    plan
+}
+
+/// `QuantizedMatMul`s of the same levels, without activation → one `QuantizedMatMuls`.
+pub fn plan_shared(model: &Model) -> Plan {
+    let graph = &model.graph;
+    let mut plan = Plan::default();
+    let is_joinable = |node: &Node| {
+        node.domain == ATTAR_DOMAIN
+            && node.op_type == "QuantizedMatMul"
+            && node.attributes.is_empty()
+    };
+    let mut is_taken = vec![false; graph.nodes.len()];
+    for (first, node) in graph.nodes.iter().enumerate() {
+        if is_taken[first] || !is_joinable(node) {
+            continue;
+        }
+        let mut joined = node.clone();
+        for (index, other) in graph.nodes.iter().enumerate().skip(first + 1) {
+            if is_joinable(other) && other.inputs[..3] == node.inputs[..3] {
+                is_taken[index] = true;
+                // The groups before end with their last input, absent or not.
+                joined.inputs.resize(3 + EACH * joined.outputs.len(), String::new());
+                joined.inputs.extend(other.inputs[3..].iter().cloned());
+                joined.outputs.extend(other.outputs.iter().cloned());
+                plan.push(Edit::RemoveNode { index });
+            }
+        }
+        if joined.outputs.len() > 1 {
+            joined.op_type = "QuantizedMatMuls".into();
+            plan.push(Edit::ReplaceNode { index: first, node: joined });
+        }
     }
     plan
 }
@@ -316,6 +350,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn products_of_the_same_levels_become_one_and_give_the_same_bits() {
+        let text = "q = QuantizeLinear(x, s, z)\nd = DequantizeLinear(q, s, z)\n\
+            v = DequantizeLinear(w, ws, wz)\nm = MatMul(d, v)\na = Add(m, b)\n\
+            u = DequantizeLinear(w, cs)\ne = MatMul(d, u)\n\
+            n = MatMul(d, v)\nr = QuantizeLinear(n, t, y)";
+        let model = model(text);
+        assert_eq!(operators(&model), ["QuantizeLinear", "QuantizedMatMuls"]);
+        let outputs = run(&model, &[feed(50)], false);
+        let plain = run(&model, &[feed(50)], true);
+        for (found, plain) in outputs.iter().zip(&plain) {
+            assert_eq!((found.dtype(), found.shape()), (plain.dtype(), plain.shape()));
+            if found.dtype() == DType::F32 {
+                // The product of dequantized values is summed in f32 there.
+                let pairs = found.slice::<f32>().iter().zip(plain.slice::<f32>());
+                pairs
+                    .for_each(|(a, b)| assert!((a - b).abs() < 1e-5 * b.abs().max(1.0), "{a} {b}"));
+            } else {
+                let pairs = found.slice::<u8>().iter().zip(plain.slice::<u8>());
+                pairs.for_each(|(a, b)| assert!(a.abs_diff(*b) <= 1));
+            }
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let threads = pool.install(|| run(&model, &[feed(50)], false));
+        assert!(threads.iter().zip(&outputs).all(|(a, b)| a.bytes() == b.bytes()));
     }
 
     #[test]

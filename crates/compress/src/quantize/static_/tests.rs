@@ -91,7 +91,7 @@ fn every_rounding_and_scale_keeps_the_output_near() {
         "rounding = \"descent\"",
         "weight_scale = \"mse\"",
         "observer = \"entropy\"",
-        "smooth = false",
+        "smooth = \"off\"",
     ] {
         let found = error(settings);
         // Noise of 8-bit inputs, which no rounding of weights takes away, is most of either.
@@ -116,7 +116,7 @@ fn a_channel_of_outliers_is_smoothed_and_the_others_keep_their_digits() {
     };
     let (smooth, is_smoothed) = error("");
     assert!(is_smoothed);
-    let (rough, is_smoothed) = error("smooth = false");
+    let (rough, is_smoothed) = error("smooth = \"off\"");
     assert!(!is_smoothed);
     assert!(smooth < 0.3 * rough, "{smooth} of {rough}");
 }
@@ -231,7 +231,7 @@ fn a_huge_outlier_in_one_example_leaves_the_others_their_levels() {
         let (model, _, _) = quantized(&original, settings, batches.clone()).unwrap();
         relative_error(&run(&model, &x), &run(&original, &x))
     };
-    let (auto, minmax) = (chosen(""), chosen("observer = \"minmax\"\nsmooth = false"));
+    let (auto, minmax) = (chosen(""), chosen("observer = \"minmax\"\nsmooth = \"off\""));
     assert!(auto < 0.5 * minmax, "{auto}, minmax {minmax}");
 }
 

@@ -1,9 +1,9 @@
-//! From the sums of a tile to its results: y = activation(sums·scales + bias + addend), as f32, as
-//! levels clamp(round(y / scale) + zero point), or as both.
+//! From the sums of a tile to its results: y = activation(sums·scales + bias), as f32 or as
+//! levels clamp(round(y / scale) + zero point).
 
 use super::super::math;
 use super::vector::{Floats, Sums};
-use super::{Addend, Division, Job};
+use super::{Division, Job};
 
 /// Which part of the result a tile is.
 #[derive(Clone, Copy)]
@@ -73,7 +73,7 @@ pub(super) struct CoarseGelu;
 pub(super) const COARSE_SCALE_MIN: f32 = 3.5e-3;
 
 const COARSE_END: f32 = 4.5;
-#[allow(clippy::unreadable_literal)] // coefficients as fitted
+#[allow(clippy::excessive_precision, clippy::unreadable_literal)] // coefficients as fitted
 const COARSE: [f32; 9] = [
     3.313751193e-3,
     -9.314945899e-3,
@@ -123,7 +123,7 @@ impl Chain<'_> {
             for row in 0..self.place.rows {
                 for w in 0..wide {
                     let sums = T::load(sums.add((row * wide + w) * T::LANES));
-                    let x = self.rescaled::<T>(sums, row, w);
+                    let x = self.rescaled::<T>(sums, w);
                     self.put::<T>(activation.apply(x), row, w);
                 }
             }
@@ -139,7 +139,7 @@ impl Chain<'_> {
         unsafe {
             for i in 0..count {
                 let at = sums.add(i * T::LANES);
-                self.rescaled::<T>(T::load(at), i / wide, i % wide).store(at.cast());
+                self.rescaled::<T>(T::load(at), i % wide).store(at.cast());
             }
             function(std::slice::from_raw_parts_mut(sums.cast(), count * T::LANES));
             for i in 0..count {
@@ -149,38 +149,20 @@ impl Chain<'_> {
         }
     }
 
-    /// sums·scales + bias + addend.
+    /// sums·scales + bias.
     #[inline(always)]
-    unsafe fn rescaled<T: Sums>(self, sums: T, row: usize, w: usize) -> T::Floats {
+    unsafe fn rescaled<T: Sums>(self, sums: T, w: usize) -> T::Floats {
         let product = self.job.product;
         let column = self.place.first_column + w * T::LANES;
         // SAFETY: as the caller's; scales and bias are padded to whole vectors.
         unsafe {
             let scale = T::Floats::load(product.scales.as_ptr().add(column));
             let bias = T::Floats::load(product.bias.as_ptr().add(column));
-            let x = sums.floats().fma(scale, bias);
-            let index = self.index(row, column);
-            let count = T::LANES.min(self.place.columns - w * T::LANES);
-            match self.job.addend {
-                Addend::None => x,
-                Addend::F32(data) => {
-                    let from = data.as_ptr().add(index);
-                    let mut part = [0.0; 16];
-                    let added = T::Floats::load(readable(from, &mut part, count, T::LANES));
-                    added.fma(T::Floats::splat(self.job.addend_factor), x)
-                }
-                Addend::U8 { data, scale, zero_point } => {
-                    let from = data.as_ptr().add(index);
-                    let mut part = [0; 16];
-                    let levels = T::Floats::levels(readable(from, &mut part, count, T::LANES));
-                    let zero = T::Floats::splat(-f32::from(zero_point));
-                    levels.add(zero).fma(T::Floats::splat(scale * self.job.addend_factor), x)
-                }
-            }
+            sums.floats().fma(scale, bias)
         }
     }
 
-    /// Where a value lies in the results and in what is added.
+    /// Where a value lies in the results.
     #[inline(always)]
     fn index(self, row: usize, column: usize) -> usize {
         (self.place.row + row) * self.job.out_stride + column
@@ -223,20 +205,4 @@ impl Chain<'_> {
             }
         }
     }
-}
-
-/// A pointer to `lanes` ≤ 16 values that can be read, of which the first `count` are those at `from`.
-#[inline(always)]
-unsafe fn readable<V: Copy>(
-    from: *const V,
-    part: &mut [V; 16],
-    count: usize,
-    lanes: usize,
-) -> *const V {
-    if count == lanes {
-        return from;
-    }
-    // SAFETY: the caller's pointer is readable for `count` values.
-    unsafe { std::ptr::copy_nonoverlapping(from, part.as_mut_ptr(), count) };
-    part.as_ptr()
 }

@@ -1,5 +1,5 @@
 //! Products of u8 rows and constant i8 columns, and all that follows them up to the next product:
-//! y = activation((a − `zero_point`)·b·scales + bias + addend), as f32, quantized to u8, or both.
+//! y = activation((a − `zero_point`)·b·scales + bias), as f32 or quantized to u8.
 //!
 //! Sums are exact 32-bit integers. A tile of them is held in registers over the whole depth and
 //! turned into results at once. Every path gives the same bits, for any number of rows and threads.
@@ -17,6 +17,7 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use attar_tensor::DType;
 use rayon::prelude::*;
 
 #[cfg(test)]
@@ -47,11 +48,6 @@ pub(crate) enum Output {
     /// between, or with `Clip`, the scale of the sums is divided by that of the levels beforehand: a
     /// y within an ulp of a tie may fall to its other side.
     U8 {
-        scale: f32,
-        zero_point: u8,
-    },
-    /// y, and the levels of y.
-    Both {
         scale: f32,
         zero_point: u8,
     },
@@ -124,8 +120,7 @@ impl Product {
         let mut product = Self { weights, k, n, starts, scales, bias, activation, output, levels };
         match output {
             Output::F32 => {}
-            Output::U8 { scale, zero_point } => product.quantize(scale, zero_point, true),
-            Output::Both { scale, zero_point } => product.quantize(scale, zero_point, false),
+            Output::U8 { scale, zero_point } => product.quantize(scale, zero_point),
         }
         let padded = product.weights.padded_columns();
         product.starts.resize(padded, 0);
@@ -134,11 +129,10 @@ impl Product {
         product
     }
 
-    fn quantize(&mut self, scale: f32, zero_point: u8, is_all: bool) {
+    fn quantize(&mut self, scale: f32, zero_point: u8) {
         let zero = f32::from(zero_point);
-        let is_coarse = is_all
-            && scale >= epilogue::COARSE_SCALE_MIN
-            && matches!(self.activation, Activation::Gelu);
+        let is_coarse =
+            scale >= epilogue::COARSE_SCALE_MIN && matches!(self.activation, Activation::Gelu);
         let division = if is_coarse { Division::Times(1.0 / scale) } else { Division::By(scale) };
         self.levels =
             Levels { division, low: -zero, high: 255.0 - zero, zero_point: i32::from(zero_point) };
@@ -147,14 +141,16 @@ impl Product {
             Activation::Clip { low, high } => [low, high],
             Activation::Gelu | Activation::Each(_) => return,
         };
-        if is_all {
-            self.scales.iter_mut().chain(&mut self.bias).for_each(|value| *value /= scale);
-            let (low, high) = (self.levels.low, self.levels.high);
-            self.levels.low = (ends[0] / scale).clamp(low, high);
-            self.levels.high = (ends[1] / scale).clamp(self.levels.low, high);
-            self.levels.division = Division::Done;
-            self.activation = Activation::None;
+        if !(scale.is_normal() && scale > 0.0) {
+            // What such a scale gives is left to the division.
+            return;
         }
+        self.scales.iter_mut().chain(&mut self.bias).for_each(|value| *value /= scale);
+        let (low, high) = (self.levels.low, self.levels.high);
+        self.levels.low = (ends[0] / scale).clamp(low, high);
+        self.levels.high = (ends[1] / scale).clamp(self.levels.low, high);
+        self.levels.division = Division::Done;
+        self.activation = Activation::None;
     }
 
     /// Rows of the weights: bytes of a row of the left side.
@@ -170,47 +166,60 @@ impl Product {
         self.k.div_ceil(4)
     }
 
-    /// Computes the product of all rows, on every thread of the pool if there is enough to do.
-    ///
-    /// # Panics
-    /// When a slice is too short, or the target lacks what the product gives.
-    pub(crate) fn run(&self, left: Rows, addend: Addend, target: Target) {
-        let threads = rayon::current_num_threads();
-        let is_small = left.count * self.k.max(16) * self.n < PARALLEL_MACS_MIN;
-        self.run_on(if is_small { 1 } else { threads }, left, addend, target);
-    }
-
-    /// As [`run`](Self::run), on this thread alone: for callers that divide the rows themselves.
-    pub(crate) fn run_alone(&self, left: Rows, addend: Addend, target: Target) {
-        self.run_on(1, left, addend, target);
-    }
-
-    fn run_on(&self, threads: usize, left: Rows, addend: Addend, target: Target) {
-        if left.count == 0 || self.n == 0 {
-            return;
+    /// The type of the results.
+    pub(crate) fn dtype(&self) -> DType {
+        match self.output {
+            Output::F32 => DType::F32,
+            Output::U8 { .. } => DType::U8,
         }
-        let job = Job::new(self, left, addend, target);
-        let path = self.weights.path();
-        let panels = self.n.div_ceil(path.panel_columns());
-        let run = |panel: usize, first_row: usize, row_end: usize| {
-            path.run(&job, Task { panel, first_row, row_end });
-        };
-        if threads == 1 {
-            return (0..panels).for_each(|panel| run(panel, 0, left.count));
-        }
-        // A thread takes neighbouring panels, so that it reads a part of the weights alone.
-        let parts = (threads * TASKS_PER_THREAD).div_ceil(panels);
-        let parts = parts.clamp(1, left.count.div_ceil(PART_ROWS_MIN));
-        let rows_each = left.count.div_ceil(parts);
-        (0..panels * parts).into_par_iter().for_each(|index| {
-            let first = (index % parts * rows_each).min(left.count);
-            run(index / parts, first, (first + rows_each).min(left.count));
-        });
     }
 }
 
+/// Computes products of the same rows, on every thread of the pool if there is enough to do.
+///
+/// # Panics
+/// When a slice is too short, or a target lacks what its product gives.
+pub(crate) fn run_all<'a>(
+    left: Rows<'a>,
+    products: impl Iterator<Item = (&'a Product, Target<'a>)>,
+) {
+    if left.count > 0 {
+        let jobs = products.map(|(product, target)| Job::new(product, left, target));
+        run_jobs(&jobs.collect::<Vec<_>>());
+    }
+}
+
+fn run_jobs(jobs: &[Job]) {
+    let threads = rayon::current_num_threads();
+    let multiplications: usize = jobs.iter().map(Job::multiplications).sum();
+    let panels: usize = jobs.iter().map(Job::panel_count).sum();
+    if panels == 0 {
+        return;
+    }
+    let rows = jobs[0].rows;
+    let run = |mut panel: usize, first_row: usize, row_end: usize| {
+        for job in jobs {
+            if panel < job.panel_count() {
+                return job.product.weights.path().run(job, Task { panel, first_row, row_end });
+            }
+            panel -= job.panel_count();
+        }
+    };
+    if threads == 1 || multiplications < PARALLEL_MULTIPLICATIONS_MIN {
+        return (0..panels).for_each(|panel| run(panel, 0, rows));
+    }
+    // A thread takes neighbouring panels, so that it reads a part of the weights alone.
+    let parts = (threads * TASKS_PER_THREAD).div_ceil(panels);
+    let parts = parts.clamp(1, rows.div_ceil(PART_ROWS_MIN));
+    let rows_each = rows.div_ceil(parts);
+    (0..panels * parts).into_par_iter().for_each(|index| {
+        let first = (index % parts * rows_each).min(rows);
+        run(index / parts, first, (first + rows_each).min(rows));
+    });
+}
+
 /// Multiplications below which a second thread costs more than it brings.
-const PARALLEL_MACS_MIN: usize = 1 << 20;
+const PARALLEL_MULTIPLICATIONS_MIN: usize = 1 << 20;
 const TASKS_PER_THREAD: usize = 3;
 const PART_ROWS_MIN: usize = 12;
 
@@ -220,19 +229,6 @@ pub(crate) struct Rows<'a> {
     pub(crate) data: &'a [u8],
     pub(crate) count: usize,
     pub(crate) stride: usize,
-}
-
-/// What is added to the results before the activation, in rows as far apart as the target's.
-#[derive(Clone, Copy)]
-pub(crate) enum Addend<'a> {
-    None,
-    F32(&'a [f32]),
-    /// (level − `zero_point`)·scale.
-    U8 {
-        data: &'a [u8],
-        scale: f32,
-        zero_point: u8,
-    },
 }
 
 /// Where results go, in rows that begin `stride` values after each other.
@@ -247,9 +243,7 @@ struct Job<'a> {
     product: &'a Product,
     left: *const u8,
     left_stride: usize,
-    addend: Addend<'a>,
-    /// What an addend is multiplied by, since results may be divided by the scale of their levels.
-    addend_factor: f32,
+    rows: usize,
     out_f32: Option<Out<f32>>,
     out_u8: Option<Out<u8>>,
     out_stride: usize,
@@ -271,7 +265,7 @@ struct Task {
 
 impl<'a> Job<'a> {
     /// Checks that the memory holds the product's rows.
-    fn new(product: &'a Product, left: Rows<'a>, addend: Addend<'a>, target: Target<'a>) -> Self {
+    fn new(product: &'a Product, left: Rows<'a>, target: Target<'a>) -> Self {
         let needed = |stride: usize, size: usize| {
             assert!(left.count == 1 || stride >= size, "rows do not overlap");
             (left.count - 1).checked_mul(stride).and_then(|begin| begin.checked_add(size))
@@ -282,23 +276,12 @@ impl<'a> Job<'a> {
             "the left side has its rows"
         );
         let out = needed(target.stride, product.n);
-        let added = match addend {
-            Addend::None => None,
-            Addend::F32(data) => Some(data.len()),
-            Addend::U8 { data, .. } => Some(data.len()),
-        };
-        assert!(added.is_none_or(|len| holds(len, out)), "the addend has its rows");
         let (wants_f32, wants_u8) = match product.output {
             Output::F32 => (true, false),
             Output::U8 { .. } => (false, true),
-            Output::Both { .. } => (true, true),
         };
         assert_eq!(target.f32.is_some(), wants_f32, "a target of f32 is there where it is written");
         assert_eq!(target.u8.is_some(), wants_u8, "a target of u8 is there where it is written");
-        let factor = match product.output {
-            Output::U8 { scale, .. } if product.levels.division == Division::Done => 1.0 / scale,
-            _ => 1.0,
-        };
         let out_f32 = target.f32.map(|values| {
             assert!(holds(values.len(), out), "the target of f32 has its rows");
             Out(values.as_mut_ptr())
@@ -311,11 +294,17 @@ impl<'a> Job<'a> {
             product,
             left: left.data.as_ptr(),
             left_stride: left.stride,
-            addend,
-            addend_factor: factor,
+            rows: left.count,
             out_f32,
             out_u8,
             out_stride: target.stride,
         }
+    }
+    fn panel_count(&self) -> usize {
+        self.product.n.div_ceil(self.product.weights.path().panel_columns())
+    }
+
+    fn multiplications(&self) -> usize {
+        self.rows * self.product.n * self.product.k.max(16)
     }
 }

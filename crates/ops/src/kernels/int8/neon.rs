@@ -4,6 +4,8 @@
 //! what that takes away.
 // SAFETY, for every block below: the caller vouches for the instructions and for the pointers.
 #![allow(clippy::undocumented_unsafe_blocks)]
+// As in `x86.rs`.
+#![allow(clippy::wildcard_imports)]
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -105,19 +107,6 @@ impl Floats for float32x4_t {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { vst1q_f32(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels(from: *const u8) -> Self {
-        unsafe {
-            let bytes = vreinterpret_u8_u32(vdup_n_u32(from.cast::<u32>().read_unaligned()));
-            vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        unsafe { vaddq_f32(self, other) }
     }
 
     #[inline(always)]

@@ -39,9 +39,6 @@ pub(super) trait Floats: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// Levels of 8 bits as floats.
-    unsafe fn levels(from: *const u8) -> Self;
-    unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
     /// self·a + b.
@@ -137,17 +134,6 @@ impl Floats for PortableFloats {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's pointer is writable for 8 values.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels(from: *const u8) -> Self {
-        // SAFETY: the caller's pointer is readable for 8 values.
-        Self(unsafe { from.cast::<[u8; 8]>().read_unaligned() }.map(f32::from))
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        self.each(other, |a, b| a + b)
     }
 
     #[inline(always)]

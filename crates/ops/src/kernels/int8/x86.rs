@@ -1,6 +1,8 @@
 //! Registers of x86: AVX-512 with VNNI, AVX2 with VNNI, AVX2 alone.
 // SAFETY, for every block below: the caller vouches for the instructions and for the pointers.
 #![allow(clippy::undocumented_unsafe_blocks)]
+// Every instruction is of this architecture, and its name says so.
+#![allow(clippy::wildcard_imports)]
 
 use std::arch::x86_64::*;
 
@@ -64,16 +66,6 @@ impl Floats for __m512 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels(from: *const u8) -> Self {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        unsafe { _mm512_add_ps(self, other) }
     }
 
     #[inline(always)]
@@ -236,16 +228,6 @@ impl Floats for __m256 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm256_storeu_ps(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels(from: *const u8) -> Self {
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        unsafe { _mm256_add_ps(self, other) }
     }
 
     #[inline(always)]
