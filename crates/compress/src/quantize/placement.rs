@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use attar_graph::{Graph, Links, Node, Use};
 
-use super::attention::{Reading, find_attention};
+use super::attention::{QuantizedAttention, find_attention};
 use super::nodes::weight_of;
 use crate::Context;
 
@@ -15,8 +15,6 @@ pub(crate) struct Placement {
     pub(crate) products: Vec<usize>,
     /// Readers of each quantized value, as (node, input).
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
-    /// Probabilities of attention, as the value and who reads it: their range is known.
-    pub(crate) probabilities: Vec<(String, (usize, usize))>,
     /// Values that hold nothing but values of another, whose range they share, in graph order.
     pub(crate) shared: Vec<(String, String)>,
 }
@@ -77,15 +75,39 @@ impl Placement {
         placement
     }
 
-    /// Both products of attention take 8-bit inputs too.
-    pub(crate) fn add_attention(&mut self, graph: &Graph, links: &Links, context: &Context) {
-        for sites in find_attention(graph, links, context) {
-            for Reading { value, reader } in sites.operands {
-                self.read(&value, reader);
+    /// Q, K and V of attention are in 8 bits too, as `setting` says.
+    pub(crate) fn add_attention(
+        &mut self,
+        graph: &Graph,
+        links: &Links,
+        context: &Context,
+        setting: QuantizedAttention,
+    ) {
+        for readings in find_attention(graph, links, &context.exclude) {
+            let is_wanted = match setting {
+                QuantizedAttention::Auto => {
+                    readings.iter().all(|reading| self.is_made_by_product(links, &reading.value))
+                }
+                QuantizedAttention::All => true,
+                QuantizedAttention::Off => false,
+            };
+            if is_wanted {
+                readings.iter().for_each(|reading| self.read(&reading.value, reading.reader));
             }
-            let Reading { value, reader } = sites.probabilities;
-            self.probabilities.push((value, reader));
         }
+    }
+
+    /// Whether a product in 8 bits gives the value, a bias perhaps added.
+    fn is_made_by_product(&self, links: &Links, value: &str) -> bool {
+        let is_product = |value: &str| {
+            links.producer(value).is_some_and(|(index, _)| self.products.contains(&index))
+        };
+        let is_biased = |node: &Node| {
+            let [a, b] = node.inputs.as_slice() else { return false };
+            let adds = |x: &str, bias: &str| is_product(x) && links.constant(bias).is_some();
+            node.is("Add") && (adds(a, b) || adds(b, a))
+        };
+        is_product(value) || links.producer(value).is_some_and(|(_, node)| is_biased(node))
     }
 
     /// Leaves these products in float. A value that no product or carrier reads any more is left

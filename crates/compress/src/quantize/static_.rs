@@ -9,10 +9,11 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
+use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
 use super::keep_float::{Cost, KeepFloat, kept};
-use super::nodes::{ActivationRange, Builder, weight_of};
+use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
 use super::placement::Placement;
@@ -32,7 +33,7 @@ pub(crate) struct StaticQuantize {
     #[serde(default)]
     weight_bits: WeightBits,
     #[serde(default)]
-    attention: bool,
+    attention: QuantizedAttention,
     #[serde(default)]
     observer: Observer,
     #[serde(default)]
@@ -92,9 +93,6 @@ pub(crate) fn default_true() -> bool {
     true
 }
 
-/// 0 to 1 in u8.
-const PROBABILITIES: ActivationRange = ActivationRange { scale: 1.0 / 255.0, zero_point: 0 };
-
 pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "embeddings",
@@ -103,8 +101,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     },
     OptionEntry {
         key: "attention",
-        default: "false",
-        help: "the products inside attention in 8 bits too: Q, K, V and the probabilities",
+        default: "\"auto\"",
+        help: "Q, K and V of attention in 8 bits too: \"auto\", where products in 8 bits make all \
+               three; true, everywhere; false, nowhere",
     },
     OptionEntry {
         key: "weight_bits",
@@ -169,9 +168,7 @@ impl Pass for StaticQuantize {
         }
         let links = Links::new(&model.graph);
         let mut placement = Placement::new(&model.graph, &links, context);
-        if self.attention {
-            placement.add_attention(&model.graph, &links, context);
-        }
+        placement.add_attention(&model.graph, &links, context, self.attention);
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
@@ -195,9 +192,6 @@ impl Pass for StaticQuantize {
                 if let Some(site) = calibrated.sites.get(value) {
                     insert_pair(&mut builder, value, site, readers);
                 }
-            }
-            for (value, reader) in &placement.probabilities {
-                write_pair(&mut builder, value, value, PROBABILITIES, &[*reader]);
             }
             for (index, rounded) in rounded {
                 let site = calibrated.sites.get(&model.graph.nodes[index].inputs[0]);
@@ -331,6 +325,11 @@ impl StaticQuantize {
 /// says so; `readers` read the result.
 fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usize, usize)]) {
     let named = |suffix: &str| format!("{value}_{suffix}");
+    let (scale, zero) = (named("scale"), named("zero_point"));
+    let (quantized, dequantized) = (named("quantized"), named("dequantized"));
+    let range = site.chosen.range;
+    builder.set(&scale, Tensor::scalar(range.scale));
+    builder.set(&zero, Tensor::scalar(range.zero_point));
     let mut source = value.to_string();
     if let Some(divisors) = &site.divisors {
         let factors: Vec<f32> = divisors.iter().map(|s| 1.0 / s).collect();
@@ -339,23 +338,7 @@ fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usiz
         builder.add(Node::new("Mul", &smooth, &[value, &factor], &[&smooth]));
         source = smooth;
     }
-    write_pair(builder, value, &source, site.chosen.range, readers);
-}
-
-/// The pair on `source`, with names made from `value`, for what read `value`.
-fn write_pair(
-    builder: &mut Builder,
-    value: &str,
-    source: &str,
-    range: ActivationRange,
-    readers: &[(usize, usize)],
-) {
-    let named = |suffix: &str| format!("{value}_{suffix}");
-    let (scale, zero) = (named("scale"), named("zero_point"));
-    let (quantized, dequantized) = (named("quantized"), named("dequantized"));
-    builder.set(&scale, Tensor::scalar(range.scale));
-    builder.set(&zero, Tensor::scalar(range.zero_point));
-    let inputs = [source, &scale, &zero];
+    let inputs = [source.as_str(), &scale, &zero];
     let quantize = Node::new("QuantizeLinear", &quantized, &inputs, &[&quantized]);
     let inputs = [quantized.as_str(), &scale, &zero];
     let dequantize = Node::new("DequantizeLinear", &dequantized, &inputs, &[&dequantized]);

@@ -1,9 +1,11 @@
 //! `QuantizedAttention`, made by fusion: softmax(scale·Q·Kᵀ + mask)·V per head over u8 operands
-//! (Vaswani et al., 2017, arXiv:1706.03762), the probabilities rounded to u8 too.
+//! (Vaswani et al., 2017, arXiv:1706.03762).
 //!
 //! Q, K and V are u8 of [batch, sequence, heads·size], as the projections leave them, and so is
-//! the result, in f32 or rounded to u8. The mask is as that of `FusedAttention`. Both products are
-//! exact integers and every f32 operation rounds by itself, so that every CPU gives the same bits.
+//! the result, in f32 or rounded to u8. The mask is as that of `FusedAttention`. Probabilities that
+//! the graph rounds to u8 have its scale; others are rounded to 16 bits, less than what f32 sums of
+//! products are off. Both products are exact integers and every f32 operation rounds by itself, so
+//! that every CPU gives the same bits.
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
@@ -55,8 +57,8 @@ struct QuantizedKernel {
     /// Of Q, K and V.
     scales: [f32; 3],
     zero_points: [u8; 3],
-    /// Of the probabilities, whose zero point is 0.
-    probability_scale: f32,
+    /// Of probabilities that are u8, whose zero point is 0.
+    probability_scale: Option<f32>,
     /// Of the result, where it is rounded.
     result: Option<(f32, u8)>,
 }
@@ -79,7 +81,10 @@ impl QuantizedKernel {
             scale: node.float_or("scale", 1.0)?,
             scales,
             zero_points,
-            probability_scale: node.float_or("p_scale", 1.0 / 255.0)?,
+            probability_scale: match node.attribute("p_scale") {
+                Some(_) => Some(node.float_or("p_scale", 1.0)?),
+                None => None,
+            },
             result,
         })
     }

@@ -1,4 +1,4 @@
-//! Attention whose operands and probabilities are dequantized u8 → `QuantizedAttention`.
+//! Attention whose operands, and perhaps probabilities, are dequantized u8 → `QuantizedAttention`.
 
 use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
@@ -36,7 +36,8 @@ struct Quantized<'a> {
     /// Addends to the scores: position bias, mask.
     addends: Vec<&'a str>,
     scale: f32,
-    probability_scale: f32,
+    /// Of probabilities that are u8.
+    probability_scale: Option<f32>,
     /// Index of the node whose output the fused one takes over, and how that is quantized.
     last: usize,
     result: Option<(f32, u8)>,
@@ -47,17 +48,8 @@ impl<'a> Quantized<'a> {
         if !matches!(softmax.int_or("axis", -1), Ok(-1 | 3)) {
             return None;
         }
-        let (_, quantize) = links.only_use(softmax.outputs.first()?)?;
-        let (probability_scale, zero_point) = pair(links, quantize, "QuantizeLinear")?;
-        let (_, dequantize) = links.only_use(&quantize.outputs[0])?;
-        let is_same = pair(links, dequantize, "DequantizeLinear")? == (probability_scale, 0);
-        // With about 1 as the greatest probability, sums of them stay near that whatever the count
-        // of keys, and products of the sums within 32 bits.
-        if !is_same || zero_point != 0 || !(1.0 / 256.0..=1.0 / 128.0).contains(&probability_scale)
-        {
-            return None;
-        }
-        let (last, context, output) = context_after(links, facts, &dequantize.outputs[0])?;
+        let (probability_scale, probabilities) = probabilities(links, softmax)?;
+        let (last, context, output) = context_after(links, facts, probabilities)?;
         let mut scale = 1.0;
         let mut others = 1.0;
         let value = operand(links, facts, context.input(1)?, &[0, 2, 1, 3], &mut others)?;
@@ -92,8 +84,10 @@ impl<'a> Quantized<'a> {
         let mut node = Node::new("QuantizedAttention", &last.name, &inputs, &[output])
             .with_domain(ATTAR_DOMAIN)
             .with_attribute("heads", self.operands[0].heads)
-            .with_attribute("scale", self.scale)
-            .with_attribute("p_scale", self.probability_scale);
+            .with_attribute("scale", self.scale);
+        if let Some(scale) = self.probability_scale {
+            node = node.with_attribute("p_scale", scale);
+        }
         for (operand, name) in self.operands.iter().zip(["q", "k", "v"]) {
             node = node
                 .with_attribute(&format!("{name}_scale"), operand.scale)
@@ -136,6 +130,22 @@ fn pair(links: &Links, node: &Node, op_type: &str) -> Option<(f32, u8)> {
         && node.attribute("precision").is_none();
     let scale = scalar(links, node.input(1)?).filter(|scale| is_plain && *scale > 0.0)?;
     Some((scale, zero.values::<u8>()[0]))
+}
+
+/// What the product with V reads, and the scale of the u8 that it was dequantized from, if it was.
+fn probabilities<'a>(links: &Links<'a>, softmax: &'a Node) -> Option<(Option<f32>, &'a str)> {
+    let output = softmax.outputs.first()?;
+    let (_, quantize) = links.only_use(output)?;
+    if !quantize.is("QuantizeLinear") {
+        return Some((None, output));
+    }
+    let (scale, zero_point) = pair(links, quantize, "QuantizeLinear")?;
+    let (_, dequantize) = links.only_use(&quantize.outputs[0])?;
+    let is_same = pair(links, dequantize, "DequantizeLinear")? == (scale, 0);
+    // With about 1 as the greatest probability, the levels of a row add up to about that, however
+    // many keys there are, and what they are multiplied by stays within 32 bits.
+    let is_whole = (1.0 / 256.0..=1.0 / 128.0).contains(&scale);
+    (is_same && zero_point == 0 && is_whole).then_some((Some(scale), &dequantize.outputs[0]))
 }
 
 /// What heads are made of: u8 that is dequantized before it is split, or heads that are quantized
@@ -222,6 +232,13 @@ mod tests {
 
     const STEP: f32 = 0.02;
 
+    /// `CORE` with probabilities that are not quantized.
+    fn float_core() -> String {
+        let pair = "p8 = QuantizeLinear(p, ps, pz)\np1 = DequantizeLinear(p8, ps, pz)\n";
+        assert!(CORE.contains(pair));
+        CORE.replace(pair, "").replace("MatMul(p1, vh)", "MatMul(p, vh)")
+    }
+
     fn model(nodes: &[&str]) -> Model {
         let inputs = "q: f32[b, n, 24]\nk: f32[b, n, 24]\nv: f32[b, n, 24]\nm: f32[b, 1, 1, n]\n";
         let mut graph = graph_from_text(&(inputs.to_string() + &nodes.concat()));
@@ -285,10 +302,15 @@ mod tests {
     fn equals_the_graph_op_by_op_within_one_step() {
         for heads in [BEFORE, BEHIND] {
             let texts: [&[usize]; 4] = [&[1], &[37], &[5, 19, 12], &[64, 64]];
+            let core = float_core();
             for (nodes, tolerance) in [
-                // A step of the result, and half one of a probability at a value of at most 3.3.
+                // A step of the result.
                 (vec![heads, CORE, RESULT], STEP * 1.001),
+                (vec![heads, &core, RESULT], STEP * 1.001),
+                // A step of one probability, at a value of at most 3.3.
                 (vec![heads, CORE], 3.3 / 255.0),
+                // Half a step of 16 bits in each of up to 64, all to one side.
+                (vec![heads, &core], 64.0 * 3.3 * 0.5 / 65535.0),
             ] {
                 // Each operand is quantized, and the result dequantized.
                 let count = 4 + usize::from(nodes.len() == 3);
@@ -350,13 +372,10 @@ mod tests {
             op_types(model).contains(&"QuantizedAttention".to_string())
         };
         assert!(is_fused(&[BEFORE, CORE], &|_| {}));
-        // The probabilities stay in float.
-        let core = CORE.replace("p1 = DequantizeLinear(p8, ps, pz)", "p1 = Identity(p)");
-        assert!(!is_fused(
-            &[BEFORE, &core.replace("p8 = QuantizeLinear(p, ps, pz)\n", "")],
-            &|_| {}
-        ));
-        // Their steps are too small to reach 1, or do not start at 0.
+        // Q in float.
+        let heads = BEFORE.replace("q2 = Reshape(q1", "q2 = Reshape(q");
+        assert!(!is_fused(&[&heads, CORE], &|_| {}));
+        // The probabilities' steps are too small to reach 1, or do not start at 0.
         let set = |name: &'static str, tensor: Tensor| {
             move |model: &mut Model| model.graph.set_initializer(name, tensor.clone())
         };

@@ -1,5 +1,5 @@
 //! One head of attention over u8 operands: Q·Kᵀ in 32-bit integers, softmax in f32, probabilities
-//! rounded to u8, P·V in integers (after Shen et al., 2020, arXiv:1909.05840).
+//! rounded to levels, P·V in integers (after Shen et al., 2020, arXiv:1909.05840).
 //!
 //! Every path gives the same bits: integer sums are exact, and what is computed in f32 rounds each
 //! operation by itself, in one order whatever the instruction set.
@@ -108,10 +108,14 @@ pub(crate) struct Shape {
     pub(crate) value_size: usize,
     /// Scale of the integer scores: that of the attention, of Q and of K.
     pub(crate) score_scale: f32,
-    /// Scale of the rounded probabilities, whose zero point is 0.
-    pub(crate) probability_scale: f32,
+    /// Scale of probabilities that are u8, with a zero point of 0. Without one they are f32, for
+    /// which levels of 16 bits stand in: two bytes, and so two products.
+    pub(crate) probability_scale: Option<f32>,
     pub(crate) value_scale: f32,
 }
+
+/// Scale of probabilities in 16 bits.
+const FINE_SCALE: f32 = 1.0 / 65535.0;
 
 /// Greatest size of a head whose integer scores cannot leave 32 bits: 2¹⁵·255² < 2³¹.
 pub(crate) const HEAD_SIZE_MAX: usize = 1 << 15;
@@ -147,8 +151,8 @@ impl Shape {
             keys * 4,
             keys * columns * width,
             columns * 4,
-            ROWS * head_size.max(keys),
-            ROWS * keys.max(columns) * 4,
+            ROWS * head_size.max(2 * keys),
+            ROWS * keys.max(2 * columns) * 4,
             ROWS * keys * 4,
             keys * 4,
         ];
@@ -248,20 +252,40 @@ impl Shape {
                     *highest = path.scores(scores, sums, bias, self.score_scale);
                 }
             }
-            let levels = &mut left[..ROWS * padded.keys];
-            terms = path.probabilities(levels, scores, &highest, self.probability_scale);
+            let (levels, low) = left.split_at_mut(ROWS * padded.keys);
+            let low = if self.is_fine() { &mut low[..ROWS * padded.keys] } else { &mut [] };
+            terms = path.probabilities(levels, low, scores, &highest, self.step());
             for term in &mut terms {
                 *term *= value_zero - path.offset();
             }
-            let block = Block { left, terms: &terms, depth: padded.keys, columns: padded.columns };
-            block.product(path, sums, v_starts, packed_v);
+            let (depth, columns) = (padded.keys, padded.columns);
+            let (sums, high) = sums.split_at_mut(ROWS * columns);
+            if self.is_fine() {
+                let block = Block { left: levels, terms: &[0; ROWS], depth, columns };
+                block.product(path, high, v_starts, packed_v);
+                let block = Block { left: low, terms: &terms, depth, columns };
+                block.product(path, sums, v_starts, packed_v);
+                let pairs = sums.iter_mut().zip(&*high);
+                pairs.for_each(|(sum, high)| *sum += high << 8);
+            } else {
+                let block = Block { left: levels, terms: &terms, depth, columns };
+                block.product(path, sums, v_starts, packed_v);
+            }
             self.put(target, first, &sums[..count * padded.columns]);
         }
     }
 
+    fn is_fine(&self) -> bool {
+        self.probability_scale.is_none()
+    }
+
+    fn step(&self) -> f32 {
+        self.probability_scale.unwrap_or(FINE_SCALE)
+    }
+
     /// Puts rows of sums, from row `first` on, where they belong.
     fn put(&self, target: &mut Target, first: usize, sums: &[i32]) {
-        let factor = self.probability_scale * self.value_scale;
+        let factor = self.step() * self.value_scale;
         let (size, columns) = (self.value_size, self.padded().columns);
         match target {
             Target::F32 { data, stride } => {
@@ -374,6 +398,7 @@ impl Path {
     fn probabilities(
         self,
         levels: &mut [u8],
+        low: &mut [u8],
         scores: &mut [f32],
         highest: &[f32; ROWS],
         step: f32,
@@ -381,10 +406,11 @@ impl Path {
         #[cfg(target_arch = "x86_64")]
         if self == Self::Vnni {
             assert!(levels.len() == scores.len() && scores.len().is_multiple_of(ROWS * LANES));
+            assert!(low.is_empty() || low.len() == levels.len());
             // SAFETY: the path was found present, and the sizes were checked above.
-            return unsafe { x86::probabilities(levels, scores, highest, step) };
+            return unsafe { x86::probabilities(levels, low, scores, highest, step) };
         }
-        probabilities(levels, scores, highest, step)
+        probabilities(levels, low, scores, highest, step)
     }
 }
 
@@ -431,10 +457,12 @@ vectorized! {
         max_lanes(highest)
     }
 
-    /// Softmax of rows of scores in u8 steps, of which `highest` is the highest of each; 0 where
-    /// that is not finite. Gives the sum of each row's levels.
+    /// Softmax of rows of scores in steps, `highest` the highest of each; 0 where that is not
+    /// finite. The levels are u8, or of 16 bits where there is a place for their low bytes. Gives
+    /// the sum of each row's levels.
     fn probabilities<FMA>(
         levels: &mut [u8],
+        low: &mut [u8],
         scores: &mut [f32],
         highest: &[f32; ROWS],
         step: f32,
@@ -442,13 +470,19 @@ vectorized! {
         let size = scores.len() / ROWS;
         let mut totals = [0_i32; ROWS];
         for (row, total) in totals.iter_mut().enumerate() {
-            let levels = levels[row * size..][..size].as_chunks_mut::<LANES>().0;
-            let scores = scores[row * size..][..size].as_chunks_mut::<LANES>().0;
+            let area = row * size..(row + 1) * size;
+            let is_fine = !low.is_empty();
+            let low = if is_fine { &mut low[area.clone()] } else { &mut [][..] };
+            let levels = &mut levels[area.clone()];
             let highest = highest[row];
             if !highest.is_finite() {
-                levels.iter_mut().for_each(|levels| *levels = [0; LANES]);
+                levels.fill(0);
+                low.fill(0);
                 continue;
             }
+            let (levels, low) =
+                (levels.as_chunks_mut::<LANES>().0, low.as_chunks_mut::<LANES>().0);
+            let scores = scores[area].as_chunks_mut::<LANES>().0;
             let mut lanes = [0.0_f32; LANES];
             for scores in scores.iter_mut() {
                 for lane in 0..LANES {
@@ -457,16 +491,22 @@ vectorized! {
                 }
             }
             let factor = 1.0 / (sum_lanes(lanes) * step);
+            let most = if is_fine { 65535.0 } else { 255.0 };
             let mut of_lanes = [0_i32; LANES];
-            for (out, scores) in levels.iter_mut().zip(scores) {
-                let mut levels = [0_i32; LANES];
+            for (at, scores) in scores.iter().enumerate() {
+                let mut found = [0_i32; LANES];
                 for lane in 0..LANES {
                     let level = scores[lane] * factor;
-                    let bounded = if level < 255.0 { level } else { 255.0 };
-                    levels[lane] = (bounded + ROUND).to_bits() as i32 & 0xff;
-                    of_lanes[lane] += levels[lane];
+                    let bounded = if level < most { level } else { most };
+                    found[lane] = (bounded + ROUND).to_bits() as i32 & 0xffff;
+                    of_lanes[lane] += found[lane];
                 }
-                *out = levels.map(|level| level as u8);
+                if is_fine {
+                    levels[at] = found.map(|level| (level >> 8) as u8);
+                    low[at] = found.map(|level| level as u8);
+                } else {
+                    levels[at] = found.map(|level| level as u8);
+                }
             }
             *total = of_lanes.into_iter().sum();
         }
@@ -672,10 +712,11 @@ mod x86 {
     /// before the next row begins.
     ///
     /// # Safety
-    /// AVX-512; slices of one length, a multiple of 8·16.
+    /// AVX-512; slices of one length, a multiple of 8·16, but that `low` may be empty.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn probabilities(
         levels: &mut [u8],
+        low: &mut [u8],
         scores: &mut [f32],
         highest: &[f32; ROWS],
         step: f32,
@@ -702,11 +743,16 @@ mod x86 {
             unsafe { _mm512_storeu_ps(of_lanes.as_mut_ptr(), lanes) };
             *factor = 1.0 / (sum_lanes(of_lanes) * step);
         }
-        let (round, most) = (_mm512_set1_ps(ROUND), _mm512_set1_ps(255.0));
+        let is_fine = !low.is_empty();
+        let most = _mm512_set1_ps(if is_fine { 65535.0 } else { 255.0 });
+        let (round, mask) = (_mm512_set1_ps(ROUND), _mm512_set1_epi32(0xffff));
         let mut totals = [0_i32; ROWS];
         for (row, total) in totals.iter_mut().enumerate() {
             if !highest[row].is_finite() {
                 levels[row * size..][..size].fill(0);
+                if is_fine {
+                    low[row * size..][..size].fill(0);
+                }
                 continue;
             }
             let factor = _mm512_set1_ps(factors[row]);
@@ -717,8 +763,12 @@ mod x86 {
                     let level = _mm512_mul_ps(_mm512_loadu_ps(scores.as_ptr().add(at)), factor);
                     let rounded = _mm512_add_ps(_mm512_min_ps(level, most), round);
                     let bits = _mm512_castps_si512(rounded);
-                    let level = _mm512_and_si512(bits, _mm512_set1_epi32(0xff));
-                    let bytes = _mm512_cvtepi32_epi8(level);
+                    let level = _mm512_and_si512(bits, mask);
+                    let mut bytes = _mm512_cvtepi32_epi8(level);
+                    if is_fine {
+                        _mm_storeu_si128(low.as_mut_ptr().add(at).cast(), bytes);
+                        bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(level));
+                    }
                     _mm_storeu_si128(levels.as_mut_ptr().add(at).cast(), bytes);
                     of_lanes = _mm512_add_epi32(of_lanes, level);
                 }
@@ -875,7 +925,7 @@ mod tests {
                 head_size,
                 value_size,
                 score_scale: 0.002,
-                probability_scale: 1.0 / 255.0,
+                probability_scale: Some(1.0 / 255.0),
                 value_scale: 0.05,
             };
             let data = [
@@ -888,6 +938,11 @@ mod tests {
 
         fn with_addends(mut self, addends: Vec<f32>, stride: usize) -> Self {
             self.addends = Some((addends, stride));
+            self
+        }
+
+        fn with_fine_probabilities(mut self) -> Self {
+            self.shape.probability_scale = None;
             self
         }
 
@@ -965,7 +1020,10 @@ mod tests {
             for case in [
                 Case::new(queries, keys, head_size, value_size),
                 Case::new(queries, keys, head_size, value_size).with_addends(shared, 0),
-                Case::new(queries, keys, head_size, value_size).with_addends(own, keys),
+                Case::new(queries, keys, head_size, value_size).with_addends(own.clone(), keys),
+                Case::new(queries, keys, head_size, value_size)
+                    .with_addends(own, keys)
+                    .with_fine_probabilities(),
             ] {
                 let found = case.run_all();
                 let (expected, probabilities) = case.exact();
@@ -974,7 +1032,11 @@ mod tests {
                     let row = &probabilities[i / value_size * keys..][..keys];
                     let terms = case.data[2].iter().skip(i % value_size).step_by(value_size);
                     let slack: f64 = (row.iter().zip(terms))
-                        .map(|(p, &v)| (0.5 / 255.0 + 1e-4 * p) * (f64::from(v) - 7.0).abs() * 0.05)
+                        .map(|(p, &v)| {
+                            (0.5 * f64::from(case.shape.step()) + 1e-4 * p)
+                                * (f64::from(v) - 7.0).abs()
+                                * 0.05
+                        })
                         .sum();
                     let error = (f64::from(*found) - expected).abs();
                     assert!(error <= slack + 1e-5, "{i}: {found} {expected} {:?}", case.shape);
@@ -994,26 +1056,31 @@ mod tests {
         for row in case.run_all().chunks_exact(32) {
             assert_eq!(row, expected);
         }
+        for row in case.with_fine_probabilities().run_all().chunks_exact(32) {
+            let differ = row.iter().zip(&expected).any(|(a, b)| (a - b).abs() > 1e-5);
+            assert!(!differ, "{row:?} {expected:?}");
+        }
     }
 
     #[test]
     fn masked_keys_and_neighbours_change_no_bit() {
-        let case = Case::new(11, 23, 32, 32);
-        let alone = case.run_all();
-        for (keys, least) in [(24, -1e9), (32, f32::MIN), (57, f32::NEG_INFINITY), (150, -1e4)] {
-            let mut padded = Case::new(11, 23, 32, 32);
-            padded.shape.keys = keys;
-            padded.data[1].extend(levels((keys - 23) * 32, 9, 0, 256));
-            padded.data[2].extend(levels((keys - 23) * 32, 8, 0, 256));
-            let mut mask = vec![0.0; 23];
-            mask.resize(keys, least);
-            let per_query = mask.repeat(11);
-            assert_eq!(padded.with_addends(mask, 0).run_all(), alone);
-            let mut padded = Case::new(11, 23, 32, 32);
-            padded.shape.keys = keys;
-            padded.data[1].extend(levels((keys - 23) * 32, 9, 0, 256));
-            padded.data[2].extend(levels((keys - 23) * 32, 8, 0, 256));
-            assert_eq!(padded.with_addends(per_query, keys).run_all(), alone);
+        let case = || Case::new(11, 23, 32, 32);
+        for (fine, start) in [(false, case()), (true, case().with_fine_probabilities())] {
+            let alone = start.run_all();
+            for (keys, least) in [(24, -1e9), (32, f32::MIN), (57, f32::NEG_INFINITY), (150, -1e4)]
+            {
+                let mut mask = vec![0.0; 23];
+                mask.resize(keys, least);
+                let own = mask.repeat(11);
+                for (addends, stride) in [(mask, 0), (own, keys)] {
+                    let mut padded = case().with_addends(addends, stride);
+                    padded.shape.keys = keys;
+                    padded.shape.probability_scale = start.shape.probability_scale;
+                    padded.data[1].extend(levels((keys - 23) * 32, 9, 0, 256));
+                    padded.data[2].extend(levels((keys - 23) * 32, 8, 0, 256));
+                    assert_eq!(padded.run_all(), alone, "{keys} {least} {fine}");
+                }
+            }
         }
     }
 
@@ -1061,7 +1128,7 @@ mod tests {
             case.zero_points = zero_points;
             // All keys alike: probabilities of 1/64, 4 steps each.
             let of = |i: usize| f32::from(level) - f32::from(zero_points[i]);
-            let expected = 64.0 * 4.0 * of(2) * (case.shape.probability_scale * 0.05);
+            let expected = 64.0 * 4.0 * of(2) * (case.shape.step() * 0.05);
             assert_eq!(case.run_all(), [expected; 4 * 48]);
         }
     }
