@@ -21,7 +21,8 @@ impl ActivationRange {
     /// The u8 grid over `low..=high`, widened to hold 0, so that padding and Relu stay exact.
     pub(crate) fn new(low: f32, high: f32) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = (high - low) / 255.0;
+        // Divided first: the difference of the largest floats is not finite.
+        let scale = high / 255.0 - low / 255.0;
         if scale < f32::MIN_POSITIVE {
             return Self { scale: 1.0, zero_point: 0 };
         }
