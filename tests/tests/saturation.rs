@@ -100,7 +100,8 @@ fn differing_channels(product: &IntegerProduct) -> usize {
 
 #[test]
 fn every_cpu_gives_the_integers_of_minilm_and_mobilenet() {
-    for (model, name, product_count) in [(minilm(), "MiniLM", 36), (mobilenet(), "MobileNetV2", 53)] {
+    for (model, name, product_count) in [(minilm(), "MiniLM", 36), (mobilenet(), "MobileNetV2", 53)]
+    {
         let (quantized, remarks) = after(&model, "quantize.static", "");
         assert!(remarks.iter().any(|remark| remark.contains("were bounded")), "{remarks:?}");
         let products = integer_products(&quantized);

@@ -24,9 +24,8 @@ impl Calibration for Feeds {
 
 /// y = x · w, with weights of which each has its channel's full level: they round to themselves.
 fn model() -> Model {
-    let graph = graph_from_text(
-        "x: f32[batch, 4]\nw = [1 -0.5; 1 0.5; -1 0.5; 1 -0.5]\ny = MatMul(x, w)",
-    );
+    let graph =
+        graph_from_text("x: f32[batch, 4]\nw = [1 -0.5; 1 0.5; -1 0.5; 1 -0.5]\ny = MatMul(x, w)");
     let opsets = [(String::new(), 17)].into_iter().collect();
     Model { ir_version: 8, opsets, graph, ..Model::default() }
 }

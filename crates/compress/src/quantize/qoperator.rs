@@ -103,7 +103,8 @@ impl<'a> Form<'a> {
             // What moves values moves their levels, where both grids are one.
             "Flatten" | "Reshape" | "Transpose" => {
                 let x = self.dequantized(node.input(0)?)?;
-                let is_same = (1..3).all(|i| self.links.constant(x[i]) == self.links.constant(y[i]));
+                let is_same =
+                    (1..3).all(|i| self.links.constant(x[i]) == self.links.constant(y[i]));
                 let mut moved = node.clone();
                 moved.inputs[0] = x[0].into();
                 moved.outputs = vec![y[0].into()];
@@ -116,9 +117,8 @@ impl<'a> Form<'a> {
     /// The value before a Relu or Clip that the levels' own ends carry out, or `value` itself; none
     /// where something else reads what lies between.
     fn before_clamp(&self, value: &'a str, y: Quantized) -> Option<&'a str> {
-        let is_only = |value: &str| {
-            self.links.uses(value).len() == 1 && !self.graph.is_output(value)
-        };
+        let is_only =
+            |value: &str| self.links.uses(value).len() == 1 && !self.graph.is_output(value);
         let (_, node) = self.links.producer(value)?;
         if !is_only(value) {
             return None;
@@ -129,10 +129,11 @@ impl<'a> Form<'a> {
         let zero = f32::from(*self.links.constant(y[2])?.slice::<u8>().first()?);
         let scale = *self.links.constant(y[1])?.values::<f32>().first()?;
         let (low, high) = (-zero * scale, (255.0 - zero) * scale);
-        let bound = |index: usize, open: f32| match node.input(index).filter(|name| !name.is_empty()) {
-            Some(name) => self.links.constant(name)?.values::<f32>().first().copied(),
-            None => Some(open),
-        };
+        let bound =
+            |index: usize, open: f32| match node.input(index).filter(|name| !name.is_empty()) {
+                Some(name) => self.links.constant(name)?.values::<f32>().first().copied(),
+                None => Some(open),
+            };
         let (least, most) = if node.is("Relu") {
             (0.0, f32::INFINITY)
         } else {
@@ -187,7 +188,8 @@ impl<'a> Form<'a> {
 
     /// The u8 levels that `value` is dequantized from.
     fn dequantized(&self, value: &str) -> Option<Quantized<'a>> {
-        let (_, node) = self.links.producer(value).filter(|(_, node)| node.is("DequantizeLinear"))?;
+        let (_, node) =
+            self.links.producer(value).filter(|(_, node)| node.is("DequantizeLinear"))?;
         let found = [node.input(0)?, node.input(1)?, node.input(2)?];
         (self.links.constant(found[2])?.dtype() == DType::U8).then_some(found)
     }
@@ -202,7 +204,8 @@ impl<'a> Form<'a> {
 
     /// The i32 bias on the grid of the sums.
     fn bias(&self, value: &str) -> Option<&'a str> {
-        let (_, from) = self.links.producer(value).filter(|(_, node)| node.is("DequantizeLinear"))?;
+        let (_, from) =
+            self.links.producer(value).filter(|(_, node)| node.is("DequantizeLinear"))?;
         let name = from.input(0)?;
         (self.links.constant(name)?.dtype() == DType::I32).then_some(name)
     }

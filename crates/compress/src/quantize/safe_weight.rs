@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn both_layouts_are_bounded_alike_and_stay_near_the_weight() {
         // Two channels of four inputs: the first at risk, the second not.
-        let rows = [1.0_f32, 0.8, 0.1, -0.2, 0.5, -0.5, 0.25, 0.5];
+        let rows = [1.0_f32, 0.8, 0.1, -0.2, 0.5, -0.5, 0.25, -0.5];
         let columns: Vec<f32> = (0..8).map(|i| rows[i % 2 * 4 + i / 2]).collect();
         let safe = |shape: &[usize], w: &[f32], axis| {
             let weight = Tensor::new(shape, w);

@@ -170,7 +170,8 @@ impl StaticQuantize {
             true => LevelRange::ALL,
             false => level_range(links, &node.inputs[0], range.zero_point),
         });
-        let quantized = builder.weight(weight.name, weight.tensor, weight.axis, level_max, levels)?;
+        let quantized =
+            builder.weight(weight.name, weight.tensor, weight.axis, level_max, levels)?;
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];
         let zero = format!("{}_zero_point", quantized.values);

@@ -87,8 +87,9 @@ mod tests {
         let bounded = safe_levels(weights, &pairs, LevelRange::ALL, 127);
         let largest = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
         let scale = largest / f32::from(bounded.level_max);
-        let mut levels = weights.iter().map(|&w| level_of(w, scale, bounded.level_max)).collect();
-        move_pairs(&mut levels as &mut Vec<i8>, &pairs, LevelRange::ALL);
+        let mut levels: Vec<i8> =
+            weights.iter().map(|&w| level_of(w, scale, bounded.level_max)).collect();
+        move_pairs(&mut levels, &pairs, LevelRange::ALL);
         (levels, bounded)
     }
 
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn one_small_excess_among_many_weights_is_moved() {
-        let mut weights = vec![0.313; 400];
+        let mut weights = vec![40.0 / 127.0; 400];
         weights[0] = 1.0;
         weights[1] = 3.0 / 127.0;
         let (levels, bounded) = rounded(&weights);

@@ -45,7 +45,8 @@ impl IntegerProduct {
         let pairs = pairs_of(&self.shape);
         let mut risk = Risk::default();
         for channel in &self.channels {
-            let is_at_risk = |&&(a, b): &&(usize, usize)| self.range.saturates(channel[a], channel[b]);
+            let is_at_risk =
+                |&&(a, b): &&(usize, usize)| self.range.saturates(channel[a], channel[b]);
             let count = pairs.iter().filter(is_at_risk).count();
             risk.channel_count += usize::from(count > 0);
             risk.pair_count += count;
@@ -97,7 +98,8 @@ fn operands<'a>(links: &Links<'a>, node: &'a Node) -> Option<Operands<'a>> {
                 _ => None,
             };
             // ONNX Runtime's product to f32 has its levels first and its zero points last.
-            let [zero_point, weight] = if node.op_type == "MatMulIntegerToFloat" { [4, 1] } else { [2, 3] };
+            let [zero_point, weight] =
+                if node.op_type == "MatMulIntegerToFloat" { [4, 1] } else { [2, 3] };
             let (levels, zero_point) = (node.input(0)?, node.input(zero_point)?);
             let weight = constant(weight)?;
             Some(Operands { levels, zero_point, weight, bias, is_conv, is_outputs_first })
@@ -133,7 +135,8 @@ fn product(graph: &Graph, links: &Links, node: &Node) -> Option<IntegerProduct> 
         let columns = shape[shape.len() - 1];
         (0..columns).map(|c| w.iter().skip(c).step_by(columns).copied().collect()).collect()
     };
-    let channel_shape = if found.is_conv { shape[1..].to_vec() } else { vec![channels.first()?.len()] };
+    let channel_shape =
+        if found.is_conv { shape[1..].to_vec() } else { vec![channels.first()?.len()] };
     let bias = found.bias.filter(|bias| bias.dtype() == DType::I32);
     let bias_max = bias.map_or(0, |bias| {
         bias.slice::<i32>().iter().map(|&b| i64::from(b).abs()).max().unwrap_or(0)

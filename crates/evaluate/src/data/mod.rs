@@ -243,10 +243,9 @@ fn test_part(path: &Path) -> Result<PathBuf, EvaluateError> {
     match locate(path, Split::Test) {
         Located::Undivided => Ok(path.into()),
         Located::At(Some(place)) => Ok(place),
-        Located::At(None) => Err(EvaluateError::Format {
-            path: path.into(),
-            message: "it has no test split".into(),
-        }),
+        Located::At(None) => {
+            Err(EvaluateError::Format { path: path.into(), message: "it has no test split".into() })
+        }
     }
 }
 
