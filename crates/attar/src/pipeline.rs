@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use attar_compress::{Context, Exclude, PassError};
+use attar_compress::{Context, Exclude, PassError, QuantizationRecord};
 use attar_graph::{Model, Plan, apply};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ pub struct StepOutcome {
     pub weight_bytes_before: u64,
     pub weight_bytes: u64,
     pub seconds: f64,
+    /// Ranges, methods and errors, where the step quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantizationRecord>,
     /// The edits, one line each; only kept on a dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub edits: Vec<String>,
@@ -56,10 +59,12 @@ pub(crate) fn run_step(
         weight_bytes_before: weight_bytes(model),
         weight_bytes: 0,
         seconds: 0.0,
+        quantization: None,
         edits: Vec::new(),
     };
     for _ in 0..ROUNDS_MAX {
-        let plan: Plan = pass.plan(model, context).map_err(fail)?;
+        let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
+        outcome.quantization = record.or(outcome.quantization);
         outcome.edit_count += plan.edits.len();
         outcome.remarks.extend(plan.remarks.iter().cloned());
         outcome.warnings.extend(plan.warnings.iter().cloned());

@@ -11,5 +11,7 @@ mod types;
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
 pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
-pub use quantize::{WeightRounding, quantize_channels};
+pub use quantize::{
+    ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
+};
 pub use types::Fraction;

@@ -97,9 +97,9 @@ fn replace(
     // MatMulInteger has no transposition: a transposed constant is stored the other way round.
     let w = if weight.axis == 0 {
         let name = format!("{}_transposed", weight.name);
-        builder.weight(&name, &transposed(weight.tensor), 1, 127, None)?
+        builder.weight(&name, &transposed(weight.tensor), 1, 127)?
     } else {
-        builder.weight(weight.name, weight.tensor, 1, 127, None)?
+        builder.weight(weight.name, weight.tensor, 1, 127)?
     };
     builder.replaced(weight.name);
     let output = &node.outputs[0];

@@ -5,10 +5,9 @@ use std::collections::HashMap;
 use attar_graph::{Edit, Graph, Node, Plan};
 use attar_tensor::Tensor;
 
-use super::safe_weight::{Bounding, quantize_safely};
-use super::weight::quantize_channels;
+use super::safe_weight::Bounding;
+use super::weight::{WeightRounding, quantize_channels};
 use crate::PassError;
-use crate::saturation::LevelRange;
 
 /// Scale and zero point of an activation in u8.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +26,24 @@ impl ActivationRange {
             return Self { scale: 1.0, zero_point: 0 };
         }
         Self { scale, zero_point: (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8 }
+    }
+
+    /// The least value that has a level.
+    pub(crate) fn low(self) -> f32 {
+        -f32::from(self.zero_point) * self.scale
+    }
+
+    /// The greatest value that has a level.
+    pub(crate) fn high(self) -> f32 {
+        (255.0 - f32::from(self.zero_point)) * self.scale
+    }
+
+    /// `x` through `QuantizeLinear` and back.
+    #[cfg(test)]
+    pub(crate) fn rounded(self, x: f32) -> f32 {
+        let zero = f32::from(self.zero_point);
+        ((x / self.scale).round_ties_even() + zero).clamp(0.0, 255.0) * self.scale
+            - zero * self.scale
     }
 }
 
@@ -69,29 +86,32 @@ impl<'a> Builder<'a> {
         self.plan.push(Edit::AddNode { node });
     }
 
-    /// The weight in i8 and its scales, as two initializers made once per weight and axis. With
-    /// `levels`, those of its input, it is bounded so that no CPU saturates.
+    /// The weight in i8 and its scales, as two initializers made once per weight and axis.
     pub(crate) fn weight(
         &mut self,
         name: &str,
         weight: &Tensor,
         axis: usize,
         level_max: i8,
-        levels: Option<LevelRange>,
     ) -> Result<QuantizedWeight, PassError> {
-        let key = format!("{name}@{axis}");
-        if let Some(known) = self.quantized_weights.get(&key) {
+        if let Some(known) = self.quantized_weights.get(&format!("{name}@{axis}")) {
             return Ok(known.clone());
         }
-        let rounded = if let Some(range) = levels {
-            let (rounded, bounding) = quantize_safely(name, weight, axis, level_max, range)?;
-            self.bounding.channels += bounding.channels;
-            self.bounding.at_risk += bounding.at_risk;
-            self.bounding.moved += bounding.moved;
-            rounded
-        } else {
-            quantize_channels(name, weight, axis, level_max)?
-        };
+        let rounded = quantize_channels(name, weight, axis, level_max)?;
+        Ok(self.rounded_weight(name, axis, rounded))
+    }
+
+    /// A weight that has been rounded, as two initializers made once per weight and axis.
+    pub(crate) fn rounded_weight(
+        &mut self,
+        name: &str,
+        axis: usize,
+        rounded: WeightRounding,
+    ) -> QuantizedWeight {
+        let key = format!("{name}@{axis}");
+        if let Some(known) = self.quantized_weights.get(&key) {
+            return known.clone();
+        }
         let base = if self.quantized_weights.keys().any(|k| k.starts_with(&format!("{name}@"))) {
             key.clone()
         } else {
@@ -105,7 +125,7 @@ impl<'a> Builder<'a> {
         self.set(&weight.values, rounded.values);
         self.set(&weight.scale, rounded.scales);
         self.quantized_weights.insert(key, weight.clone());
-        Ok(weight)
+        weight
     }
 
     /// Notes that one reader of a constant has another source now.

@@ -52,6 +52,16 @@ impl Placement {
         placement
     }
 
+    /// Leaves these products in float. A value that no product or carrier reads any more is left
+    /// alone too.
+    pub(crate) fn leave(&mut self, nodes: &BTreeSet<usize>) {
+        self.products.retain(|index| !nodes.contains(index));
+        for readers in self.readers.values_mut() {
+            readers.retain(|(index, _)| !nodes.contains(index));
+        }
+        self.readers.retain(|_, readers| !readers.is_empty());
+    }
+
     fn read(&mut self, value: &str, reader: (usize, usize)) {
         let readers = self.readers.entry(value.into()).or_default();
         if !readers.contains(&reader) {

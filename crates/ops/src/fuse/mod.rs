@@ -15,6 +15,7 @@ pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
+pub mod quantized_conv;
 pub mod skip_layer_normalization;
 mod training;
 pub mod window;
@@ -31,6 +32,9 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
+    ("quantized-conv", quantized_conv::plan),
+    ("q-linear-conv", quantized_conv::plan_operators),
+    ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),
@@ -48,7 +52,10 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("window", window::plan),
     ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("quantized-levels", quantized::plan_levels),
+    ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),
+    ("quantized-shared", quantized::plan_shared),
 ];
 
 /// A model as `builtin` runs it: every rewrite applied.

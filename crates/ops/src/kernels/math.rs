@@ -62,8 +62,8 @@ pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     if x.abs() > ERF_END { 1.0_f32.copysign(x) } else { inside }
 }
 
-const ERF_END: f32 = 3.6;
-const ERF: [f32; 14] = [
+pub(super) const ERF_END: f32 = 3.6;
+pub(super) const ERF: [f32; 14] = [
     -9.657525275e-04,
     2.631471835e-03,
     -2.843602624e-03,

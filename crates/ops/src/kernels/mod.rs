@@ -9,6 +9,9 @@ pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
+pub(crate) mod int8;
+pub(crate) mod int8_convolution;
+pub(crate) mod int8_depthwise;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
@@ -17,6 +20,7 @@ pub(crate) mod outer;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod recurrent_steps;
 pub(crate) mod recurrent_training;
 pub(crate) mod reducing;
 mod registers;
@@ -24,8 +28,10 @@ pub(crate) mod resample;
 pub(crate) mod slope;
 pub(crate) mod slopes;
 pub(crate) mod softmax;
+pub(crate) mod sums;
 pub(crate) mod transpose;
 
+use channels_last::unrolled;
 use rayon::prelude::*;
 
 /// Instruction sets that the loops are compiled for.
@@ -139,4 +145,26 @@ pub(crate) fn for_rows_of_work<T: Send>(
     out.par_chunks_mut(rows_each * row_size)
         .enumerate()
         .for_each(|(index, chunk)| work(index * rows_each, chunk));
+}
+
+/// As [`for_rows`], over the same rows of two results.
+pub(crate) fn for_row_pairs<T: Send, U: Send>(
+    first_out: &mut [T],
+    second_out: &mut [U],
+    row_size: usize,
+    work: impl Fn(usize, &mut [T], &mut [U]) + Send + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    if row_size == 0 || first_out.is_empty() {
+        return;
+    }
+    if threads == 1 || first_out.len() < PARALLEL_MIN {
+        return work(0, first_out, second_out);
+    }
+    let rows_each = (first_out.len() / row_size).div_ceil(threads * 4).max(1);
+    first_out
+        .par_chunks_mut(rows_each * row_size)
+        .zip(second_out.par_chunks_mut(rows_each * row_size))
+        .enumerate()
+        .for_each(|(index, (first, second))| work(index * rows_each, first, second));
 }

@@ -1,17 +1,17 @@
-//! Backward through time, and the products over all steps after it.
+//! Backward through time.
 
 use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{Course, RecurrentGradient, pack, padded, swapped, time_first};
-use crate::kernels::gemm::{Right, Strided, add_matmul, matmul};
+use super::products::{bias_gradient, input_gradient, r_gradient, w_gradient};
+use super::{Course, RecurrentGradient, pack, padded, swapped};
 use crate::kernels::lanes::Real;
 use crate::kernels::recurrent::{Product, Rows, Start};
 use crate::kernels::recurrent_training::{
     Cells, SCRATCH, add_column_products, gru_backward, gru_reset_backward, lstm_backward,
     rnn_backward,
 };
-use crate::kernels::{elementwise, for_rows, for_rows_of_work};
+use crate::kernels::{elementwise, for_rows};
 use crate::recurrent::{Layer, Sizes};
 use crate::{Backward, Flow, OpError, Pool};
 
@@ -342,109 +342,6 @@ impl Task<'_> {
             offset: 0,
         }
     }
-}
-
-/// The gradients of some parts of the gates of one direction, a row per step and item.
-fn gate_rows<'a>(
-    course: &Course,
-    gates: &'a [f32],
-    direction: usize,
-    [first, count]: [usize; 2],
-) -> Strided<'a, f32> {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, stride) = (steps * batch, course.stride());
-    let of = &gates[direction * rows * stride..][..rows * stride];
-    let data = of.get(first * hidden..).unwrap_or(&[]);
-    Strided { data, size: [rows, count * hidden], strides: [stride, 1] }
-}
-
-/// dX = dG·W, summed over directions.
-fn input_gradient(course: &Course, gates: &[f32], run: &Backward) -> Result<Flow, OpError> {
-    let Sizes { steps, batch, input, directions, batch_first, .. } = course.sizes;
-    let rows = course.weight_rows();
-    let w = run.input(1)?.slice::<f32>();
-    let mut dx = run.tensor(&[steps, batch, input]);
-    for direction in 0..directions {
-        let dg = gate_rows(course, gates, direction, [0, course.settings.layer.gates()]);
-        let w = Strided::rows(&w[direction * rows * input..][..rows * input], rows, input);
-        if direction == 0 {
-            matmul(dx.slice_mut::<f32>(), dg, Right::Strided(w), None);
-        } else {
-            add_matmul(dx.slice_mut::<f32>(), dg, w, 1.0, true);
-        }
-    }
-    if batch_first {
-        let swapped = swapped(&dx, run.pool);
-        run.pool.recycle(dx);
-        dx = swapped;
-    }
-    Ok(dx.into())
-}
-
-/// dW = dGᵀ·X.
-fn w_gradient(course: &Course, gates: &[f32], run: &Backward) -> Result<Flow, OpError> {
-    let Sizes { steps, batch, input, batch_first, .. } = course.sizes;
-    let rows = course.weight_rows();
-    let x = time_first(run.input(0)?, batch_first, run.pool);
-    let mut dw = run.tensor(run.shape(1));
-    let blocks = dw.slice_mut::<f32>().chunks_exact_mut(rows * input);
-    for (direction, dw) in blocks.enumerate() {
-        let dg = gate_rows(course, gates, direction, [0, course.settings.layer.gates()]);
-        let x = Strided::rows(x.slice::<f32>(), steps * batch, input);
-        matmul(dw, dg.transposed(), Right::Strided(x), None);
-    }
-    run.pool.recycle(x);
-    Ok(dw.into())
-}
-
-/// dR = dGᵀ·H, of each part with what its product was of: h, or r⊙h.
-fn r_gradient(course: &Course, gates: &[f32], before: &[f32], run: &Backward) -> Flow {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, count) = (course.weight_rows(), steps * batch);
-    let mut dr = run.tensor(run.shape(2));
-    let blocks = dr.slice_mut::<f32>().chunks_exact_mut(rows * hidden);
-    for (direction, dr) in blocks.enumerate() {
-        let h =
-            Strided::rows(&before[direction * count * hidden..][..count * hidden], count, hidden);
-        for part in course.parts() {
-            let resets_before = part.first == 2 && part.column == 2;
-            let x = if resets_before { gate_rows(course, gates, direction, [3, 1]) } else { h };
-            let dg = gate_rows(course, gates, direction, [part.column, part.count]);
-            let own = part.first * hidden * hidden..(part.first + part.count) * hidden * hidden;
-            matmul(&mut dr[own], dg.transposed(), Right::Strided(x), None);
-        }
-    }
-    dr.into()
-}
-
-/// dB = the sum of dG over steps and items, twice: for the bias of x·Wᵀ and that of h·Rᵀ.
-fn bias_gradient(course: &Course, gates: &[f32], run: &Backward) -> Flow {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, columns, count) = (course.weight_rows(), course.columns(), steps * batch);
-    let mut db = run.zeros(run.shape(3));
-    let mut sums = run.tensor(&[columns * hidden]);
-    for (direction, db) in db.slice_mut::<f32>().chunks_exact_mut(2 * rows).enumerate() {
-        let dg = gate_rows(course, gates, direction, [0, columns]);
-        let all = sums.slice_mut::<f32>();
-        for_rows_of_work(all, 1, count * columns * hidden, |first, sums| {
-            sums.fill(0.0);
-            for row in 0..count {
-                elementwise::add_assign(
-                    sums,
-                    &dg.data[row * dg.strides[0] + first..][..sums.len()],
-                );
-            }
-        });
-        db[..rows].copy_from_slice(&all[..rows]);
-        for part in course.parts() {
-            let own = part.first * hidden..(part.first + part.count) * hidden;
-            let column = if part.column == 3 { 3 } else { part.first };
-            let from = column * hidden..(column + part.count) * hidden;
-            db[rows..][own].copy_from_slice(&all[from]);
-        }
-    }
-    run.pool.recycle(sums);
-    db.into()
 }
 
 /// dP of i and f = Σ dG⊙c₋₁, of o = Σ dG⊙c.
