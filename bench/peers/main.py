@@ -90,7 +90,7 @@ class Bench:
             "attar-int8": self.output / "attar-int8" / "model.onnx",
             "openvino-nncf": self.output / "openvino-nncf.xml",
         }
-        for recipe in ("ort-dynamic", "ort-minmax", "ort-percentile", "ort-entropy"):
+        for recipe in ("ort-dynamic", "ort-minmax", "ort-products", "ort-percentile", "ort-entropy"):
             self.places[recipe] = self.output / f"{recipe}.onnx"
         chosen = options.only or list(VARIANTS)
         self.variants = [name for name in chosen if self.is_possible(name)]

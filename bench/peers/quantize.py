@@ -54,7 +54,7 @@ def ort_dynamic(subject, _, output):
     quantize_dynamic(prepared, output, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def ort_static(method, subject, calibration, output):
+def ort_static(method, subject, calibration, output, **more):
     """u8 activations and i8 weights per channel in QDQ form, which its guide gives for x86 CPUs.
 
     Its histograms take values of one shape only, so texts are padded for them.
@@ -71,7 +71,14 @@ def ort_static(method, subject, calibration, output):
         weight_type=QuantType.QInt8,
         per_channel=True,
         calibrate_method=getattr(CalibrationMethod, method),
+        **more,
     )
+
+
+def ort_products(*given):
+    """As above, with everything but products left in f32, which its guide advises where the whole
+    loses too much."""
+    ort_static("MinMax", *given, op_types_to_quantize=["MatMul", "Gemm", "Conv"])
 
 
 def openvino_nncf(subject, calibration, output):
@@ -104,6 +111,7 @@ def torch_dynamic(folder, _, output):
 RECIPES = {
     "ort-dynamic": ort_dynamic,
     "ort-minmax": lambda *given: ort_static("MinMax", *given),
+    "ort-products": ort_products,
     "ort-percentile": lambda *given: ort_static("Percentile", *given),
     "ort-entropy": lambda *given: ort_static("Entropy", *given),
     "openvino-nncf": openvino_nncf,

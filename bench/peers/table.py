@@ -13,6 +13,7 @@ VARIANTS = {
     "ort:f32": "ONNX Runtime, f32",
     "ort:ort-dynamic": "ONNX Runtime, dynamic int8",
     "ort:ort-minmax": "ONNX Runtime, static int8, MinMax",
+    "ort:ort-products": "ONNX Runtime, static int8, products alone",
     "ort:ort-percentile": "ONNX Runtime, static int8, percentile",
     "ort:ort-entropy": "ONNX Runtime, static int8, entropy",
     "openvino:f32": "OpenVINO, f32 ¹",

@@ -86,7 +86,10 @@ impl Compress {
         let subject = Subject::open(&self.model)?;
         let bar = print::Bar::default();
         let calibration = match &self.calibration {
-            Some(path) => Some((path.as_path(), self.data_arguments.open_calibration(path)?)),
+            Some(path) => {
+                let count = self.calibration_count.get();
+                Some((path.as_path(), self.data_arguments.open_calibration(path, count)?))
+            }
             None => None,
         };
         let data = self.data.as_ref().map(|path| self.data_arguments.open(path)).transpose()?;

@@ -12,11 +12,11 @@ use attar_ops::logits::weighted_rows;
 /// Passes over all inputs.
 const SWEEPS: usize = 4;
 
-/// Improves `levels` [size, n] of `w`, none beyond its output's of `limits` [n], by the moments `h` [size, size].
+/// Improves `levels` [size, n] of `w`, by the moments `h` [size, size].
 pub(crate) fn refine(
     w: &[f32],
     scales: &[f32],
-    limits: &[f32],
+    level_max: f32,
     h: &[f32],
     mut levels: Vec<i8>,
 ) -> Vec<i8> {
@@ -38,7 +38,7 @@ pub(crate) fn refine(
                 // ŵ moves by `step`: the loss changes by step²·own − 2·step·slope.
                 let step = scale.copysign(slope);
                 let level = f32::from(levels[at]) + step.signum();
-                let is_near = (w[at] / scale - level).abs() <= 1.0 && level.abs() <= limits[column];
+                let is_near = (w[at] / scale - level).abs() <= 1.0 && level.abs() <= level_max;
                 if is_near && step * step * own - 2.0 * step * slope < 0.0 {
                     levels[at] = level as i8;
                     change[column] = step;
@@ -68,16 +68,16 @@ mod tests {
     fn the_pair_of_levels_with_the_least_error_is_found() {
         // Both weights lie a little below the middle: rounded down, their errors add up.
         let h = [1.0, 0.9, 0.9, 1.0];
-        let levels = refine(&[0.45, 0.45], &[1.0], &[127.0], &h, vec![0, 0]);
+        let levels = refine(&[0.45, 0.45], &[1.0], 127.0, &h, vec![0, 0]);
         assert_eq!(levels.iter().map(|&level| i32::from(level)).sum::<i32>(), 1, "{levels:?}");
-        let alone = refine(&[0.45, 0.45], &[1.0], &[127.0], &[1.0, 0.0, 0.0, 1.0], vec![0, 0]);
+        let alone = refine(&[0.45, 0.45], &[1.0], 127.0, &[1.0, 0.0, 0.0, 1.0], vec![0, 0]);
         assert_eq!(alone, [0, 0]);
     }
 
     #[test]
     fn a_level_never_leaves_its_bound() {
         let h = [1.0, 0.99, 0.99, 1.0];
-        let levels = refine(&[6.9, 0.45], &[1.0], &[7.0], &h, vec![7, 0]);
+        let levels = refine(&[6.9, 0.45], &[1.0], 7.0, &h, vec![7, 0]);
         assert!(levels.iter().all(|level| level.abs() <= 7), "{levels:?}");
     }
 }

@@ -12,14 +12,14 @@ use attar_ops::logits::{products, weighted_rows};
 /// Inputs rounded before their errors are handed on by a product.
 const BLOCK: usize = 64;
 
-/// Rounds `w` [size, n] to multiples of `scales` [n] of at most `limits` [n], by the moments `h`
+/// Rounds `w` [size, n] to multiples of `scales` [n] of at most `level_max`, by the moments `h`
 /// [size, size], of which each input's own is raised by `ridge` [size].
 ///
 /// Returns levels, or `None` where `h` is not positive definite, so that nothing can be gained.
 pub(crate) fn round(
     w: &[f32],
     scales: &[f32],
-    limits: &[f32],
+    level_max: f32,
     mut h: Vec<f32>,
     ridge: &[f32],
 ) -> Option<Vec<i8>> {
@@ -55,7 +55,7 @@ pub(crate) fn round(
                 let at = k * n + column;
                 let wanted = w[at] + target[column] / diagonal;
                 let level = (wanted / scales[column]).round_ties_even();
-                let level = level.clamp(-limits[column], limits[column]);
+                let level = level.clamp(-level_max, level_max);
                 levels[at] = level as i8;
                 errors[at] = w[at] - level * scales[column];
             }
@@ -156,8 +156,7 @@ mod tests {
         let (size, n) = (150, 3);
         let (h, w) = (moments(size), numbers(size * n, 3));
         let scales = vec![0.1; n];
-        let levels =
-            round(&w, &scales, &vec![127.0; scales.len()], h.clone(), &vec![0.0; size]).unwrap();
+        let levels = round(&w, &scales, 127.0, h.clone(), &vec![0.0; size]).unwrap();
         let cost = |quantized: &dyn Fn(usize) -> f32| -> f64 {
             let e: Vec<f32> = (0..size * n).map(|i| w[i] - quantized(i)).collect();
             let mut he = vec![0.0; size * n];
@@ -173,7 +172,7 @@ mod tests {
     fn levels_stay_within_their_bound() {
         let h = moments(8);
         let w: Vec<f32> = numbers(8, 5).iter().map(|w| w * 3.0).collect();
-        let levels = round(&w, &[0.1], &[7.0], h, &[0.0; 8]).unwrap();
+        let levels = round(&w, &[0.1], 7.0, h, &[0.0; 8]).unwrap();
         assert!(levels.iter().all(|level| level.abs() <= 7), "{levels:?}");
     }
 }

@@ -86,8 +86,7 @@ impl<'a> Builder<'a> {
         self.plan.push(Edit::AddNode { node });
     }
 
-    /// The weight in i8 and its scales, as two initializers made once per weight and axis. With
-    /// `levels`, those of its input, it is bounded so that no CPU saturates.
+    /// The weight in i8 and its scales, as two initializers made once per weight and axis.
     pub(crate) fn weight(
         &mut self,
         name: &str,

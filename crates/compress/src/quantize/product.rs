@@ -6,12 +6,11 @@ use attar_tensor::Tensor;
 use serde::Deserialize;
 
 use super::nodes::weight_of;
-use super::safe_weight::{Bounding, Bounds, quantize_safely};
+use super::safe_weight::{Bounding, Channels, quantize_safely};
 use super::sites::Site;
-use super::weight::{WeightRounding, scale};
+use super::weight::{WeightRounding, quantize_channels, scale};
 use super::{descent, gptq};
 use crate::PassError;
-use crate::saturation::LevelRange;
 
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,25 +46,34 @@ pub(crate) enum WeightScale {
     Mse,
 }
 
-/// The levels that weights may take, and how each finds its own.
-#[derive(Clone, Copy)]
-pub(crate) struct Grid {
-    pub(crate) level_max: i8,
-    pub(crate) scale: WeightScale,
+/// What is done about CPUs that sum two products in 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Saturation {
+    /// Weights are bounded where a pair of them could get there.
+    #[default]
+    Safe,
+    Ignore,
+}
+
+/// The settings of rounding.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Method {
     pub(crate) rounding: Rounding,
-    /// The levels of the input, where no pair of products may leave 16 bits.
-    pub(crate) range: Option<LevelRange>,
+    pub(crate) weight_scale: WeightScale,
+    pub(crate) saturation: Saturation,
+    pub(crate) level_max: i8,
 }
 
 /// Weights in integers, and what they cost.
 pub(crate) struct Rounded {
     pub(crate) weight: WeightRounding,
+    pub(crate) bounding: Bounding,
     pub(crate) rounding: Rounding,
     /// ‖X·(W − Ŵ)‖ / ‖X·W‖ on the calibration data.
     pub(crate) error: f64,
     /// Mean of X·(W − Ŵ), per output.
     pub(crate) shift: Vec<f32>,
-    pub(crate) bounding: Bounding,
 }
 
 /// The weights of a `MatMul`, Gemm or 1×1 convolution as [inputs, outputs].
@@ -94,12 +102,13 @@ pub(crate) fn round(
     links: &Links,
     node: &Node,
     site: &Site,
-    grid: Grid,
+    method: Method,
 ) -> Result<Option<Rounded>, PassError> {
+    let Method { rounding, level_max, .. } = method;
     let Some(weight) = weight_of(links, node) else { return Ok(None) };
     let is_shared = links.uses(weight.name).len() != 1;
     let Some(([inputs, outputs], w)) = matrix_of(links, node).filter(|_| !is_shared) else {
-        return nearest(&weight, node, site, grid).map(Some);
+        return nearest(&weight, node, site, method).map(Some);
     };
     if w.iter().any(|w| !w.is_finite()) {
         return Err(PassError::WeightNotFinite { tensor: weight.name.into() });
@@ -110,32 +119,31 @@ pub(crate) fn round(
             row.iter_mut().for_each(|w| *w *= s);
         }
     }
-    let shape = [inputs, outputs];
-    let bounds = grid.range.map(|range| Bounds::of(&shape, 1, &w, grid.level_max, range));
-    let level_maxes = match &bounds {
-        Some(bounds) => bounds.level_maxes.clone(),
-        None => vec![grid.level_max; outputs],
-    };
-    let scales = scales(&w, &level_maxes, grid.scale);
-    let limits: Vec<f32> = level_maxes.iter().map(|&most| f32::from(most)).collect();
+    let mut scales = scales(&w, outputs, level_max, method.weight_scale);
+    let columns =
+        (method.saturation == Saturation::Safe).then(|| Channels::of_columns(inputs, outputs));
+    let at_risk = columns.as_ref().map(|columns| columns.coarsen(&w, &mut scales, level_max));
     let moments = site.gram.as_ref().filter(|gram| gram.len() == inputs * inputs);
     let moments = moments.map(|gram| divided_moments(gram, inputs, site));
-    let second_order = match (&moments, grid.rounding) {
+    let second_order = match (&moments, rounding) {
         (Some(h), Rounding::Gptq | Rounding::Descent) => {
+            let level_max = f32::from(level_max);
             let ridge = ridge(h, inputs, site);
-            let levels = gptq::round(&w, &scales, &limits, h.clone(), &ridge);
-            match (levels, grid.rounding) {
+            let levels = gptq::round(&w, &scales, level_max, h.clone(), &ridge);
+            match (levels, rounding) {
                 (Some(levels), Rounding::Descent) => {
-                    Some(descent::refine(&w, &scales, &limits, h, levels))
+                    Some(descent::refine(&w, &scales, level_max, h, levels))
                 }
                 (levels, _) => levels,
             }
         }
         _ => None,
     };
-    let rounding = if second_order.is_some() { grid.rounding } else { Rounding::Nearest };
-    let mut levels = second_order.unwrap_or_else(|| nearest_levels(&w, &scales, &limits));
-    let bounding = bounds.map(|bounds| bounds.hold(&mut levels)).unwrap_or_default();
+    let rounding = if second_order.is_some() { rounding } else { Rounding::Nearest };
+    let mut levels = second_order.unwrap_or_else(|| nearest_levels(&w, &scales, level_max));
+    let bounding = columns.zip(at_risk).map_or_else(Bounding::default, |(columns, at_risk)| {
+        columns.move_pairs(&mut levels, at_risk)
+    });
     let e: Vec<f32> =
         (0..w.len()).map(|i| w[i] - f32::from(levels[i]) * scales[i % outputs]).collect();
     let error = match &moments {
@@ -148,13 +156,13 @@ pub(crate) fn round(
         values: Tensor::new(weight.tensor.shape(), &levels),
         scales: Tensor::new(&[outputs], &scales),
     };
-    Ok(Some(Rounded { weight, rounding, error, shift, bounding }))
+    Ok(Some(Rounded { weight, bounding, rounding, error, shift }))
 }
 
-fn nearest_levels(w: &[f32], scales: &[f32], limits: &[f32]) -> Vec<i8> {
+fn nearest_levels(w: &[f32], scales: &[f32], level_max: i8) -> Vec<i8> {
     let level = |(index, w): (usize, &f32)| {
-        let (scale, limit) = (scales[index % scales.len()], limits[index % limits.len()]);
-        (w / scale).round_ties_even().clamp(-limit, limit) as i8
+        let level = (w / scales[index % scales.len()]).round_ties_even();
+        level.clamp(-f32::from(level_max), f32::from(level_max)) as i8
     };
     w.iter().enumerate().map(level).collect()
 }
@@ -164,10 +172,15 @@ fn nearest(
     weight: &super::nodes::Weight,
     node: &Node,
     site: &Site,
-    grid: Grid,
+    method: Method,
 ) -> Result<Rounded, PassError> {
-    let (rounded, bounding) =
-        quantize_safely(weight.name, weight.tensor, weight.axis, grid.level_max, grid.range)?;
+    let (tensor, axis) = (weight.tensor, weight.axis);
+    let (rounded, bounding) = match method.saturation {
+        Saturation::Safe => quantize_safely(weight.name, tensor, axis, method.level_max)?,
+        Saturation::Ignore => {
+            (quantize_channels(weight.name, tensor, axis, method.level_max)?, Bounding::default())
+        }
+    };
     let shape = weight.tensor.shape();
     let w = weight.tensor.values::<f32>();
     let (levels, scales) = (rounded.values.slice::<i8>(), rounded.scales.slice::<f32>());
@@ -193,7 +206,7 @@ fn nearest(
         shift[output] += statistics.sum.get(input).map_or(0.0, |sum| (sum / count) as f32) * e;
     }
     let error = relative(lost, power);
-    Ok(Rounded { weight: rounded, rounding: Rounding::Nearest, error, shift, bounding })
+    Ok(Rounded { weight: rounded, bounding, rounding: Rounding::Nearest, error, shift })
 }
 
 /// XᵀX of the divided channels.
@@ -214,26 +227,23 @@ fn ridge(h: &[f32], inputs: usize, site: &Site) -> Vec<f32> {
     vec![if ridge > 0.0 { ridge as f32 } else { 1.0 }; inputs]
 }
 
-/// The scale of each output, whose levels end at its own of `level_maxes`.
-fn scales(w: &[f32], level_maxes: &[i8], by: WeightScale) -> Vec<f32> {
-    let outputs = level_maxes.len();
+fn scales(w: &[f32], outputs: usize, level_max: i8, by: WeightScale) -> Vec<f32> {
     let mut largest = vec![0.0_f32; outputs];
     for row in w.chunks_exact(outputs) {
         largest.iter_mut().zip(row).for_each(|(largest, w)| *largest = largest.max(w.abs()));
     }
     if by == WeightScale::Max {
-        return largest.iter().zip(level_maxes).map(|(&w, &most)| scale(w, most)).collect();
+        return largest.iter().map(|&largest| scale(largest, level_max)).collect();
     }
     // All channels at once, one part of the largest after the other: rows stay in order.
+    let top = f32::from(level_max);
     let mut best: Vec<(f64, f32)> = largest.iter().map(|_| (f64::INFINITY, 1.0)).collect();
     for part in (10..=20).rev().map(|part| part as f32 / 20.0) {
         let tried: Vec<f32> =
-            largest.iter().zip(level_maxes).map(|(w, &most)| scale(w * part, most)).collect();
+            largest.iter().map(|&largest| scale(largest * part, level_max)).collect();
         let mut lost = vec![0.0_f64; outputs];
         for row in w.chunks_exact(outputs) {
-            let grid = tried.iter().zip(level_maxes);
-            for ((lost, w), (scale, &most)) in lost.iter_mut().zip(row).zip(grid) {
-                let top = f32::from(most);
+            for ((lost, w), scale) in lost.iter_mut().zip(row).zip(&tried) {
                 let level = (w / scale).round_ties_even().clamp(-top, top);
                 *lost += f64::from(w - level * scale).powi(2);
             }

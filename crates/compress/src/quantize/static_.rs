@@ -17,11 +17,10 @@ use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
 use super::placement::Placement;
-use super::product::{self, Grid, Rounded, Rounding, WeightScale};
+use super::product::{self, Method, Rounded, Rounding, Saturation, WeightScale};
 use super::record::QuantizationRecord;
 use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
-use crate::saturation::{LevelRange, level_range};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -35,6 +34,8 @@ pub(crate) struct StaticQuantize {
     #[serde(default)]
     attention: QuantizedAttention,
     #[serde(default)]
+    saturation: Saturation,
+    #[serde(default)]
     observer: Observer,
     #[serde(default)]
     smooth: Smooth,
@@ -46,17 +47,6 @@ pub(crate) struct StaticQuantize {
     bias_correction: bool,
     #[serde(default)]
     keep_float: KeepFloat,
-    saturation: Saturation,
-}
-
-/// What is done about CPUs that sum two products in 16 bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Saturation {
-    /// Weights are bounded where a pair of them could get there.
-    #[default]
-    Safe,
-    Ignore,
 }
 
 /// Bits of a weight. With 7, no two products leave 16 bits.
@@ -205,12 +195,8 @@ impl Pass for StaticQuantize {
         let count = placement.products.len();
         let bounding = builder.bounding;
         let mut plan = builder.finish();
-        if bounding.at_risk > 0 {
-            plan.remark(format!(
-                "{} of {} channels could saturate 16-bit sums and were bounded, {} pairs of weights \
-                 moved: every CPU gives the same integers",
-                bounding.at_risk, bounding.channels, bounding.moved
-            ));
+        if let Some(remark) = bounding.remark() {
+            plan.remark(remark);
         }
         plan.remark(match count + tables {
             0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
@@ -250,21 +236,17 @@ impl StaticQuantize {
         placement: &Placement,
         sites: &BTreeMap<String, Site>,
     ) -> Result<Vec<(usize, Rounded)>, PassError> {
-        let level_max = self.weight_bits.level_max();
+        let method = Method {
+            rounding: self.rounding,
+            weight_scale: self.weight_scale,
+            saturation: self.saturation,
+            level_max: self.weight_bits.level_max(),
+        };
         let mut all = Vec::new();
         for &index in &placement.products {
             let node = &model.graph.nodes[index];
             let Some(site) = sites.get(&node.inputs[0]) else { continue };
-            let range = match self.saturation {
-                Saturation::Ignore => None,
-                Saturation::Safe if links.uses(&node.inputs[1]).len() > 1 => Some(LevelRange::ALL),
-                Saturation::Safe => {
-                    let zero_point = site.chosen.range.zero_point;
-                    Some(level_range(links, &node.inputs[0], zero_point))
-                }
-            };
-            let grid = Grid { level_max, scale: self.weight_scale, rounding: self.rounding, range };
-            if let Some(rounded) = product::round(links, node, site, grid)? {
+            if let Some(rounded) = product::round(links, node, site, method)? {
                 all.push((index, rounded));
             }
         }

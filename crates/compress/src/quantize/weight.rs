@@ -23,16 +23,6 @@ pub fn quantize_channels(
     axis: usize,
     level_max: i8,
 ) -> Result<WeightRounding, PassError> {
-    round_channels(name, weight, axis, &|_| level_max)
-}
-
-/// As [`quantize_channels`], with the largest level of each channel.
-pub(crate) fn round_channels(
-    name: &str,
-    weight: &Tensor,
-    axis: usize,
-    level_max: &dyn Fn(usize) -> i8,
-) -> Result<WeightRounding, PassError> {
     let channels = weight.shape()[axis];
     let inner: usize = weight.shape()[axis + 1..].iter().product();
     let values = weight.values::<f32>();
@@ -45,8 +35,7 @@ pub(crate) fn round_channels(
         let largest = &mut largest[channel(index)];
         *largest = largest.max(w.abs());
     }
-    let scales: Vec<f32> =
-        largest.iter().enumerate().map(|(index, &w)| scale(w, level_max(index))).collect();
+    let scales: Vec<f32> = largest.iter().map(|&largest| scale(largest, level_max)).collect();
     let quantized: Vec<i8> = (values.iter().enumerate())
         .map(|(index, &w)| (w / scales[channel(index)]).round_ties_even() as i8)
         .collect();

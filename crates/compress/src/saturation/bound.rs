@@ -2,54 +2,43 @@
 
 use super::LevelRange;
 
-/// Grids tried: the largest weight is given this level, and with 64 no pair is ever at risk.
-const LEVELS: [i8; 8] = [120, 112, 104, 96, 88, 80, 72, 64];
+/// How much coarser grids are tried, as the level that a weight of level 127 gets. With 64 no pair is
+/// at risk.
+const LEVELS: [f32; 8] = [120.0, 112.0, 104.0, 96.0, 88.0, 80.0, 72.0, 64.0];
 
-/// A channel's rounding.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Bounded {
-    /// The level of the largest weight.
-    pub(crate) level_max: i8,
-    /// Whether a pair was at risk on the full grid.
-    pub(crate) was_at_risk: bool,
-}
-
-/// The grid of least squared error for a channel, pairs at risk being moved to where they are safe.
+/// The scale of least squared error for a channel, pairs at risk being moved to where they are safe;
+/// `None` where no pair is at risk on the given one.
 ///
 /// A coarser grid costs every weight a little, a moved pair costs two weights much; where the
 /// largest weight has a large neighbour the first is better, and it is at most one bit.
-pub(crate) fn safe_levels(
+pub(crate) fn safe_scale(
     weights: &[f32],
     pairs: &[(usize, usize)],
-    range: LevelRange,
+    scale: f32,
     level_max: i8,
-) -> Bounded {
-    let largest = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-    let at = |level: i8| {
-        let scale = largest / f32::from(level);
-        let mut levels: Vec<i8> = weights.iter().map(|w| level_of(*w, scale, level)).collect();
-        let moved = move_pairs(&mut levels, pairs, range);
-        let errors = weights.iter().zip(&levels).map(|(w, &q)| {
-            let error = w / scale - f32::from(q);
-            error * error
-        });
-        (errors.sum::<f32>() * scale * scale, moved)
+) -> Option<f32> {
+    let range = LevelRange::ALL;
+    let round = |scale: f32| -> Vec<i8> {
+        weights.iter().map(|&w| level_of(w, scale, level_max)).collect()
     };
-    if largest < f32::MIN_POSITIVE * 127.0 {
-        return Bounded { level_max, was_at_risk: false };
+    let on_grid = |scale: f32, mut levels: Vec<i8>| {
+        move_pairs(&mut levels, pairs, range);
+        let errors = weights.iter().zip(&levels).map(|(w, &q)| (w / scale - f32::from(q)).powi(2));
+        errors.sum::<f32>() * scale * scale
+    };
+    let levels = round(scale);
+    if !pairs.iter().any(|&(a, b)| range.saturates(levels[a], levels[b])) {
+        return None;
     }
-    let (mut least, moved) = at(level_max);
-    let mut bounded = Bounded { level_max, was_at_risk: moved > 0 };
-    if moved > 0 {
-        for &level in LEVELS.iter().filter(|&&level| level < level_max) {
-            let (error, _) = at(level);
-            if error < least {
-                least = error;
-                bounded.level_max = level;
-            }
+    let mut best = (on_grid(scale, levels), scale);
+    for level in LEVELS {
+        let coarser = scale * (127.0 / level);
+        let error = on_grid(coarser, round(coarser));
+        if error < best.0 {
+            best = (error, coarser);
         }
     }
-    bounded
+    Some(best.1)
 }
 
 fn level_of(weight: f32, scale: f32, level_max: i8) -> i8 {
@@ -82,37 +71,38 @@ mod tests {
     use super::*;
     use crate::saturation::pairs_of;
 
-    fn rounded(weights: &[f32]) -> (Vec<i8>, Bounded) {
+    /// Levels on the safe grid, and how much coarser that is than the full one.
+    fn rounded(weights: &[f32]) -> (Vec<i8>, Option<f32>) {
         let pairs = pairs_of(&[weights.len()]);
-        let bounded = safe_levels(weights, &pairs, LevelRange::ALL, 127);
-        let largest = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-        let scale = largest / f32::from(bounded.level_max);
-        let mut levels = weights.iter().map(|&w| level_of(w, scale, bounded.level_max)).collect();
-        move_pairs(&mut levels as &mut Vec<i8>, &pairs, LevelRange::ALL);
-        (levels, bounded)
+        let full = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / 127.0;
+        let safe = safe_scale(weights, &pairs, full, 127);
+        let scale = safe.unwrap_or(full);
+        let mut levels: Vec<i8> = weights.iter().map(|&w| level_of(w, scale, 127)).collect();
+        move_pairs(&mut levels, &pairs, LevelRange::ALL);
+        (levels, safe.map(|scale| scale / full))
     }
 
     #[test]
     fn a_channel_without_a_pair_at_risk_keeps_its_grid() {
-        let (levels, bounded) = rounded(&[1.0, -1.0, 0.0, 0.9, 0.5, 0.5]);
-        assert_eq!(bounded, Bounded { level_max: 127, was_at_risk: false });
+        let (levels, coarser) = rounded(&[1.0, -1.0, 0.0, 0.9, 0.5, 0.5]);
+        assert_eq!(coarser, None);
         assert_eq!(levels, [127, -127, 0, 114, 64, 64]);
     }
 
     #[test]
     fn two_large_neighbours_take_the_grid_of_seven_bits() {
-        let (levels, bounded) = rounded(&[1.0, 1.0, 0.25, -1.0]);
-        assert_eq!(bounded, Bounded { level_max: 64, was_at_risk: true });
+        let (levels, coarser) = rounded(&[1.0, 1.0, 0.25, -1.0]);
+        assert!(coarser.is_some_and(|coarser| (coarser - 127.0 / 64.0).abs() < 1e-5));
         assert_eq!(levels, [64, 64, 16, -64]);
     }
 
     #[test]
     fn one_small_excess_among_many_weights_is_moved() {
-        let mut weights = vec![0.313; 400];
+        let mut weights = vec![40.0 / 127.0; 400];
         weights[0] = 1.0;
         weights[1] = 3.0 / 127.0;
-        let (levels, bounded) = rounded(&weights);
-        assert_eq!(bounded, Bounded { level_max: 127, was_at_risk: true });
+        let (levels, coarser) = rounded(&weights);
+        assert_eq!(coarser, Some(1.0));
         assert_eq!(levels[..3], [126, 2, 40]);
     }
 }

@@ -10,10 +10,9 @@ mod isa;
 mod pairs;
 mod product;
 
-pub(crate) use bound::{move_pairs, safe_levels};
+pub(crate) use bound::{move_pairs, safe_scale};
 pub use isa::Isa;
 pub(crate) use pairs::pairs_of;
-pub(crate) use product::level_range;
 pub use product::{IntegerProduct, Risk, integer_products};
 
 /// The levels that a u8 activation can take.

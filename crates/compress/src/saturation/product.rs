@@ -161,7 +161,7 @@ fn levels_behind(graph: &Graph, links: &Links, levels: &str, zero_point: u8) -> 
 }
 
 /// The levels of a real value on a grid with this zero point.
-pub(crate) fn level_range(links: &Links, value: &str, zero_point: u8) -> LevelRange {
+fn level_range(links: &Links, value: &str, zero_point: u8) -> LevelRange {
     let is_positive = links.producer(value).is_some_and(|(_, node)| {
         let least = |node: &Node| {
             let least = links.constant(node.input(1)?)?;
