@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use attar_compress::{Context, Exclude, PassError};
+use attar_compress::{Context, Exclude, PassError, QuantizationRecord};
 use attar_graph::{Model, Plan, apply};
 use serde::{Deserialize, Serialize};
 
@@ -15,11 +15,16 @@ pub struct StepOutcome {
     /// Edits carried out; 0 says that the model is as it was.
     pub edit_count: usize,
     pub remarks: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub node_count_before: usize,
     pub node_count: usize,
     pub weight_bytes_before: u64,
     pub weight_bytes: u64,
     pub seconds: f64,
+    /// Ranges, methods and errors, where the step quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantizationRecord>,
     /// The edits, one line each; only kept on a dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub edits: Vec<String>,
@@ -48,17 +53,21 @@ pub(crate) fn run_step(
         pass: step.pass.clone(),
         edit_count: 0,
         remarks: Vec::new(),
+        warnings: Vec::new(),
         node_count_before: model.graph.nodes.len(),
         node_count: 0,
         weight_bytes_before: weight_bytes(model),
         weight_bytes: 0,
         seconds: 0.0,
+        quantization: None,
         edits: Vec::new(),
     };
     for _ in 0..ROUNDS_MAX {
-        let plan: Plan = pass.plan(model, context).map_err(fail)?;
+        let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
+        outcome.quantization = record.or(outcome.quantization);
         outcome.edit_count += plan.edits.len();
         outcome.remarks.extend(plan.remarks.iter().cloned());
+        outcome.warnings.extend(plan.warnings.iter().cloned());
         if keeps_edits {
             outcome.edits.extend(plan.edits.iter().map(ToString::to_string));
         }
@@ -66,6 +75,7 @@ pub(crate) fn run_step(
             break;
         }
         apply(&mut model.graph, &plan).map_err(|error| fail(error.into()))?;
+        model.import_domains();
         if !pass.repeats() {
             break;
         }

@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use attar_compress::QuantizationRecord;
 use attar_graph::Model;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +145,8 @@ impl RunFolder {
 
     /// Puts the result in place: the last checkpoint becomes `model.onnx`.
     pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
-        publish(&self.path, subject, model)
+        let records = self.outcomes.iter().filter_map(|outcome| outcome.quantization.as_ref());
+        publish(&self.path, subject, model, records.last())
     }
 
     /// The run is over; its checkpoints are no longer needed.
@@ -162,12 +164,20 @@ pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error
     written.map_err(Error::file(&path))
 }
 
-/// Writes a model with what is needed to feed it.
-pub(crate) fn publish(folder: &Path, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
+/// Writes a model with what is needed to feed it, and what is known of its ranges.
+pub(crate) fn publish(
+    folder: &Path,
+    subject: &Subject,
+    model: &Model,
+    record: Option<&QuantizationRecord>,
+) -> Result<PathBuf, Error> {
     let target = folder.join("model.onnx");
     save(model, &target)?;
-    if let Some(preprocessing) = &subject.preprocessing {
-        let mut preprocessing = preprocessing.clone();
+    if subject.preprocessing.is_some() || record.is_some() {
+        let mut preprocessing = subject.preprocessing.clone().unwrap_or_default();
+        if let Some(record) = record {
+            preprocessing.quantization = Some(quantization_table(record));
+        }
         if let Some(text) = &mut preprocessing.text {
             let tokenizer = subject.folder().join(&text.tokenizer);
             crate::importing::copy(&tokenizer, &folder.join("tokenizer.json"))?;
@@ -176,6 +186,14 @@ pub(crate) fn publish(folder: &Path, subject: &Subject, model: &Model) -> Result
         preprocessing.save(folder)?;
     }
     Ok(target)
+}
+
+fn quantization_table(record: &QuantizationRecord) -> toml::Table {
+    let ranges = record.ranges.iter().map(|range| {
+        let range = toml::Table::try_from(range).expect("a range is made of what TOML can hold");
+        toml::Value::Table(range)
+    });
+    [("ranges".to_string(), toml::Value::Array(ranges.collect()))].into_iter().collect()
 }
 
 fn line(entry: &Entry) -> String {

@@ -5,10 +5,13 @@ mod fuse;
 mod pass;
 mod prune;
 mod quantize;
+pub mod saturation;
 mod types;
 
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
 pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
-pub use quantize::{WeightRounding, quantize_channels};
+pub use quantize::{
+    ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
+};
 pub use types::Fraction;

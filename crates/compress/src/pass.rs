@@ -5,7 +5,7 @@ use attar_runtime::{Runtime, RuntimeError};
 use attar_tensor::Tensor;
 use serde::de::DeserializeOwned;
 
-use crate::{Exclude, cleanup, fuse, prune, quantize};
+use crate::{Exclude, QuantizationRecord, cleanup, fuse, prune, quantize};
 
 /// A step of compression. Its fields are its settings, read from a recipe.
 pub trait Pass {
@@ -14,6 +14,18 @@ pub trait Pass {
     /// # Errors
     /// A model or data that the pass cannot work with.
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError>;
+
+    /// As [`plan`](Self::plan), with what a quantizing pass can tell of ranges and errors.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    fn plan_recorded(
+        &self,
+        model: &Model,
+        context: &Context,
+    ) -> Result<(Plan, Option<QuantizationRecord>), PassError> {
+        Ok((self.plan(model, context)?, None))
+    }
 
     /// Whether to plan again on the result, until nothing is left to do.
     fn repeats(&self) -> bool {
@@ -94,6 +106,11 @@ pub const PASSES: &[PassEntry] = &[
         "fold each BatchNormalization into the convolution before it",
         &[],
     ),
+    PassEntry::of::<quantize::Equalize>(
+        "equalize",
+        "give channels between two convolutions equal ranges of weights; what is computed stays",
+        &[],
+    ),
     PassEntry::of::<prune::MagnitudePrune>(
         "prune.magnitude",
         "set the weights of least magnitude to zero (unstructured)",
@@ -108,6 +125,11 @@ pub const PASSES: &[PassEntry] = &[
         "quantize.static",
         "8-bit weights and activations with ranges fixed by calibration data (QDQ)",
         quantize::STATIC_OPTIONS,
+    ),
+    PassEntry::of::<quantize::QOperator>(
+        "quantize.qoperator",
+        "after quantize.static: QDQ pairs and what stands between them as operators on levels",
+        &[],
     ),
 ];
 

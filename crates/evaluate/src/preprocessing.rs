@@ -21,6 +21,9 @@ pub struct Preprocessing {
     pub text: Option<TextInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageInput>,
+    /// How a quantized model got its ranges: a record, which nothing reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<toml::Table>,
 }
 
 /// How a text becomes token ids.

@@ -143,7 +143,7 @@ pub fn train(
     }
     let model = trainer.model();
     drop(trainer);
-    let target = publish(request.output, &request.subject, &model)?;
+    let target = publish(request.output, &request.subject, &model, None)?;
     drop(model);
     outcome.quality = quality(&request, &target, threads)?;
     outcome.seconds = started.elapsed().as_secs_f64();

@@ -1,13 +1,34 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
+mod attention;
+mod bias;
 mod calibrate;
+mod descent;
 mod dynamic;
 mod embedding;
+mod equalize;
+mod gptq;
+mod gram;
+mod histogram;
+mod importance;
+mod keep_float;
 mod nodes;
+mod observer;
+mod output_error;
 mod placement;
+mod product;
+mod qoperator;
+mod record;
+mod safe_weight;
+mod sites;
+mod smooth;
 mod static_;
+mod statistics;
 mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
+pub(crate) use equalize::Equalize;
+pub(crate) use qoperator::QOperator;
+pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub use weight::{WeightRounding, quantize_channels};

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use attar_graph::{Edit, Graph, Node, Plan};
 use attar_tensor::Tensor;
 
-use super::weight::quantize_channels;
+use super::safe_weight::Bounding;
+use super::weight::{WeightRounding, quantize_channels};
 use crate::PassError;
 
 /// Scale and zero point of an activation in u8.
@@ -19,11 +20,30 @@ impl ActivationRange {
     /// The u8 grid over `low..=high`, widened to hold 0, so that padding and Relu stay exact.
     pub(crate) fn new(low: f32, high: f32) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = (high - low) / 255.0;
+        // Divided first: the difference of the largest floats is not finite.
+        let scale = high / 255.0 - low / 255.0;
         if scale < f32::MIN_POSITIVE {
             return Self { scale: 1.0, zero_point: 0 };
         }
         Self { scale, zero_point: (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8 }
+    }
+
+    /// The least value that has a level.
+    pub(crate) fn low(self) -> f32 {
+        -f32::from(self.zero_point) * self.scale
+    }
+
+    /// The greatest value that has a level.
+    pub(crate) fn high(self) -> f32 {
+        (255.0 - f32::from(self.zero_point)) * self.scale
+    }
+
+    /// `x` through `QuantizeLinear` and back.
+    #[cfg(test)]
+    pub(crate) fn rounded(self, x: f32) -> f32 {
+        let zero = f32::from(self.zero_point);
+        ((x / self.scale).round_ties_even() + zero).clamp(0.0, 255.0) * self.scale
+            - zero * self.scale
     }
 }
 
@@ -41,6 +61,8 @@ pub(crate) struct QuantizedWeight {
 pub(crate) struct Builder<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) plan: Plan,
+    /// Over all weights that were rounded for CPUs that sum in 16 bits.
+    pub(crate) bounding: Bounding,
     quantized_weights: HashMap<String, QuantizedWeight>,
     replaced_uses: HashMap<String, usize>,
 }
@@ -50,6 +72,7 @@ impl<'a> Builder<'a> {
         Self {
             graph,
             plan: Plan::default(),
+            bounding: Bounding::default(),
             quantized_weights: HashMap::new(),
             replaced_uses: HashMap::new(),
         }
@@ -71,11 +94,24 @@ impl<'a> Builder<'a> {
         axis: usize,
         level_max: i8,
     ) -> Result<QuantizedWeight, PassError> {
-        let key = format!("{name}@{axis}");
-        if let Some(known) = self.quantized_weights.get(&key) {
+        if let Some(known) = self.quantized_weights.get(&format!("{name}@{axis}")) {
             return Ok(known.clone());
         }
         let rounded = quantize_channels(name, weight, axis, level_max)?;
+        Ok(self.rounded_weight(name, axis, rounded))
+    }
+
+    /// A weight that has been rounded, as two initializers made once per weight and axis.
+    pub(crate) fn rounded_weight(
+        &mut self,
+        name: &str,
+        axis: usize,
+        rounded: WeightRounding,
+    ) -> QuantizedWeight {
+        let key = format!("{name}@{axis}");
+        if let Some(known) = self.quantized_weights.get(&key) {
+            return known.clone();
+        }
         let base = if self.quantized_weights.keys().any(|k| k.starts_with(&format!("{name}@"))) {
             key.clone()
         } else {
@@ -89,7 +125,7 @@ impl<'a> Builder<'a> {
         self.set(&weight.values, rounded.values);
         self.set(&weight.scale, rounded.scales);
         self.quantized_weights.insert(key, weight.clone());
-        Ok(weight)
+        weight
     }
 
     /// Notes that one reader of a constant has another source now.

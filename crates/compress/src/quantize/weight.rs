@@ -46,7 +46,7 @@ pub fn quantize_channels(
 }
 
 /// A scale that is never 0 nor denormal: a channel of zeros still divides.
-fn scale(largest: f32, level_max: i8) -> f32 {
+pub(super) fn scale(largest: f32, level_max: i8) -> f32 {
     let scale = largest / f32::from(level_max);
     if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
 }

@@ -248,6 +248,40 @@ impl Monitor for From {
     }
 }
 
+/// Stops after the first steps of a session, and compares what epochs report with what steps did.
+struct Counted {
+    stop_after: usize,
+    example_count: u64,
+    epoch_count: usize,
+}
+
+impl Monitor for Counted {
+    fn step(&mut self, report: &StepReport) -> Control {
+        self.example_count += report.example_count as u64;
+        self.stop_after -= 1;
+        if self.stop_after == 0 { Control::Stop } else { Control::GoOn }
+    }
+
+    fn epoch(&mut self, report: &EpochReport) -> Control {
+        assert_eq!(report.example_count, self.example_count);
+        self.example_count = 0;
+        self.epoch_count += 1;
+        Control::GoOn
+    }
+}
+
+#[test]
+fn an_epoch_reports_the_examples_of_its_session() {
+    let folder = Folder::new("examples");
+    for stop_after in [2, usize::MAX] {
+        let mut trainer = Trainer::new(&model(LAYERS), full_options()).unwrap();
+        let mut counted = Counted { stop_after, example_count: 0, epoch_count: 0 };
+        let checkpoints = folder.checkpoints();
+        trainer.run(&Points::new(0.1), Some(&checkpoints), &mut counted, None).unwrap();
+        assert_eq!(counted.epoch_count, if stop_after == 2 { 0 } else { 6 });
+    }
+}
+
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = Folder::new("other");

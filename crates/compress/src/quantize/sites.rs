@@ -1,0 +1,150 @@
+//! The values that are to be quantized: what calibration saw of each, and what follows from it.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{Graph, Links, Model};
+
+use super::calibrate::{Fold, observe};
+use super::gram::Gram;
+use super::importance::statistics_for;
+use super::nodes::weight_of;
+use super::observer::{Chosen, Observer, Seen};
+use super::placement::Placement;
+use super::product::matrix_of;
+use super::smooth::{Reader, Smooth, divisors};
+use super::statistics::{ChannelAxis, Statistics};
+use crate::{Context, PassError};
+
+/// One value, its record and its grid.
+pub(crate) struct Site {
+    pub(crate) statistics: Statistics,
+    /// Moments of its channels, where a matrix product reads it and they were asked for.
+    pub(crate) gram: Option<Vec<f32>>,
+    pub(crate) gram_rows: usize,
+    /// What each channel is divided by before it is rounded.
+    pub(crate) divisors: Option<Vec<f32>>,
+    pub(crate) chosen: Chosen,
+}
+
+/// Every site, by the name of its value.
+#[derive(Default)]
+pub(crate) struct Calibrated {
+    pub(crate) sites: BTreeMap<String, Site>,
+    pub(crate) batch_count: usize,
+}
+
+/// What to find out.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) observer: Observer,
+    pub(crate) smooth: Smooth,
+    pub(crate) moments: bool,
+    pub(crate) level_max: i8,
+}
+
+/// Channels of a value beyond which its moments would take more memory than they are worth.
+const MOMENTS_CHANNELS_MAX: usize = 8192;
+
+struct Record {
+    statistics: Statistics,
+    gram: Option<Gram>,
+}
+
+impl Fold for Record {
+    fn fold(&mut self, tensor: &attar_tensor::Tensor) -> bool {
+        let is_finite = self.statistics.fold(tensor);
+        if let Some(gram) = self.gram.as_mut().filter(|_| is_finite) {
+            gram.fold(tensor);
+        }
+        is_finite
+    }
+}
+
+/// Calibrates every value of a placement. A second pass over the data looks at the values whose
+/// channels are divided: their range is that of the quotients.
+///
+/// # Errors
+/// As [`observe`].
+pub(crate) fn sites(
+    model: &Model,
+    links: &Links,
+    placement: &Placement,
+    wanted: Wanted,
+    context: &Context,
+) -> Result<Calibrated, PassError> {
+    let graph = &model.graph;
+    let mut records: BTreeMap<String, Record> = BTreeMap::new();
+    for (value, readers) in &placement.readers {
+        let statistics = statistics_for(graph, links, readers);
+        let is_matrix = readers.iter().any(|&(index, input)| {
+            input == 0
+                && matrix_of(links, &graph.nodes[index])
+                    .is_some_and(|(shape, _)| shape[0] <= MOMENTS_CHANNELS_MAX)
+        });
+        let gram = (wanted.moments && is_matrix).then(|| Gram::new(statistics.axis()));
+        records.insert(value.clone(), Record { statistics, gram });
+    }
+    let batch_count = observe(model, &mut records, context)?;
+    let mut smoothed: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let mut second: BTreeMap<String, Record> = BTreeMap::new();
+    if wanted.smooth != Smooth::Off {
+        for (value, record) in &records {
+            let readers = &placement.readers[value];
+            let Some(divided) = smoothing(graph, links, readers, record, wanted.level_max) else {
+                continue;
+            };
+            let statistics = statistics_for(graph, links, readers).divided(&divided);
+            second.insert(value.clone(), Record { statistics, gram: None });
+            smoothed.insert(value.clone(), divided);
+        }
+    }
+    if !second.is_empty() {
+        observe(model, &mut second, context)?;
+    }
+    let mut sites = BTreeMap::new();
+    for (value, record) in records {
+        let choose = |statistics: &Statistics| {
+            Seen::new(statistics).map(|seen| seen.choose(wanted.observer.0))
+        };
+        let Some(plain) = choose(&record.statistics) else { continue };
+        let (gram_rows, gram) = match record.gram {
+            Some(gram) if gram.size > 0 => (gram.rows, Some(gram.finish())),
+            _ => (0, None),
+        };
+        let mut site =
+            Site { statistics: record.statistics, gram, gram_rows, divisors: None, chosen: plain };
+        if let Some(again) = second.get(&value) {
+            let chosen = choose(&again.statistics).unwrap_or(plain);
+            // Clipping may have done what dividing promised.
+            if chosen.relative_error < wanted.smooth.remains_max() * plain.relative_error {
+                site.chosen = chosen;
+                site.divisors = smoothed.remove(&value);
+            }
+        }
+        sites.insert(value, site);
+    }
+    Ok(Calibrated { sites, batch_count })
+}
+
+fn smoothing(
+    graph: &Graph,
+    links: &Links,
+    readers: &[(usize, usize)],
+    record: &Record,
+    level_max: i8,
+) -> Option<Vec<f32>> {
+    if record.statistics.axis() != ChannelAxis::Last {
+        return None;
+    }
+    let mut matrices = Vec::new();
+    for &(index, input) in readers {
+        let node = &graph.nodes[index];
+        let weight = weight_of(links, node).filter(|_| input == 0)?;
+        // Weights that another product reads too cannot be scaled for this one.
+        links.only_use(weight.name)?;
+        matrices.push(matrix_of(links, node)?);
+    }
+    let readers: Vec<Reader> =
+        matrices.iter().map(|(shape, w)| Reader { w, outputs: shape[1] }).collect();
+    divisors(&record.statistics, &readers, f32::from(level_max))
+}
