@@ -16,6 +16,8 @@ pub(crate) struct Placement {
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
     /// Values that hold nothing but values of another, whose range they share, in graph order.
     pub(crate) shared: Vec<(String, String)>,
+    /// Convolutions that normalization follows, which keeps their results in float.
+    pub(crate) unfolded_count: usize,
 }
 
 impl Placement {
@@ -25,7 +27,8 @@ impl Placement {
     /// float, since normalization and attention follow.
     pub(crate) fn new<'a>(graph: &'a Graph, links: &'a Links<'a>, context: &Context) -> Self {
         let mut placement = Self::default();
-        let mut images = Images { graph, links, values: BTreeSet::new(), functions: HashMap::new() };
+        let mut images =
+            Images { graph, links, values: BTreeSet::new(), functions: HashMap::new() };
         for (index, node) in graph.nodes.iter().enumerate() {
             if context.exclude.matches(node.label()) {
                 continue;
@@ -37,6 +40,9 @@ impl Placement {
                 placement.products.push(index);
                 placement.read(&node.inputs[0], (index, 0));
                 if node.is("Conv") {
+                    let next = links.only_use(&node.outputs[0]);
+                    let is_unfolded = next.is_some_and(|(_, next)| next.is("BatchNormalization"));
+                    placement.unfolded_count += usize::from(is_unfolded);
                     let output = after_activation(links, node);
                     placement.read_by_all(links, output);
                     images.values.insert(output);
@@ -132,7 +138,11 @@ fn is_move(node: &Node) -> bool {
 impl<'a> Images<'a> {
     /// The 8-bit value that a node computes a function of, element by element; of its inputs,
     /// `known` is taken for such a function of that value.
-    fn function_source(&self, node: &'a Node, known: Option<(&'a str, &'a str)>) -> Option<&'a str> {
+    fn function_source(
+        &self,
+        node: &'a Node,
+        known: Option<(&'a str, &'a str)>,
+    ) -> Option<&'a str> {
         let is_listed = |list: &[&str]| list.iter().any(|op| node.is(op));
         if !is_listed(FUNCTIONS) && !is_listed(OPERATIONS) {
             return None;

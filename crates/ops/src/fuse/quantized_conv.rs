@@ -4,8 +4,8 @@
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
 
-use super::window::bounds;
 use super::producer;
+use super::window::bounds;
 use crate::kernels::quantize;
 use crate::quantized_conv::{ADDEND, TABLE};
 use crate::{ATTAR_DOMAIN, Facts, MICROSOFT_DOMAIN, Pool, Run, check, infer_graph};
@@ -207,17 +207,43 @@ impl<'a> Function<'a, '_> {
 
 /// Functions of one value.
 const FUNCTIONS: &[&str] = &[
-    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "Abs",
+    "Celu",
+    "Clip",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Tanh",
 ];
 
 /// Functions of two.
 const OPERATIONS: &[&str] = &["Add", "Div", "Mul", "Sub"];
 
 /// Operators that only choose or move values: levels of one scale stay as they are.
-const MOVES: &[&str] =
-    &["DepthToSpace", "Flatten", "MaxPool", "Reshape", "Resize", "SpaceToDepth", "Squeeze",
-      "Transpose", "Unsqueeze"];
+const MOVES: &[&str] = &[
+    "DepthToSpace",
+    "Flatten",
+    "MaxPool",
+    "Reshape",
+    "Resize",
+    "SpaceToDepth",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+];
 
 impl<'a> Fusion<'a> {
     fn fused(&self) -> Option<(Node, Constant)> {
@@ -349,7 +375,8 @@ impl<'a> Fusion<'a> {
                 let levels = self.links.constant(node.input(0)?)?;
                 let own = self.links.constant(node.input(1)?)?.to_f64()?;
                 let zero = node.input(2).map(|zero| self.links.constant(zero)?.to_i64());
-                let is_zero = zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
+                let is_zero =
+                    zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
                 if !is_zero || (own.len() != 1 && own.len() != scales.len()) {
                     return None;
                 }

@@ -59,9 +59,8 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
 }
 
 fn product(inputs: usize, outputs: usize) -> Model {
-    let mut model = model(&format!(
-        "x: f32[n, {inputs}]\nw = [0]\nb = [0]\na = MatMul(x, w)\ny = Add(a, b)"
-    ));
+    let mut model =
+        model(&format!("x: f32[n, {inputs}]\nw = [0]\nb = [0]\na = MatMul(x, w)\ny = Add(a, b)"));
     let graph = &mut model.graph;
     graph.set_initializer("w", Tensor::new(&[inputs, outputs], &numbers(inputs * outputs, 1)));
     graph.set_initializer("b", Tensor::new(&[outputs], &numbers(outputs, 2)));
@@ -146,7 +145,10 @@ fn products_stay_float_by_number_and_are_said() {
         quantized(&original, "keep_float = 1", vec![rows(8, 8, 3)]).unwrap();
     assert_eq!(model.graph.constant("w").unwrap().dtype(), DType::F32);
     assert!(!model.graph.nodes.iter().any(|node| node.is("QuantizeLinear")));
-    assert_eq!(record.unwrap().products[0].kept_float.as_deref(), Some("one of the 1 of most error"));
+    assert_eq!(
+        record.unwrap().products[0].kept_float.as_deref(),
+        Some("one of the 1 of most error")
+    );
     assert!(remarks.iter().any(|remark| remark.contains("stays float")), "{remarks:?}");
 }
 

@@ -81,15 +81,35 @@ fn what_is_fused_lies_within_a_step_of_the_unfused_graph() {
         ("c = Conv(d, dw, db)\na = Clip(c, low, three)".into(), 1),
         (format!("{depthwise}\na = Conv(e, dv, db, group=18, pads=1,1,1,1)"), 1),
         // Each quantization before may fall to the other side of a tie.
-        (format!("{FIRST}\nh = HardSwish(e)\nqh = QuantizeLinear(h, ys, yz)\n\
-                  i = DequantizeLinear(qh, ys, yz)\na = Add(e, i)"), 2),
+        (
+            format!(
+                "{FIRST}\nh = HardSwish(e)\nqh = QuantizeLinear(h, ys, yz)\n\
+                  i = DequantizeLinear(qh, ys, yz)\na = Add(e, i)"
+            ),
+            2,
+        ),
         (format!("{FIRST}\na = Sigmoid(e)"), 1),
-        (format!("{FIRST}\nt = Add(e, three)\nl = Clip(t, low, six)\nm = Mul(e, l)\n\
-                  a = Div(m, six)"), 1),
-        (format!("{FIRST}\ng = Conv(d, dw, pads=1,1,1,1)\nqg = QuantizeLinear(g, xs, xz)\n\
-                  i = DequantizeLinear(qg, xs, xz)\na = Add(e, i)"), 3),
-        (format!("{FIRST}\ng = GlobalAveragePool(e)\nqg = QuantizeLinear(g, ys, yz)\n\
-                  i = DequantizeLinear(qg, ys, yz)\na = Mul(e, i)"), 2),
+        (
+            format!(
+                "{FIRST}\nt = Add(e, three)\nl = Clip(t, low, six)\nm = Mul(e, l)\n\
+                  a = Div(m, six)"
+            ),
+            1,
+        ),
+        (
+            format!(
+                "{FIRST}\ng = Conv(d, dw, pads=1,1,1,1)\nqg = QuantizeLinear(g, xs, xz)\n\
+                  i = DequantizeLinear(qg, xs, xz)\na = Add(e, i)"
+            ),
+            3,
+        ),
+        (
+            format!(
+                "{FIRST}\ng = GlobalAveragePool(e)\nqg = QuantizeLinear(g, ys, yz)\n\
+                  i = DequantizeLinear(qg, ys, yz)\na = Mul(e, i)"
+            ),
+            2,
+        ),
         (format!("{FIRST}\na = AveragePool(e, kernel_shape=2,2, strides=2,2)"), 1),
         (format!("{FIRST}\na = Concat(e, e, axis=1)"), 1),
         (format!("{FIRST}\na = MaxPool(e, kernel_shape=3,3, strides=2,2)"), 1),
