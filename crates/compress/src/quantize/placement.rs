@@ -17,6 +17,8 @@ pub(crate) struct Placement {
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
     /// Values that hold nothing but values of another, whose range they share, in graph order.
     pub(crate) shared: Vec<(String, String)>,
+    /// Convolutions that normalization follows, which keeps their results in float.
+    pub(crate) unfolded_count: usize,
 }
 
 impl Placement {
@@ -39,6 +41,9 @@ impl Placement {
                 placement.products.push(index);
                 placement.read(&node.inputs[0], (index, 0));
                 if node.is("Conv") {
+                    let next = links.only_use(&node.outputs[0]);
+                    let is_unfolded = next.is_some_and(|(_, next)| next.is("BatchNormalization"));
+                    placement.unfolded_count += usize::from(is_unfolded);
                     let output = after_activation(links, node);
                     placement.read_by_all(links, output);
                     images.values.insert(output);

@@ -208,6 +208,13 @@ impl Pass for StaticQuantize {
                 placement.readers.len()
             ),
         });
+        if placement.unfolded_count > 0 {
+            plan.remark(format!(
+                "{} convolutions are followed by BatchNormalization, which runs in float: \
+                 `fuse.batch-norm` before this step folds it into them",
+                placement.unfolded_count
+            ));
+        }
         if batch_count > 0 {
             let values = record.outputs(&model.graph);
             let errors = output_errors(model, &plan, &values, batch_count, context)?;
