@@ -172,6 +172,12 @@ fn integers() -> Vec<Case> {
         (&[1, 6, 7, 8], &[6, 1, 3, 3], ", group=6, pads=2,1,0,1, dilations=2,1"),
         (&[2, 5, 6, 6], &[9, 5, 1, 1], ""),
         (&[1, 3, 20], &[4, 3, 5], ", pads=2,2"),
+        (&[1, 70, 9, 8], &[70, 1, 5, 5], ", group=70, strides=2,2, pads=2,2,2,2"),
+        (&[2, 64, 6, 11], &[64, 1, 3, 3], ", group=64, pads=1,1,1,1"),
+        (&[1, 17, 5, 5], &[97, 17, 1, 1], ""),
+        (&[1, 33, 9, 7], &[48, 33, 1, 1], ", strides=2,2"),
+        (&[1, 8, 7, 6], &[130, 4, 3, 3], ", group=2, auto_pad=SAME_UPPER"),
+        (&[1, 2, 4, 5, 6], &[3, 2, 2, 3, 2], ", pads=1,0,1,0,1,0"),
     ];
     let mut cases = Vec::new();
     for (x, w, settings) in shapes {
@@ -205,7 +211,9 @@ fn integers() -> Vec<Case> {
             let mut case = case(&text, feeds).exact();
             let bias = Tensor::new(&[outputs], &bias);
             case.constants = vec![("w", bytes_i8(w)), ("ws", ws), ("wz", wz), ("b", bias)];
-            cases.push(case);
+            cases.push(case.clone());
+            // All but x known, as in a model: fused, and with channels last.
+            cases.push(case.constant(&["xs", "xz", "ys", "yz"]));
         }
     }
     cases
