@@ -124,17 +124,20 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-class Lstm(nn.Module):
-    def __init__(self, vocabulary=10_000, size=256, layers=2, classes=2):
+class Recurrent(nn.Module):
+    """A classifier of texts; `kind` is nn.LSTM or nn.GRU."""
+
+    def __init__(self, kind, vocabulary=10_000, size=256, layers=2, classes=2):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, size)
         nn.init.uniform_(self.embedding.weight, -0.25, 0.25)
-        self.layers = nn.LSTM(size, size, layers)
+        self.layers = kind(size, size, layers)
         self.classifier = nn.Linear(size, classes)
 
     def forward(self, ids):
-        _, (state, _) = self.layers(self.embedding(ids.T))
-        return self.classifier(state[-1])
+        _, state = self.layers(self.embedding(ids.T))
+        last_h = state[0] if isinstance(state, tuple) else state
+        return self.classifier(last_h[-1])
 
 
 def adamw(model):
@@ -155,8 +158,8 @@ def make(case):
         target = torch.arange(64) * 7 % 10
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, fused=True)
         return model, inputs, lambda y: F.cross_entropy(y, target), optimizer
-    if case == "lstm":
-        model = Lstm()
+    if case in ("lstm", "gru"):
+        model = Recurrent(nn.LSTM if case == "lstm" else nn.GRU)
         target = torch.arange(32) * 7 % 2
         return model, (tokens(32, 64),), lambda y: F.cross_entropy(y, target), adamw(model)
     sys.exit(f"there is no case `{case}`")

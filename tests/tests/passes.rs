@@ -57,6 +57,7 @@ fn applied(model: &Model, pass: &str, context: &Context) -> Model {
     loop {
         let plan = pass.plan(&model, context).expect("the pass can plan");
         apply(&mut model.graph, &plan).expect("the plan can be applied");
+        model.import_domains();
         if plan.is_empty() || !pass.repeats() {
             return model;
         }

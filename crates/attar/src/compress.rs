@@ -188,6 +188,10 @@ fn measured(
             request.progress.advance("batch invariance", count, count);
         }
     }
+    let of_steps = steps.iter().flat_map(|step| {
+        step.warnings.iter().map(move |warning| format!("{}: {warning}", step.pass))
+    });
+    warnings.extend(of_steps);
     let mut outcome = CompressOutcome {
         attar_version: env!("CARGO_PKG_VERSION"),
         input: request.subject.path.clone(),

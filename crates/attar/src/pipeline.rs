@@ -15,6 +15,8 @@ pub struct StepOutcome {
     /// Edits carried out; 0 says that the model is as it was.
     pub edit_count: usize,
     pub remarks: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub node_count_before: usize,
     pub node_count: usize,
     pub weight_bytes_before: u64,
@@ -51,6 +53,7 @@ pub(crate) fn run_step(
         pass: step.pass.clone(),
         edit_count: 0,
         remarks: Vec::new(),
+        warnings: Vec::new(),
         node_count_before: model.graph.nodes.len(),
         node_count: 0,
         weight_bytes_before: weight_bytes(model),
@@ -64,6 +67,7 @@ pub(crate) fn run_step(
         outcome.quantization = record.or(outcome.quantization);
         outcome.edit_count += plan.edits.len();
         outcome.remarks.extend(plan.remarks.iter().cloned());
+        outcome.warnings.extend(plan.warnings.iter().cloned());
         if keeps_edits {
             outcome.edits.extend(plan.edits.iter().map(ToString::to_string));
         }
@@ -71,6 +75,7 @@ pub(crate) fn run_step(
             break;
         }
         apply(&mut model.graph, &plan).map_err(|error| fail(error.into()))?;
+        model.import_domains();
         if !pass.repeats() {
             break;
         }

@@ -82,8 +82,8 @@ impl DataArguments {
     }
 
     /// Calibration data may be of another kind than what is evaluated on.
-    pub(crate) fn open_calibration(&self, path: &Path) -> Result<Dataset, Error> {
-        let (data, bad_count) = Dataset::open(path, None, self.skip_bad)?;
+    pub(crate) fn open_calibration(&self, path: &Path, count: usize) -> Result<Dataset, Error> {
+        let (data, bad_count) = Dataset::open_sample(path, self.skip_bad, count)?;
         if bad_count > 0 {
             eprintln!("warning: {}: {bad_count} bad rows left out", path.display());
         }

@@ -5,6 +5,7 @@ mod fuse;
 mod pass;
 mod prune;
 mod quantize;
+pub mod saturation;
 mod types;
 
 /// Names that passes leave alone.

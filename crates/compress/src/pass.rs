@@ -126,6 +126,11 @@ pub const PASSES: &[PassEntry] = &[
         "8-bit weights and activations with ranges fixed by calibration data (QDQ)",
         quantize::STATIC_OPTIONS,
     ),
+    PassEntry::of::<quantize::QOperator>(
+        "quantize.qoperator",
+        "after quantize.static: QDQ pairs and what stands between them as operators on levels",
+        &[],
+    ),
 ];
 
 /// Finds a pass by its name.

@@ -51,6 +51,8 @@ pub struct Plan {
     pub edits: Vec<Edit>,
     /// What was left alone and why, one sentence each.
     pub remarks: Vec<String>,
+    /// What the user should know before the result is used.
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
@@ -60,6 +62,10 @@ impl Plan {
 
     pub fn remark(&mut self, text: impl Into<String>) {
         self.remarks.push(text.into());
+    }
+
+    pub fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
     }
 
     pub fn is_empty(&self) -> bool {

@@ -34,6 +34,20 @@ impl Model {
         }
     }
 
+    /// Names version 1 of every operator set that a node is of and that the model does not name: a
+    /// pass may have brought it in.
+    pub fn import_domains(&mut self) {
+        fn visit(graph: &Graph, opsets: &mut IndexMap<String, i64>) {
+            for node in &graph.nodes {
+                if !node.domain.is_empty() && !opsets.contains_key(&node.domain) {
+                    opsets.insert(node.domain.clone(), 1);
+                }
+                node.subgraphs().for_each(|subgraph| visit(subgraph, opsets));
+            }
+        }
+        visit(&self.graph, &mut self.opsets);
+    }
+
     /// Version of the ONNX operator set; 1 where the model names none.
     pub fn opset(&self) -> i64 {
         self.opsets.get("").copied().unwrap_or(1)

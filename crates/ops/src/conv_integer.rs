@@ -4,7 +4,9 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::conv::infer_fact;
-use crate::conv::integer::{IntegerWeights, ZeroPoints};
+use crate::conv::int8::Int8Weights;
+use crate::conv::integer::{FLIP, Job, convolve, packed, zero_of_bytes};
+use crate::kernels::sums::Levels;
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct ConvInteger;
@@ -32,19 +34,17 @@ impl Operator for ConvInteger {
         node: &Node,
         constants: &[Option<&Tensor>],
     ) -> Result<Box<dyn Kernel>, OpError> {
-        let constant = constants.get(1).copied().flatten();
-        let packed = constant.map(|w| IntegerWeights::new(node, w, 1)).transpose()?;
-        let node = node.clone();
+        let constant = |index: usize| constants.get(index).copied().flatten();
+        let (w, zero) = (constant(1), constant(3));
+        let is_fixed = node.input(3).is_none() || zero.is_some();
+        if let Some(w) = w.filter(|_| is_fixed) {
+            let weights = packed::<i32>(node, w, zero, [1, 3])?;
+            return Ok(Box::new(move |run: &mut Run| sums(run, &weights)));
+        }
+        let (node, held) = (node.clone(), w.cloned());
         Ok(Box::new(move |run: &mut Run| {
-            let fresh;
-            let weights = if let Some(packed) = &packed {
-                packed
-            } else {
-                fresh = IntegerWeights::new(&node, run.input(1)?, 1)?;
-                &fresh
-            };
-            let zeros = ZeroPoints::new(run.optional(2), run.optional(3), weights.shape[0])?;
-            Ok(vec![weights.run(run.pool, run.input(0)?, &zeros, |_, sum| sum)?])
+            let w = run.optional(1).or(held.as_ref()).ok_or(OpError::MissingInput { index: 1 })?;
+            sums(run, &packed::<i32>(&node, w, run.optional(3), [1, 3])?)
         }))
     }
 
@@ -55,4 +55,22 @@ impl Operator for ConvInteger {
     fn keeps_constant(&self, input: usize) -> bool {
         input == 1
     }
+}
+
+fn sums(run: &Run, weights: &Int8Weights) -> Result<Vec<Tensor>, OpError> {
+    let x = run.input(0)?;
+    let x_zero = match run.optional(2) {
+        Some(zero) => zero_of_bytes(zero, 2)?,
+        None if x.dtype() == DType::I8 => FLIP,
+        None => 0,
+    };
+    let job = Job::<i32> {
+        weights,
+        outputs: &weights.outputs(None, x_zero, &[0.0]),
+        x_zero,
+        levels: Levels::ALL,
+        is_channels_last: false,
+        after: &|_, _| {},
+    };
+    Ok(vec![convolve(run.pool, x, &job)?])
 }

@@ -84,6 +84,8 @@ mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
+mod quantized_conv;
+mod quantized_layer_normalization;
 mod quantized_matmul;
 mod random;
 mod range;
@@ -118,6 +120,7 @@ pub use fact::Fact;
 pub use fold::fold_constants;
 pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
+pub use kernels::int8::int8_operations_per_second;
 pub use kernels::isa_name;
 pub use program::{Program, ProgramError, Visit};
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
@@ -146,6 +149,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &attention::Attention,
     &attention::FlexAttention,
     &attention::FusedAttention,
+    &attention::QuantizedAttention,
     &attention::LinearAttention,
     &attention::MicrosoftRotaryEmbedding,
     &attention::MultiHeadAttention,
@@ -267,6 +271,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantize_linear::QuantizeLinear,
     &quantized::DynamicQuantizeMatMul,
     &quantized::GatherBlockQuantized,
+    &quantized::LevelTable,
     &quantized::MatMulIntegerToFloat,
     &quantized::MatMulNBits,
     &quantized::QGemm,
@@ -279,7 +284,11 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &quantized::QLinearMul,
     &quantized::QLinearSigmoid,
     &quantized::QLinearSoftmax,
+    &quantized_layer_normalization::QuantizedLayerNormalization,
+    &quantized_conv::CHANNELS_LAST_QUANTIZED_CONV,
+    &quantized_conv::QUANTIZED_CONV,
     &quantized_matmul::QuantizedMatMul,
+    &quantized_matmul::QuantizedMatMuls,
     &random::Bernoulli,
     &random::Multinomial,
     &random::RandomNormal,

@@ -1,17 +1,22 @@
-//! `QuantizedMatMul`, made by fusion: y = activation((q − zero)·b · scales + bias).
+//! `QuantizedMatMul`, made by fusion: y = activation((q − zero)·b · scales + bias), and perhaps the
+//! levels of y instead of y.
 //!
-//! Inputs: q (u8), its scale and zero point (scalars), b (i8, symmetric), scales of b (one, or one
-//! per column), and perhaps a bias; all but q constant. The sums are exact 32-bit integers; one
-//! pass over a block of rows, while it is in the cache, turns them into f32.
+//! Inputs: q (u8), its scale and zero point (scalars), b (i8, symmetric; n by k with `transB`), scales
+//! of b (one, or one per column), and perhaps a bias, and scale and zero point (u8) of the levels;
+//! all but q constant. The sums are exact 32-bit integers.
+//!
+//! `QuantizedMatMuls` has the last five of these again for every further product of the same q, and an
+//! output for each: the projections of an attention divide their work over threads once.
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::fused_matmul::{Activation, activation, for_row_blocks};
-use crate::kernels::gemm::{self, PackedB8, Strided};
-use crate::kernels::quantize;
-use crate::matmul::{Sizes, infer_product, product_macs};
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run};
+use crate::fused_matmul::activation;
+use crate::kernels::elementwise;
+use crate::kernels::gemm::Strided;
+use crate::kernels::int8::{Activation, Output, Product, Rows, Target, Weights, run_all};
+use crate::matmul::{Sizes, product_dims, product_macs};
+use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct QuantizedMatMul;
 
@@ -25,12 +30,11 @@ impl Operator for QuantizedMatMul {
     }
 
     fn input_count(&self) -> std::ops::RangeInclusive<usize> {
-        5..=6
+        5..=8
     }
 
-    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        let operands = [inputs[0], inputs[3]];
-        infer_product(&operands, DType::F32)
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        infer_products(node, inputs)
     }
 
     fn kernel(
@@ -38,7 +42,7 @@ impl Operator for QuantizedMatMul {
         node: &Node,
         constants: &[Option<&Tensor>],
     ) -> Result<Box<dyn Kernel>, OpError> {
-        Ok(Box::new(QuantizedKernel::new(node, constants)?))
+        Ok(Box::new(Products::new(node, constants)?))
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
@@ -50,69 +54,157 @@ impl Operator for QuantizedMatMul {
     }
 }
 
-struct QuantizedKernel {
-    packed: PackedB8,
-    shape: [usize; 2],
-    /// Scale of the sums of each column: that of q times that of b.
-    scales: Vec<f32>,
-    /// What q's zero point adds to the sums of each column.
-    offsets: Vec<i32>,
-    bias: Vec<f32>,
-    activation: Option<Activation>,
-}
+pub(crate) struct QuantizedMatMuls;
 
-impl QuantizedKernel {
-    fn new(node: &Node, constants: &[Option<&Tensor>]) -> Result<Self, OpError> {
-        let constant = |index: usize| {
-            constants.get(index).copied().flatten().ok_or(OpError::MissingInput { index })
-        };
-        let (scale, zero, b, b_scales) = (constant(1)?, constant(2)?, constant(3)?, constant(4)?);
-        if b.dtype() != DType::I8 || b.rank() != 2 || zero.dtype() != DType::U8 {
-            return Err(OpError::DType { index: 3, found: b.dtype() });
-        }
-        let shape = [b.shape()[0], b.shape()[1]];
-        let n = shape[1];
-        let (scale, zero) = (scale.values::<f32>()[0], i32::from(zero.values::<u8>()[0]));
-        let b_scales = b_scales.values::<f32>();
-        if b_scales.len() != n && b_scales.len() != 1 {
-            return Err(OpError::shapes(&shape, &[b_scales.len()]));
-        }
-        let scales: Vec<f32> = (0..n).map(|i| scale * b_scales[i % b_scales.len()]).collect();
-        let bias = match constants.get(5).copied().flatten() {
-            Some(bias) => bias.values::<f32>().into_owned(),
-            None => vec![0.0; n],
-        };
-        let values = b.values::<i8>();
-        let mut offsets = vec![0_i32; n];
-        for row in values.chunks_exact(n.max(1)) {
-            offsets.iter_mut().zip(row).for_each(|(sum, &b)| *sum += zero * i32::from(b));
-        }
-        let packed = PackedB8::new(Strided::rows(&values, shape[0], n));
-        Ok(Self { packed, shape, scales, offsets, bias, activation: activation(node)? })
+impl Operator for QuantizedMatMuls {
+    fn op_type(&self) -> &'static str {
+        "QuantizedMatMuls"
+    }
+
+    fn domain(&self) -> &'static str {
+        ATTAR_DOMAIN
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        8..=usize::MAX
+    }
+
+    fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        infer_products(node, inputs)
+    }
+
+    fn kernel(
+        &self,
+        node: &Node,
+        constants: &[Option<&Tensor>],
+    ) -> Result<Box<dyn Kernel>, OpError> {
+        Ok(Box::new(Products::new(node, constants)?))
+    }
+
+    fn macs(&self, _: &Node, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
+        let each = outputs.iter().map(|output| product_macs(inputs, std::slice::from_ref(output)));
+        each.reduce(|sum, macs| &sum + &macs).unwrap_or(Dim::Unknown)
+    }
+
+    fn keeps_constant(&self, _: usize) -> bool {
+        true
     }
 }
 
-impl Kernel for QuantizedKernel {
+/// Inputs of q, and of each product.
+const SHARED: usize = 3;
+pub(crate) const EACH: usize = 5;
+
+fn infer_products(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+    let mut facts = Vec::new();
+    for index in (SHARED..inputs.len()).step_by(EACH) {
+        let gives_levels = inputs.get(index + 3).copied().flatten().is_some();
+        let dtype = if gives_levels { DType::U8 } else { DType::F32 };
+        let (a, b) = (required(inputs, 0)?, required(inputs, index)?);
+        facts.push(match (&a.shape, &b.shape) {
+            (Some(a), Some(b)) => {
+                let mut b = b.clone();
+                if is_transposed(node)? {
+                    b.reverse();
+                }
+                Fact::new(dtype, product_dims(a, &b)?)
+            }
+            _ => Fact::unranked(dtype),
+        });
+    }
+    Ok(facts)
+}
+
+/// Products of one q.
+struct Products(Vec<Product>);
+
+impl Products {
+    fn new(node: &Node, constants: &[Option<&Tensor>]) -> Result<Self, OpError> {
+        let firsts = (SHARED..constants.len()).step_by(EACH);
+        let products: Result<_, _> = firsts.map(|first| product(node, constants, first)).collect();
+        Ok(Self(products?))
+    }
+}
+
+impl Kernel for Products {
     fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
         let q = run.typed::<u8>(0)?;
-        let sizes = Sizes::new(q.shape(), &self.shape)?;
-        let mut y = run.pool.tensor(DType::F32, &sizes.output);
-        let (q, k, n) = (q.slice::<u8>(), sizes.k, sizes.n);
-        let rows = sizes.batch.iter().product::<usize>() * sizes.m;
-        for_row_blocks(y.slice_mut::<f32>(), rows, n, true, |first, block| {
-            let count = block.len() / n;
-            let mut scratch = run.pool.buffer(block.len() * 4);
-            let sums: &mut [i32] = bytemuck::cast_slice_mut(scratch.as_bytes_mut());
-            let a = Strided::rows(&q[first * k..(first + count) * k], count, k);
-            gemm::matmul_u8_i8(sums, a, &[], &self.packed);
-            for (row, sums) in block.chunks_exact_mut(n).zip(sums.chunks_exact(n)) {
-                quantize::rescale_row(row, sums, &self.offsets, &self.scales, &self.bias);
-            }
-            if let Some(activation) = self.activation {
-                activation(block);
-            }
-            run.pool.recycle_buffer(scratch);
+        let mut outputs = Vec::with_capacity(self.0.len());
+        let mut rows = Rows { data: q.slice::<u8>(), count: 0, stride: 0 };
+        for product in &self.0 {
+            let sizes = Sizes::new(q.shape(), &[product.depth(), product.columns()])?;
+            rows.count = sizes.batch.iter().product::<usize>() * sizes.m;
+            rows.stride = sizes.k;
+            outputs.push(run.pool.tensor(product.dtype(), &sizes.output));
+        }
+        let targets = self.0.iter().zip(&mut outputs).map(|(product, y)| {
+            let stride = product.columns();
+            let target = match product.dtype() {
+                DType::U8 => Target { f32: None, u8: Some(y.slice_mut::<u8>()), stride },
+                _ => Target { f32: Some(y.slice_mut::<f32>()), u8: None, stride },
+            };
+            (product, target)
         });
-        Ok(vec![y])
+        run_all(rows, targets);
+        Ok(outputs)
     }
+}
+
+fn is_transposed(node: &Node) -> Result<bool, OpError> {
+    Ok(node.int_or("transB", 0)? != 0)
+}
+
+/// The product whose own inputs begin at `first`.
+fn product(node: &Node, constants: &[Option<&Tensor>], first: usize) -> Result<Product, OpError> {
+    let optional = |index: usize| constants.get(index).copied().flatten();
+    let constant = |index: usize| optional(index).ok_or(OpError::MissingInput { index });
+    let (b, b_scales) = (constant(first)?, constant(first + 1)?.values::<f32>());
+    if b.dtype() != DType::I8 || b.rank() != 2 {
+        return Err(OpError::DType { index: first, found: b.dtype() });
+    }
+    let values = b.values::<i8>();
+    let matrix = Strided::rows(&values, b.shape()[0], b.shape()[1]);
+    let matrix = if is_transposed(node)? { matrix.transposed() } else { matrix };
+    let n = matrix.size[1];
+    let scale = scalar_of::<f32>(constant(1)?, 1)?;
+    let scales: Vec<f32> = b_scales.iter().map(|b_scale| scale * b_scale).collect();
+    if scales.len() != n && scales.len() != 1 {
+        return Err(OpError::shapes(&matrix.size, &[scales.len()]));
+    }
+    let bias = optional(first + 2).map(Tensor::values::<f32>);
+    if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != n) {
+        return Err(OpError::shapes(&matrix.size, &[bias.len()]));
+    }
+    let output = match optional(first + 3) {
+        None => Output::F32,
+        Some(scale) => Output::U8 {
+            scale: scalar_of(scale, first + 3)?,
+            zero_point: scalar_of(constant(7)?, 7)?,
+        },
+    };
+    let zero_point = scalar_of(constant(2)?, 2)?;
+    let (weights, activation) = (Weights::new(matrix), tile_activation(node)?);
+    Ok(Product::new(weights, zero_point, &scales, bias.as_deref(), activation, output))
+}
+
+/// The one value of input `index`.
+fn scalar_of<T: attar_tensor::Element + Copy>(tensor: &Tensor, index: usize) -> Result<T, OpError> {
+    if !T::views(tensor.dtype()) {
+        return Err(OpError::DType { index, found: tensor.dtype() });
+    }
+    let values = tensor.values::<T>();
+    match *values {
+        [value] => Ok(value),
+        _ => Err(OpError::shapes(&[], tensor.shape())),
+    }
+}
+
+/// What the `activation` attribute names, as the tile applies it.
+fn tile_activation(node: &Node) -> Result<Activation, OpError> {
+    Ok(match node.text("activation")?.unwrap_or("") {
+        "Gelu" => Activation::Gelu,
+        "GeluTanh" => Activation::Each(elementwise::gelu_tanh),
+        "Relu" => Activation::Clip { low: 0.0, high: f32::INFINITY },
+        _ => activation(node)?.map_or(Activation::None, Activation::Each),
+    })
 }

@@ -83,6 +83,7 @@ pub struct EpochReport {
     /// Of the validation at its end.
     pub metric: Option<f64>,
     pub is_best: bool,
+    /// Of this session: without those of a run that it goes on from.
     pub example_count: u64,
     /// Of this session.
     pub seconds: f64,

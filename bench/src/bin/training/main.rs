@@ -1,6 +1,6 @@
 //! Time and memory of training steps, beside `PyTorch`'s, in alternating rounds.
 //!
-//! `cargo run --release -p attar-bench --bin training -- [--python PYTHON] [--cases encoder,cnn,lstm]
+//! `cargo run --release -p attar-bench --bin training -- [--python PYTHON] [--cases encoder,cnn,lstm,gru]
 //! [--threads 1,2] [--rounds N] [--seconds S] [--preload LIBRARY]`
 //!
 //! Each side is a process of its own, which waits while the other computes. A round is as many steps
@@ -8,7 +8,7 @@
 //! the products of the forward run and twice as many of the backward run take at the rate of one
 //! large product, the better of both sides, measured in the same run. Memory is the most that was
 //! resident (Linux only); what a side has before it makes its model stands beside it. `PyTorch` runs
-//! `bench/training.py` with the Python that `scripts/torch-venv` makes; without `--python`, attar is
+//! `bench/training.py` with the Python that `scripts/bench-venv torch` makes; without `--python`, attar is
 //! timed alone.
 #![allow(clippy::print_stdout)]
 

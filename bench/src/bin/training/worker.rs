@@ -49,9 +49,15 @@ pub(super) const CASES: &[Case] = &[
         target: Target::Classes(10),
         optimizer: "sgd",
     },
+    recurrent("lstm"),
+    recurrent("gru"),
+];
+
+/// A text classifier of two layers; the architecture has the case's name.
+const fn recurrent(name: &'static str) -> Case {
     Case {
-        name: "lstm",
-        architecture: "lstm",
+        name,
+        architecture: name,
         options: &[
             ("layers", "2"),
             ("hidden", "256"),
@@ -64,8 +70,8 @@ pub(super) const CASES: &[Case] = &[
         length: 64,
         target: Target::Classes(2),
         optimizer: "adamw",
-    },
-];
+    }
+}
 
 /// Rows of the tables that tokens are drawn from.
 const TOKENS: usize = 10_000;

@@ -86,7 +86,10 @@ impl Compress {
         let subject = Subject::open(&self.model)?;
         let bar = print::Bar::default();
         let calibration = match &self.calibration {
-            Some(path) => Some((path.as_path(), self.data_arguments.open_calibration(path)?)),
+            Some(path) => {
+                let count = self.calibration_count.get();
+                Some((path.as_path(), self.data_arguments.open_calibration(path, count)?))
+            }
             None => None,
         };
         let data = self.data.as_ref().map(|path| self.data_arguments.open(path)).transpose()?;
@@ -191,6 +194,7 @@ fn plan_text(steps: &[StepOutcome]) -> String {
     for (index, step) in steps.iter().enumerate() {
         step.edits.iter().for_each(|edit| text.push_str(&format!("  {edit}\n")));
         text.push_str(&step_text(index + 1, step));
+        step.warnings.iter().for_each(|w| text.push_str(&format!("  warning: {w}\n")));
     }
     text.push_str("nothing written; give `-o DIR` to compress\n");
     text

@@ -63,7 +63,7 @@ impl Pass for DynamicQuantize {
             _ => format!("{count} products and {tables} embedding tables in 8 bits"),
         });
         if count > 0 {
-            plan.remark(
+            plan.warn(
                 "activations are quantized by the range of the whole batch: the vector of a text \
                  will depend on the texts beside it; `quantize.static` keeps it fixed",
             );

@@ -1,5 +1,6 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
+mod attention;
 mod bias;
 mod calibrate;
 mod descent;
@@ -16,7 +17,9 @@ mod observer;
 mod output_error;
 mod placement;
 mod product;
+mod qoperator;
 mod record;
+mod safe_weight;
 mod sites;
 mod smooth;
 mod static_;
@@ -25,6 +28,7 @@ mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
 pub(crate) use equalize::Equalize;
+pub(crate) use qoperator::QOperator;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub use weight::{WeightRounding, quantize_channels};

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use attar_graph::{Edit, Graph, Node, Plan};
 use attar_tensor::Tensor;
 
+use super::safe_weight::Bounding;
 use super::weight::{WeightRounding, quantize_channels};
 use crate::PassError;
 
@@ -60,6 +61,8 @@ pub(crate) struct QuantizedWeight {
 pub(crate) struct Builder<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) plan: Plan,
+    /// Over all weights that were rounded for CPUs that sum in 16 bits.
+    pub(crate) bounding: Bounding,
     quantized_weights: HashMap<String, QuantizedWeight>,
     replaced_uses: HashMap<String, usize>,
 }
@@ -69,6 +72,7 @@ impl<'a> Builder<'a> {
         Self {
             graph,
             plan: Plan::default(),
+            bounding: Bounding::default(),
             quantized_weights: HashMap::new(),
             replaced_uses: HashMap::new(),
         }

@@ -6,6 +6,7 @@ use attar_tensor::Tensor;
 use serde::Deserialize;
 
 use super::nodes::weight_of;
+use super::safe_weight::{Bounding, Channels, quantize_safely};
 use super::sites::Site;
 use super::weight::{WeightRounding, quantize_channels, scale};
 use super::{descent, gptq};
@@ -45,9 +46,29 @@ pub(crate) enum WeightScale {
     Mse,
 }
 
+/// What is done about CPUs that sum two products in 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Saturation {
+    /// Weights are bounded where a pair of them could get there.
+    #[default]
+    Safe,
+    Ignore,
+}
+
+/// The settings of rounding.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Method {
+    pub(crate) rounding: Rounding,
+    pub(crate) weight_scale: WeightScale,
+    pub(crate) saturation: Saturation,
+    pub(crate) level_max: i8,
+}
+
 /// Weights in integers, and what they cost.
 pub(crate) struct Rounded {
     pub(crate) weight: WeightRounding,
+    pub(crate) bounding: Bounding,
     pub(crate) rounding: Rounding,
     /// ‖X·(W − Ŵ)‖ / ‖X·W‖ on the calibration data.
     pub(crate) error: f64,
@@ -81,13 +102,13 @@ pub(crate) fn round(
     links: &Links,
     node: &Node,
     site: &Site,
-    level_max: i8,
-    (rounding, weight_scale): (Rounding, WeightScale),
+    method: Method,
 ) -> Result<Option<Rounded>, PassError> {
+    let Method { rounding, level_max, .. } = method;
     let Some(weight) = weight_of(links, node) else { return Ok(None) };
     let is_shared = links.uses(weight.name).len() != 1;
     let Some(([inputs, outputs], w)) = matrix_of(links, node).filter(|_| !is_shared) else {
-        return nearest(&weight, node, site, level_max).map(Some);
+        return nearest(&weight, node, site, method).map(Some);
     };
     if w.iter().any(|w| !w.is_finite()) {
         return Err(PassError::WeightNotFinite { tensor: weight.name.into() });
@@ -98,7 +119,10 @@ pub(crate) fn round(
             row.iter_mut().for_each(|w| *w *= s);
         }
     }
-    let scales = scales(&w, outputs, level_max, weight_scale);
+    let mut scales = scales(&w, outputs, level_max, method.weight_scale);
+    let columns =
+        (method.saturation == Saturation::Safe).then(|| Channels::of_columns(inputs, outputs));
+    let at_risk = columns.as_ref().map(|columns| columns.coarsen(&w, &mut scales, level_max));
     let moments = site.gram.as_ref().filter(|gram| gram.len() == inputs * inputs);
     let moments = moments.map(|gram| divided_moments(gram, inputs, site));
     let second_order = match (&moments, rounding) {
@@ -116,7 +140,10 @@ pub(crate) fn round(
         _ => None,
     };
     let rounding = if second_order.is_some() { rounding } else { Rounding::Nearest };
-    let levels = second_order.unwrap_or_else(|| nearest_levels(&w, &scales, level_max));
+    let mut levels = second_order.unwrap_or_else(|| nearest_levels(&w, &scales, level_max));
+    let bounding = columns.zip(at_risk).map_or_else(Bounding::default, |(columns, at_risk)| {
+        columns.move_pairs(&mut levels, at_risk)
+    });
     let e: Vec<f32> =
         (0..w.len()).map(|i| w[i] - f32::from(levels[i]) * scales[i % outputs]).collect();
     let error = match &moments {
@@ -129,7 +156,7 @@ pub(crate) fn round(
         values: Tensor::new(weight.tensor.shape(), &levels),
         scales: Tensor::new(&[outputs], &scales),
     };
-    Ok(Some(Rounded { weight, rounding, error, shift }))
+    Ok(Some(Rounded { weight, bounding, rounding, error, shift }))
 }
 
 fn nearest_levels(w: &[f32], scales: &[f32], level_max: i8) -> Vec<i8> {
@@ -145,9 +172,15 @@ fn nearest(
     weight: &super::nodes::Weight,
     node: &Node,
     site: &Site,
-    level_max: i8,
+    method: Method,
 ) -> Result<Rounded, PassError> {
-    let rounded = quantize_channels(weight.name, weight.tensor, weight.axis, level_max)?;
+    let (tensor, axis) = (weight.tensor, weight.axis);
+    let (rounded, bounding) = match method.saturation {
+        Saturation::Safe => quantize_safely(weight.name, tensor, axis, method.level_max)?,
+        Saturation::Ignore => {
+            (quantize_channels(weight.name, tensor, axis, method.level_max)?, Bounding::default())
+        }
+    };
     let shape = weight.tensor.shape();
     let w = weight.tensor.values::<f32>();
     let (levels, scales) = (rounded.values.slice::<i8>(), rounded.scales.slice::<f32>());
@@ -173,7 +206,7 @@ fn nearest(
         shift[output] += statistics.sum.get(input).map_or(0.0, |sum| (sum / count) as f32) * e;
     }
     let error = relative(lost, power);
-    Ok(Rounded { weight: rounded, rounding: Rounding::Nearest, error, shift })
+    Ok(Rounded { weight: rounded, bounding, rounding: Rounding::Nearest, error, shift })
 }
 
 /// XᵀX of the divided channels.

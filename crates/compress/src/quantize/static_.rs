@@ -9,6 +9,7 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
+use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
 use super::keep_float::{Cost, KeepFloat, kept};
@@ -16,7 +17,7 @@ use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
 use super::placement::Placement;
-use super::product::{self, Rounded, Rounding, WeightScale};
+use super::product::{self, Method, Rounded, Rounding, Saturation, WeightScale};
 use super::record::QuantizationRecord;
 use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
@@ -31,6 +32,10 @@ pub(crate) struct StaticQuantize {
     #[serde(default)]
     weight_bits: WeightBits,
     #[serde(default)]
+    attention: QuantizedAttention,
+    #[serde(default)]
+    saturation: Saturation,
+    #[serde(default)]
     observer: Observer,
     #[serde(default)]
     smooth: Smooth,
@@ -44,8 +49,7 @@ pub(crate) struct StaticQuantize {
     keep_float: KeepFloat,
 }
 
-/// Bits of a weight. With 7, sums of two products stay below 2¹⁵ and cannot saturate on CPUs
-/// without VNNI instructions.
+/// Bits of a weight. With 7, no two products leave 16 bits.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(try_from = "i64")]
 enum WeightBits {
@@ -86,9 +90,21 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         help: "embedding tables in 8 bits too, one scale per row",
     },
     OptionEntry {
+        key: "attention",
+        default: "\"auto\"",
+        help: "Q, K and V of attention in 8 bits too: \"auto\", where products in 8 bits make all \
+               three; true, everywhere; false, nowhere",
+    },
+    OptionEntry {
         key: "weight_bits",
         default: "8",
-        help: "8, or 7 for the same sums on CPUs without VNNI, whose 16-bit sums saturate",
+        help: "8, or 7 for half as many levels in every channel",
+    },
+    OptionEntry {
+        key: "saturation",
+        default: "\"safe\"",
+        help: "\"safe\": the same integers on CPUs without VNNI, whose 16-bit sums saturate: weights \
+               of channels at risk are bounded; or \"ignore\"",
     },
     OptionEntry {
         key: "observer",
@@ -142,11 +158,18 @@ impl Pass for StaticQuantize {
         }
         let links = Links::new(&model.graph);
         let mut placement = Placement::new(&model.graph, &links, context);
+        placement.add_attention(&model.graph, &links, context, self.attention);
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
         if !placement.products.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            for (value, source) in &placement.shared {
+                let range = calibrated.sites.get(source).map(|site| site.chosen.range);
+                if let (Some(site), Some(range)) = (calibrated.sites.get_mut(value), range) {
+                    site.chosen.range = range;
+                }
+            }
             batch_count = calibrated.batch_count;
             let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
             // The largest of what was held, before two models are run.
@@ -172,7 +195,11 @@ impl Pass for StaticQuantize {
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
         let count = placement.products.len();
+        let bounding = builder.bounding;
         let mut plan = builder.finish();
+        if let Some(remark) = bounding.remark() {
+            plan.remark(remark);
+        }
         plan.remark(match count + tables {
             0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
                   weight"
@@ -183,6 +210,13 @@ impl Pass for StaticQuantize {
                 placement.readers.len()
             ),
         });
+        if placement.unfolded_count > 0 {
+            plan.remark(format!(
+                "{} convolutions are followed by BatchNormalization, which runs in float: \
+                 `fuse.batch-norm` before this step folds it into them",
+                placement.unfolded_count
+            ));
+        }
         if batch_count > 0 {
             let values = record.outputs(&model.graph);
             let errors = output_errors(model, &plan, &values, batch_count, context)?;
@@ -211,13 +245,17 @@ impl StaticQuantize {
         placement: &Placement,
         sites: &BTreeMap<String, Site>,
     ) -> Result<Vec<(usize, Rounded)>, PassError> {
-        let level_max = self.weight_bits.level_max();
-        let methods = (self.rounding, self.weight_scale);
+        let method = Method {
+            rounding: self.rounding,
+            weight_scale: self.weight_scale,
+            saturation: self.saturation,
+            level_max: self.weight_bits.level_max(),
+        };
         let mut all = Vec::new();
         for &index in &placement.products {
             let node = &model.graph.nodes[index];
             let Some(site) = sites.get(&node.inputs[0]) else { continue };
-            if let Some(rounded) = product::round(links, node, site, level_max, methods)? {
+            if let Some(rounded) = product::round(links, node, site, method)? {
                 all.push((index, rounded));
             }
         }
@@ -254,6 +292,7 @@ impl StaticQuantize {
     ) {
         let node = &builder.graph.nodes[index];
         let Some(weight) = weight_of(links, node) else { return };
+        builder.bounding.add(rounded.bounding);
         let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];

@@ -10,7 +10,7 @@ mod split;
 mod tensors;
 mod text;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use images::{ImageSource, Images};
 pub use labelled::Labelled;
@@ -104,14 +104,26 @@ impl Dataset {
         kind: Option<DataKind>,
         skip_bad: bool,
     ) -> Result<(Self, usize), EvaluateError> {
-        match locate(path, Split::Test) {
-            Located::Undivided => Self::load(path, kind, skip_bad, Split::Test),
-            Located::At(Some(place)) => Self::load(&place, kind, skip_bad, Split::Test),
-            Located::At(None) => Err(EvaluateError::Format {
-                path: path.into(),
-                message: "it has no test split".into(),
-            }),
+        Self::load(&test_part(path)?, kind, skip_bad, Split::Test)
+    }
+
+    /// As [`open`](Self::open), to calibrate with: of plain text only `count` examples, spread over
+    /// it, are ever held.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_sample(
+        path: &Path,
+        skip_bad: bool,
+        count: usize,
+    ) -> Result<(Self, usize), EvaluateError> {
+        let place = test_part(path)?;
+        if DataKind::recognize(&place)? != DataKind::Text {
+            return Self::load(&place, None, skip_bad, Split::Test);
         }
+        let mut bad = rows::BadRows::new(skip_bad);
+        let texts = text::load_sample(&place, count, &mut bad)?;
+        Ok((Self::Text(texts), bad.count()))
     }
 
     /// As [`open`](Self::open), the part of a data set that `split` names: of an undivided one all
@@ -222,6 +234,17 @@ impl Dataset {
                 texts.iter().map(String::as_str).collect()
             }
             Self::Images(_) | Self::Tensors(_) => Vec::new(),
+        }
+    }
+}
+
+/// The part of a data set to measure on, or all of an undivided one.
+fn test_part(path: &Path) -> Result<PathBuf, EvaluateError> {
+    match locate(path, Split::Test) {
+        Located::Undivided => Ok(path.into()),
+        Located::At(Some(place)) => Ok(place),
+        Located::At(None) => {
+            Err(EvaluateError::Format { path: path.into(), message: "it has no test split".into() })
         }
     }
 }

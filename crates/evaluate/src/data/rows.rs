@@ -36,20 +36,29 @@ impl BadRows {
     }
 }
 
+/// Bytes that a line may have: a file without line ends would be held as a whole.
+const LINE_BYTES_MAX: u64 = 64 << 20;
+
 /// Calls `visit` with line number and text of every line that is not empty.
 pub(crate) fn for_each_line(
     path: &Path,
     bad: &mut BadRows,
     mut visit: impl FnMut(usize, &str, &mut BadRows) -> Result<(), EvaluateError>,
 ) -> Result<(), EvaluateError> {
-    use std::io::BufRead;
+    use std::io::{BufRead, Read};
     let file = std::fs::File::open(path).map_err(EvaluateError::file(path))?;
     let mut reader = std::io::BufReader::new(file);
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        if reader.read_until(b'\n', &mut bytes).map_err(EvaluateError::file(path))? == 0 {
+        let mut part = reader.by_ref().take(LINE_BYTES_MAX + 1);
+        if part.read_until(b'\n', &mut bytes).map_err(EvaluateError::file(path))? == 0 {
             break;
+        }
+        if bytes.len() as u64 > LINE_BYTES_MAX && bytes.last() != Some(&b'\n') {
+            bad.bad(path, line, format!("the line is longer than {LINE_BYTES_MAX} bytes"))?;
+            reader.skip_until(b'\n').map_err(EvaluateError::file(path))?;
+            continue;
         }
         match std::str::from_utf8(&bytes) {
             Ok(text) if text.trim().is_empty() => {}

@@ -199,16 +199,16 @@ impl Engine {
     }
 
     fn dense(&self, y: &mut [f32], job: &Job, packed: &[f32], tiles: &[Tile], bias: &[f32]) {
-        let strip = Strip::new(job, self.shape[1] * self.settings.group);
-        let taps = strip.taps(job, self.settings.group);
+        let strip = Strip::new(&job.axes, self.shape[1] * self.settings.group);
+        let taps = strip.taps(&job.axes, self.settings.group);
         let rows = self.block_rows(job, strip.pitches[0]);
         self.for_blocks(y, job, rows, |n, first, count, y| {
-            let image = strip.image(job, n);
+            let image = strip.image(job.x, &job.axes, n);
             if strip.is_copied {
                 let needed = Strip::rows(&job.axes[0], count);
                 let mut scratch = job.pool.buffer(needed * strip.pitches[0] * 4);
                 let values: &mut [f32] = bytemuck::cast_slice_mut(scratch.as_bytes_mut());
-                strip.fill(values, image, job, first);
+                strip.fill(values, image, &job.axes, first, 0.0);
                 self.dense_block(
                     y,
                     values,
@@ -350,7 +350,7 @@ pub(super) fn for_runs(
 }
 
 /// Rows of a block such that every thread gets several, if there is work for more than one.
-fn per_thread(rows: usize, work: usize) -> usize {
+pub(super) fn per_thread(rows: usize, work: usize) -> usize {
     let threads = rayon::current_num_threads();
     if threads == 1 || work < 1 << 17 { rows } else { rows.div_ceil(threads * 4) }
 }

@@ -49,7 +49,10 @@ impl Operator for ToLayout {
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let is_to_last = self.is_to_last;
         Ok(Box::new(move |run: &mut Run| {
-            let x = run.typed::<f32>(0)?;
+            let x = run.input(0)?;
+            if !matches!(x.dtype(), DType::F32 | DType::U8) {
+                return Err(OpError::DType { index: 0, found: x.dtype() });
+            }
             check_rank(x.rank())?;
             let convert = if is_to_last { to_channels_last } else { to_channels_first };
             Ok(vec![convert(run.pool, x)])
@@ -73,7 +76,7 @@ fn check_rank(rank: usize) -> Result<(), OpError> {
     is_enough.then_some(()).ok_or_else(|| OpError::value("the rank", rank, "2 or more"))
 }
 
-/// [n, c, spatial…] → [n, spatial…, c], of f32.
+/// [n, c, spatial…] → [n, spatial…, c], of f32, i32 or bytes.
 pub(crate) fn to_channels_last(pool: &Pool, x: &Tensor) -> Tensor {
     let mut shape = x.shape().to_vec();
     shape[1..].rotate_left(1);
@@ -81,7 +84,7 @@ pub(crate) fn to_channels_last(pool: &Pool, x: &Tensor) -> Tensor {
     transposed(pool, x, &shape, [x.shape()[1], inner])
 }
 
-/// [n, spatial…, c] → [n, c, spatial…], of f32.
+/// [n, spatial…, c] → [n, c, spatial…], of f32, i32 or bytes.
 pub(crate) fn to_channels_first(pool: &Pool, x: &Tensor) -> Tensor {
     let mut shape = x.shape().to_vec();
     shape[1..].rotate_right(1);
@@ -94,7 +97,12 @@ fn transposed(pool: &Pool, x: &Tensor, shape: &[usize], size: [usize; 2]) -> Ten
     if size.contains(&1) || x.element_count() == 0 {
         return x.reshaped(shape);
     }
-    let mut y = pool.tensor(DType::F32, shape);
-    transpose_matrix(y.slice_mut(), x.slice(), size);
+    let mut y = pool.tensor(x.dtype(), shape);
+    match x.dtype() {
+        DType::U8 => transpose_matrix(y.slice_mut::<u8>(), x.slice(), size),
+        DType::I8 => transpose_matrix(y.slice_mut::<i8>(), x.slice(), size),
+        DType::I32 => transpose_matrix(y.slice_mut::<i32>(), x.slice(), size),
+        _ => transpose_matrix(y.slice_mut::<f32>(), x.slice(), size),
+    }
     y
 }

@@ -7,6 +7,9 @@
 pub(crate) mod backward;
 pub(crate) mod engine;
 mod gradient;
+pub(crate) mod int8;
+#[cfg(test)]
+mod int8_tests;
 pub(crate) mod integer;
 pub(crate) mod layout;
 pub(crate) mod settings;

@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
 
-use crate::{ATTAR_DOMAIN, Facts, infer_graph, operator};
+use crate::quantized_conv::ADDEND;
+use crate::{ATTAR_DOMAIN, Facts, MICROSOFT_DOMAIN, infer_graph, operator};
 
 pub fn plan(model: &Model) -> Plan {
     let facts = infer_graph(model);
@@ -79,7 +80,21 @@ impl Layout<'_> {
         if is_conv || node.is("ConvTranspose") {
             return self.convolution(node);
         }
+        if is_own(node, "QuantizedConv") {
+            let values = [node.input(0), node.input(ADDEND)].into_iter().flatten();
+            let values: Vec<String> = values.map(Into::into).collect();
+            self.rank(&values[0])?;
+            let mut node = self.with_inputs(node, &values);
+            node.op_type = "ChannelsLastQuantizedConv".into();
+            return Some(node);
+        }
         let is_last = |input: &String| self.last_of.contains_key(input);
+        if is_own(node, "LevelTable") && is_last(&node.inputs[0]) {
+            return Some(self.with_inputs(node, &node.inputs[..1]));
+        }
+        if node.domain == MICROSOFT_DOMAIN && node.inputs.iter().any(is_last) {
+            return self.quantized(node);
+        }
         let is_norm = node.is("BatchNormalization") || is_own(node, "FusedBatchNormalization");
         if is_norm && is_last(&node.inputs[0]) {
             let mut node = self.with_inputs(node, &node.inputs[..1]);
@@ -96,6 +111,16 @@ impl Layout<'_> {
                     input.is_empty() || self.rank(input).is_some_and(|rank| rank <= 1)
                 });
                 scalars.then(|| self.with_inputs(node, &node.inputs[..1]))
+            }
+            "DequantizeLinear" | "QuantizeLinear" => {
+                let is_scalar = node.inputs[1..].iter().all(|input| {
+                    let shape = self.facts.get(input).and_then(|fact| fact.shape.as_ref());
+                    shape.is_some_and(Vec::is_empty)
+                });
+                let is_known = self.facts.get(&node.inputs[0]).is_some_and(|fact| {
+                    matches!(fact.dtype, DType::F32 | DType::U8) && fact.rank().is_some()
+                });
+                (is_scalar && is_known).then(|| self.with_inputs(node, &node.inputs[..1]))
             }
             op if BINARY.contains(&op) => self.binary(node),
             "GlobalAveragePool" => {
@@ -140,6 +165,40 @@ impl Layout<'_> {
         converted.op_type = format!("ChannelsLast{name}");
         converted.domain = ATTAR_DOMAIN.into();
         Some(converted)
+    }
+
+    /// An operator of ONNX Runtime over levels of u8.
+    fn quantized(&mut self, node: &Node) -> Option<Node> {
+        let (first, step) = match node.op_type.as_str() {
+            "QLinearAdd" | "QLinearMul" => (0, 3),
+            "QLinearConcat" => (2, 3),
+            "QLinearAveragePool" | "QLinearGlobalAveragePool" => (0, node.inputs.len()),
+            _ => return None,
+        };
+        let last = if first == 0 { 6.min(node.inputs.len()) } else { node.inputs.len() };
+        let values = node.inputs[first..last].iter().step_by(step);
+        let values: Vec<String> = values.cloned().collect();
+        let rank = self.rank(&values[0]).filter(|&rank| rank >= 3)?;
+        let is_u8 = |value: &String| {
+            let fact = self.facts.get(value);
+            fact.is_some_and(|fact| fact.dtype == DType::U8 && fact.rank() == Some(rank))
+        };
+        if !values.iter().all(is_u8) || values.iter().any(|v| self.links.constant(v).is_some()) {
+            return None;
+        }
+        let converted = self.with_inputs(node, &values);
+        match node.op_type.as_str() {
+            "QLinearAdd" | "QLinearMul" => Some(converted),
+            "QLinearConcat" => {
+                let axis = node.int_or("axis", 1).ok()?;
+                let is_channels = axis == 1 || axis == 1 - rank as i64;
+                is_channels.then(|| converted.with_attribute("axis", rank as i64 - 1))
+            }
+            _ => {
+                let is_first = node.int_or("channels_last", 0) == Ok(0);
+                is_first.then(|| converted.with_attribute("channels_last", 1_i64))
+            }
+        }
     }
 
     /// The node reading some of its inputs with channels last.

@@ -46,7 +46,9 @@ fn columns(links: &Links, node: &Node) -> Option<usize> {
     let right = if node.is("MatMul") {
         links.constant(node.input(1)?).filter(|b| b.dtype() == DType::F32)?
     } else if quantized {
-        links.constant(node.input(3)?)?
+        let right = links.constant(node.input(3)?)?;
+        let is_transposed = node.int_or("transB", 0).ok()? != 0;
+        return (right.rank() == 2).then(|| right.shape()[usize::from(!is_transposed)]);
     } else {
         return None;
     };
@@ -60,14 +62,17 @@ pub fn plan_activation(model: &Model) -> Plan {
     let mut plan = Plan::default();
     for (index, node) in graph.nodes.iter().enumerate() {
         let is_activation = ["Gelu", "Relu", "Tanh", "Sigmoid"].iter().any(|op| node.is(op));
-        let exact = node.text("approximate").is_ok_and(|kind| kind.unwrap_or("none") == "none");
-        let Some(input) = node.input(0).filter(|_| is_activation && exact) else { continue };
+        let is_exact = node.text("approximate").is_ok_and(|kind| kind.unwrap_or("none") == "none");
+        let Some(input) = node.input(0).filter(|_| is_activation) else { continue };
         let Some((_, product)) = links.producer(input) else { continue };
         let is_product = product.domain == ATTAR_DOMAIN
             && matches!(product.op_type.as_str(), "FusedMatMul" | "QuantizedMatMul")
             && product.attribute("activation").is_none();
-        if is_product && links.only_use(input).is_some() {
-            let mut fused = product.clone().with_attribute("activation", node.op_type.as_str());
+        // The tanh form of GELU is one that integer products alone take.
+        let is_taken = is_exact || product.op_type == "QuantizedMatMul";
+        if is_product && is_taken && links.only_use(input).is_some() {
+            let name = if is_exact { node.op_type.as_str() } else { "GeluTanh" };
+            let mut fused = product.clone().with_attribute("activation", name);
             fused.outputs.clone_from(&node.outputs);
             plan.push(Edit::ReplaceNode { index, node: fused });
         }

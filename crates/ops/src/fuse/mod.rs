@@ -15,6 +15,8 @@ pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
+pub mod quantized_attention;
+pub mod quantized_conv;
 pub mod skip_layer_normalization;
 mod training;
 pub mod window;
@@ -31,7 +33,13 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
+    ("quantized-conv", quantized_conv::plan),
+    ("q-linear-conv", quantized_conv::plan_operators),
+    // What became operators of levels no longer reads the dequantized values.
+    ("dead-nodes", dead_nodes::plan),
+    ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
+    ("quantized-attention", quantized_attention::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),
     ("quantize-dequantize", quantize_dequantize::plan),
@@ -48,7 +56,10 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("window", window::plan),
     ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("quantized-levels", quantized::plan_levels),
+    ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),
+    ("quantized-shared", quantized::plan_shared),
 ];
 
 /// A model as `builtin` runs it: every rewrite applied.

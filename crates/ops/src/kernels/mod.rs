@@ -4,11 +4,15 @@
 // A loop becomes vector code only with everything it calls inlined into it.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod attention8;
 pub(crate) mod batch_normalization;
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
+pub(crate) mod int8;
+pub(crate) mod int8_convolution;
+pub(crate) mod int8_depthwise;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
@@ -17,6 +21,7 @@ pub(crate) mod outer;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
 pub(crate) mod recurrent;
+pub(crate) mod recurrent_steps;
 pub(crate) mod recurrent_training;
 pub(crate) mod reducing;
 mod registers;
@@ -24,8 +29,10 @@ pub(crate) mod resample;
 pub(crate) mod slope;
 pub(crate) mod slopes;
 pub(crate) mod softmax;
+pub(crate) mod sums;
 pub(crate) mod transpose;
 
+use channels_last::unrolled;
 use rayon::prelude::*;
 
 /// Instruction sets that the loops are compiled for.
@@ -69,6 +76,19 @@ pub fn isa_name() -> &'static str {
     }
 }
 
+/// Asks for what will soon be read or written, which may lie outside of everything.
+#[inline(always)]
+fn prefetch(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read; every x86-64 has the instruction.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Defines a function whose body is compiled once per instruction set.
 ///
 /// The body sees `const FMA: bool`: whether a fused multiply-add is one instruction. Everything it
@@ -76,11 +96,11 @@ pub fn isa_name() -> &'static str {
 macro_rules! vectorized {
     ($(
         $(#[$meta:meta])*
-        pub(crate) fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     )*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)] // a kernel takes what its loop reads, one by one
-        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::too_many_arguments)]
             #[inline(always)]
             fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
@@ -139,4 +159,26 @@ pub(crate) fn for_rows_of_work<T: Send>(
     out.par_chunks_mut(rows_each * row_size)
         .enumerate()
         .for_each(|(index, chunk)| work(index * rows_each, chunk));
+}
+
+/// As [`for_rows`], over the same rows of two results.
+pub(crate) fn for_row_pairs<T: Send, U: Send>(
+    first_out: &mut [T],
+    second_out: &mut [U],
+    row_size: usize,
+    work: impl Fn(usize, &mut [T], &mut [U]) + Send + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    if row_size == 0 || first_out.is_empty() {
+        return;
+    }
+    if threads == 1 || first_out.len() < PARALLEL_MIN {
+        return work(0, first_out, second_out);
+    }
+    let rows_each = (first_out.len() / row_size).div_ceil(threads * 4).max(1);
+    first_out
+        .par_chunks_mut(rows_each * row_size)
+        .zip(second_out.par_chunks_mut(rows_each * row_size))
+        .enumerate()
+        .for_each(|(index, (first, second))| work(index * rows_each, first, second));
 }

@@ -1,6 +1,7 @@
 //! `LayerNormalization` over rows: y = (x − mean) / √(variance + ε) · scale + bias.
 
 use super::math::fma;
+use super::quantize::quantize;
 use super::softmax::{LANES, sum_lanes};
 use super::vectorized;
 
@@ -36,6 +37,32 @@ pub(super) fn squares<const FMA: bool>(row: &[f32], mean: f32) -> f32 {
     sum_lanes(lanes)
 }
 
+/// Normalizes one row in place.
+#[inline(always)]
+fn layer_normalize<const FMA: bool>(
+    row: &mut [f32],
+    scale: &[f32],
+    bias: Option<&[f32]>,
+    epsilon: f32,
+) {
+    let factor = 1.0 / scale.len() as f32;
+    let mean = sum(row) * factor;
+    let variance = squares::<FMA>(row, mean) * factor;
+    let inverse = 1.0 / (variance + epsilon).sqrt();
+    match bias {
+        Some(bias) => {
+            for ((value, &scale), &bias) in row.iter_mut().zip(scale).zip(bias) {
+                *value = fma::<FMA>((*value - mean) * inverse, scale, bias);
+            }
+        }
+        None => {
+            for (value, &scale) in row.iter_mut().zip(scale) {
+                *value = (*value - mean) * inverse * scale;
+            }
+        }
+    }
+}
+
 vectorized! {
     /// Normalizes each row of `data` in place; `scale` (and `bias`) have the row's size.
     pub(crate) fn layer_normalize_rows<FMA>(
@@ -44,23 +71,32 @@ vectorized! {
         bias: Option<&[f32]>,
         epsilon: f32,
     ) {
-        let row_size = scale.len();
-        let factor = 1.0 / row_size as f32;
-        for row in data.chunks_exact_mut(row_size) {
-            let mean = sum(row) * factor;
-            let variance = squares::<FMA>(row, mean) * factor;
-            let inverse = 1.0 / (variance + epsilon).sqrt();
-            match bias {
-                Some(bias) => {
-                    for ((value, &scale), &bias) in row.iter_mut().zip(scale).zip(bias) {
-                        *value = fma::<FMA>((*value - mean) * inverse, scale, bias);
-                    }
+        for row in data.chunks_exact_mut(scale.len()) {
+            layer_normalize::<FMA>(row, scale, bias, epsilon);
+        }
+    }
+
+    /// y ← the normalized rows of y + skip, q ← their levels.
+    pub(crate) fn layer_normalize_levels<FMA>(
+        y: &mut [f32],
+        q: &mut [u8],
+        skip: Option<&[f32]>,
+        scale: &[f32],
+        bias: Option<&[f32]>,
+        epsilon: f32,
+        levels_scale: f32,
+        zero_point: i32,
+    ) {
+        let size = scale.len();
+        for (index, row) in y.chunks_exact_mut(size).enumerate() {
+            if let Some(skip) = skip {
+                for (value, &added) in row.iter_mut().zip(&skip[index * size..][..size]) {
+                    *value += added;
                 }
-                None => {
-                    for (value, &scale) in row.iter_mut().zip(scale) {
-                        *value = (*value - mean) * inverse * scale;
-                    }
-                }
+            }
+            layer_normalize::<FMA>(row, scale, bias, epsilon);
+            for (level, &value) in q[index * size..][..size].iter_mut().zip(row.iter()) {
+                *level = quantize::<0, 255>(value, levels_scale, zero_point) as u8;
             }
         }
     }

@@ -8,7 +8,11 @@ const ROUND: f32 = 12_582_912.0;
 
 #[allow(clippy::manual_clamp)] // `clamp` would keep NaN
 #[inline(always)]
-fn quantize<const LOW: i32, const HIGH: i32>(x: f32, scale: f32, zero_point: i32) -> i32 {
+pub(super) fn quantize<const LOW: i32, const HIGH: i32>(
+    x: f32,
+    scale: f32,
+    zero_point: i32,
+) -> i32 {
     // Dividing, not multiplying by 1/scale: ONNX says x / scale, and ties must fall alike.
     // NaN has no defined quantized value; `max` turns it into the least.
     let scaled = (x / scale).max(-1024.0).min(1024.0);
@@ -116,7 +120,6 @@ vectorized! {
             out[i] = fma::<FMA>(sum as f32, scale * scales[i], start[i]);
         }
     }
-
     /// out = (sums − offsets) · scales + bias, one of each per column.
     pub(crate) fn rescale_row<FMA>(
         out: &mut [f32],
@@ -180,6 +183,17 @@ vectorized! {
         combine::<FMA>(out, a, b, flip, |a, b| requantize::<0, 255>(a + b, zero_point));
     }
 
+    /// levels = clamp(round((levels·scale + addend·scale) / scale) + zero), each with its own.
+    pub(crate) fn add_levels<FMA>(levels: &mut [u8], addend: &[u8], terms: [Term; 3]) {
+        let [a, b, y] = terms;
+        let (a_scale, b_scale) = (a.scale / y.scale, b.scale / y.scale);
+        for (level, &other) in levels.iter_mut().zip(addend) {
+            let left = (*level as i32 - a.zero_point) as f32 * a_scale;
+            let right = (other as i32 - b.zero_point) as f32 * b_scale;
+            *level = requantize::<0, 255>(left + right, y.zero_point) as u8;
+        }
+    }
+
     /// out = clamp(round(a·`a_scale` · b·`b_scale`) + zero), a and b off their zero points.
     pub(crate) fn multiply_u8<FMA>(
         out: &mut [u8],
@@ -190,6 +204,46 @@ vectorized! {
     ) {
         combine::<FMA>(out, a, b, flip, |a, b| requantize::<0, 255>(a * b, zero_point));
     }
+}
+
+/// What u8 levels stand for: (level − zero) · scale.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Term {
+    pub(crate) scale: f32,
+    pub(crate) zero_point: i32,
+}
+
+/// Each level becomes that of the table.
+pub(crate) fn look_up(levels: &mut [u8], table: &[u8; 256]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::isa() == super::Isa::Avx512 && is_x86_feature_detected!("avx512vbmi") {
+        // SAFETY: the instructions were found.
+        return unsafe { look_up_vbmi(levels, table) };
+    }
+    levels.iter_mut().for_each(|level| *level = table[usize::from(*level)]);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up_vbmi(levels: &mut [u8], table: &[u8; 256]) {
+    use std::arch::x86_64::{
+        _mm512_loadu_si512, _mm512_mask_blend_epi8, _mm512_movepi8_mask, _mm512_permutex2var_epi8,
+        _mm512_storeu_si512,
+    };
+    let (vectors, rest) = levels.as_chunks_mut::<64>();
+    // SAFETY: a quarter of the table is 64 bytes, as is a vector of levels.
+    unsafe {
+        let quarter = |index: usize| _mm512_loadu_si512(table[index * 64..].as_ptr().cast());
+        let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
+        for vector in vectors {
+            let at = _mm512_loadu_si512(vector.as_ptr().cast());
+            let low = _mm512_permutex2var_epi8(a, at, b);
+            let high = _mm512_permutex2var_epi8(c, at, d);
+            let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(at), low, high);
+            _mm512_storeu_si512(vector.as_mut_ptr().cast(), found);
+        }
+    }
+    rest.iter_mut().for_each(|level| *level = table[usize::from(*level)]);
 }
 
 /// A row of u8 levels, or one for all, and what they stand for: (level − zero) · scale.
@@ -242,6 +296,16 @@ mod tests {
         let mut out = [0_u8; 6];
         quantize_u8(&mut out, &[0.5, 1.5, 2.5, -9.0, 1e30, f32::INFINITY], 1.0, 0);
         assert_eq!(out, [0, 2, 2, 0, 255, 255]);
+    }
+
+    #[test]
+    fn a_table_is_read_at_every_level() {
+        let table: [u8; 256] = std::array::from_fn(|level| (level * 37 % 251) as u8);
+        let levels: Vec<u8> = (0..1000).map(|i| (i * 7 % 256) as u8).collect();
+        let mut found = levels.clone();
+        look_up(&mut found, &table);
+        let expected: Vec<u8> = levels.iter().map(|&level| table[usize::from(level)]).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Steps of recurrent layers: sums = projected input + h·Rᵀ for a few rows at once, and the cell's
-//! new state out of them while they are in registers.
+//! Products of recurrent layers, for a few rows at once; what becomes of the sums happens while they
+//! are in registers.
 //!
 //! A sum starts with what it is added to and takes its products in the order of k, whatever the
 //! number of rows: a batch item's result does not depend on the others.
 
 use super::lanes::{Lanes, Real, Work};
-use crate::recurrent::Activation;
+use super::prefetch;
 
 /// Columns (gate, unit) of a matrix in panels: each holds, for every k, some units of every gate,
 /// so that a tile ends with all that their cells need.
@@ -75,7 +75,7 @@ impl<T: Real> Panels<T> {
 }
 
 /// What becomes of a tile's sums.
-trait Cell<L: Lanes, const V: usize> {
+pub(super) trait Cell<L: Lanes, const V: usize> {
     /// What the sums of a row and panel start with.
     fn start(&self, row: usize, panel: usize) -> [L; V];
 
@@ -84,7 +84,7 @@ trait Cell<L: Lanes, const V: usize> {
 
 /// `V` vectors from a place in a slice.
 #[inline(always)]
-fn load<L: Lanes, const V: usize>(from: &[L::Item], at: usize) -> [L; V] {
+pub(super) fn load<L: Lanes, const V: usize>(from: &[L::Item], at: usize) -> [L; V] {
     let from = &from[at..at + V * L::COUNT];
     let mut vectors = [L::splat(L::Item::default()); V];
     for v in 0..V {
@@ -132,7 +132,7 @@ pub(crate) struct Rows<'a, T> {
 
 /// inputs·panels for the given rows, each sum handed to the cell.
 #[inline(always)]
-fn product<L: Lanes, C: Cell<L, V>, const V: usize>(
+pub(super) fn product<L: Lanes, C: Cell<L, V>, const V: usize>(
     panels: &Panels<L::Item>,
     inputs: Rows<L::Item>,
     rows: &[usize],
@@ -255,7 +255,14 @@ impl<L: Lanes<Item = f32>> Cell<L, 4> for Product<'_> {
         let column = panel * 4 * L::COUNT;
         match self.start {
             Start::Bias(bias) => load(bias, column),
-            Start::Sum => load(self.y, row * self.y_stride + self.offset + column),
+            Start::Sum => {
+                let at = row * self.y_stride + self.offset + column;
+                // What the next panel's tile of this row starts with.
+                for v in 4..8 {
+                    prefetch(self.y.as_ptr().wrapping_add(at + v * L::COUNT));
+                }
+                load(self.y, at)
+            }
         }
     }
 
@@ -275,261 +282,5 @@ impl Work<f32> for Product<'_> {
         let (panels, depth, x, rows) = (self.panels, self.depth, self.x, self.rows);
         let count = panels.len().checked_div(depth * 4 * L::COUNT).unwrap_or(0);
         product_of::<L, _, 4>(panels, [count, depth], x, rows, &mut self);
-    }
-}
-
-/// What the step of any cell reads: this step's projected inputs, the rows that take part, and how
-/// gates are made out of sums.
-#[derive(Clone, Copy)]
-pub(crate) struct Step<'a, T> {
-    pub(crate) projected: Rows<'a, T>,
-    /// The state before, padded units a row.
-    pub(crate) h: Rows<'a, T>,
-    pub(crate) rows: &'a [usize],
-    pub(crate) clip: Option<T>,
-    pub(crate) activations: [Activation; 3],
-}
-
-impl<T: Real> Step<'_, T> {
-    #[inline(always)]
-    fn projected<L: Lanes<Item = T>, const V: usize>(&self, row: usize, column: usize) -> [L; V] {
-        load(self.projected.data, row * self.projected.stride + column)
-    }
-
-    /// Activation number `index` of the sum, clipped.
-    #[inline(always)]
-    fn gate<L: Lanes<Item = T>>(&self, index: usize, sum: L) -> L {
-        let sum = match self.clip {
-            Some(bound) => sum.bounded(L::splat(bound)),
-            None => sum,
-        };
-        activate(self.activations[index], sum)
-    }
-}
-
-#[inline(always)]
-fn activate<L: Lanes>(activation: Activation, x: L) -> L {
-    match activation {
-        Activation::Sigmoid => x.sigmoid(),
-        Activation::Tanh => x.tanh(),
-        Activation::Relu => x.relu(),
-        other => {
-            let mut lanes = [L::Item::default(); 16];
-            x.store(&mut lanes);
-            activate_each(other, &mut lanes[..L::COUNT]);
-            L::load(&lanes)
-        }
-    }
-}
-
-#[inline(never)]
-fn activate_each<T: Real>(activation: Activation, values: &mut [T]) {
-    for value in values {
-        *value = T::from_f64(activation.apply(value.to_f64()));
-    }
-}
-
-/// hₜ = f(sum).
-pub(crate) struct RnnStep<'a, T> {
-    pub(crate) step: Step<'a, T>,
-    pub(crate) panels: &'a Panels<T>,
-    pub(crate) next: &'a mut [T],
-}
-
-impl<L: Lanes> Cell<L, 4> for RnnStep<'_, L::Item> {
-    #[inline(always)]
-    fn start(&self, row: usize, panel: usize) -> [L; 4] {
-        self.step.projected(row, panel * 4 * L::COUNT)
-    }
-
-    #[inline(always)]
-    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
-        let at = row * self.step.h.stride + panel * 4 * L::COUNT;
-        let next = &mut self.next[at..at + 4 * L::COUNT];
-        for v in 0..4 {
-            self.step.gate(0, sums[v]).store(&mut next[v * L::COUNT..]);
-        }
-    }
-}
-
-impl<T: Real> Work<T> for RnnStep<'_, T> {
-    #[inline(always)]
-    fn run<L: Lanes<Item = T>>(mut self) {
-        let (step, panels) = (self.step, self.panels);
-        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
-    }
-}
-
-/// i, o, f = f(sums); cₜ = f⊙c + i⊙g(sum); hₜ = o⊙h(cₜ).
-pub(crate) struct LstmStep<'a, T> {
-    pub(crate) step: Step<'a, T>,
-    pub(crate) panels: &'a Panels<T>,
-    pub(crate) next: &'a mut [T],
-    pub(crate) c: &'a mut [T],
-    /// What i, o and f see of c, padded units each.
-    pub(crate) peepholes: Option<&'a [Vec<T>; 3]>,
-    /// f = 1 − i.
-    pub(crate) couples: bool,
-}
-
-impl<L: Lanes> Cell<L, 4> for LstmStep<'_, L::Item> {
-    #[inline(always)]
-    fn start(&self, row: usize, panel: usize) -> [L; 4] {
-        self.step.projected(row, panel * 4 * L::COUNT)
-    }
-
-    #[inline(always)]
-    fn finish(&mut self, row: usize, panel: usize, [mut i, mut o, mut f, g]: [L; 4]) {
-        let unit = panel * L::COUNT;
-        let at = row * self.step.h.stride + unit;
-        let c = L::load(&self.c[at..]);
-        if let Some([to_i, _, to_f]) = self.peepholes {
-            i = L::load(&to_i[unit..]).fma(c, i);
-            f = L::load(&to_f[unit..]).fma(c, f);
-        }
-        let step = &self.step;
-        let i = step.gate(0, i);
-        let f = if self.couples { one::<L>().sub(i) } else { step.gate(0, f) };
-        let c = f.fma(c, i.mul(step.gate(1, g)));
-        if let Some([_, to_o, _]) = self.peepholes {
-            o = L::load(&to_o[unit..]).fma(c, o);
-        }
-        let h = step.gate(0, o).mul(activate(step.activations[2], c));
-        c.store(&mut self.c[at..]);
-        h.store(&mut self.next[at..]);
-    }
-}
-
-#[inline(always)]
-fn one<L: Lanes>() -> L {
-    L::splat(L::Item::from_f64(1.0))
-}
-
-impl<T: Real> Work<T> for LstmStep<'_, T> {
-    #[inline(always)]
-    fn run<L: Lanes<Item = T>>(mut self) {
-        let (step, panels) = (self.step, self.panels);
-        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
-    }
-}
-
-/// z, r = f(sums); hₜ = (1 − z)⊙g(x + r⊙sum) + z⊙h: the reset gate after the product.
-pub(crate) struct GruStep<'a, T> {
-    pub(crate) step: Step<'a, T>,
-    pub(crate) panels: &'a Panels<T>,
-    pub(crate) next: &'a mut [T],
-    /// What the product of the third gate is added to, per padded unit.
-    pub(crate) bias: &'a [T],
-}
-
-/// (1 − z)·candidate + z·h.
-#[inline(always)]
-fn mixed<L: Lanes>(z: L, candidate: L, h: L) -> L {
-    z.fma(h.sub(candidate), candidate)
-}
-
-impl<L: Lanes> Cell<L, 6> for GruStep<'_, L::Item> {
-    #[inline(always)]
-    fn start(&self, row: usize, panel: usize) -> [L; 6] {
-        let [z0, z1, r0, r1] = self.step.projected(row, panel * 6 * L::COUNT);
-        let [h0, h1] = load(self.bias, panel * 2 * L::COUNT);
-        [z0, z1, r0, r1, h0, h1]
-    }
-
-    #[inline(always)]
-    fn finish(&mut self, row: usize, panel: usize, sums: [L; 6]) {
-        let (step, unit) = (&self.step, panel * 2 * L::COUNT);
-        let at = row * step.h.stride + unit;
-        let h: [L; 2] = load(step.h.data, at);
-        let x: [L; 2] = step.projected(row, (panel * 6 + 4) * L::COUNT);
-        let next = &mut self.next[at..at + 2 * L::COUNT];
-        for v in 0..2 {
-            let z = step.gate(0, sums[v]);
-            let r = step.gate(0, sums[2 + v]);
-            let candidate = step.gate(1, r.fma(sums[4 + v], x[v]));
-            mixed(z, candidate, h[v]).store(&mut next[v * L::COUNT..]);
-        }
-    }
-}
-
-impl<T: Real> Work<T> for GruStep<'_, T> {
-    #[inline(always)]
-    fn run<L: Lanes<Item = T>>(mut self) {
-        let (step, panels) = (self.step, self.panels);
-        product::<L, _, 6>(panels, step.h, step.rows, &mut self);
-    }
-}
-
-/// z, r = f(sums); writes z and r⊙h: the first half of a GRU whose reset gate comes before the
-/// product.
-pub(crate) struct ResetStep<'a, T> {
-    pub(crate) step: Step<'a, T>,
-    pub(crate) panels: &'a Panels<T>,
-    pub(crate) z: &'a mut [T],
-    pub(crate) reset: &'a mut [T],
-}
-
-impl<L: Lanes> Cell<L, 4> for ResetStep<'_, L::Item> {
-    #[inline(always)]
-    fn start(&self, row: usize, panel: usize) -> [L; 4] {
-        self.step.projected(row, panel * 4 * L::COUNT)
-    }
-
-    #[inline(always)]
-    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
-        let step = &self.step;
-        let at = row * step.h.stride + panel * 2 * L::COUNT;
-        let h: [L; 2] = load(step.h.data, at);
-        for v in 0..2 {
-            let at = at + v * L::COUNT;
-            step.gate(0, sums[v]).store(&mut self.z[at..]);
-            step.gate(0, sums[2 + v]).mul(h[v]).store(&mut self.reset[at..]);
-        }
-    }
-}
-
-impl<T: Real> Work<T> for ResetStep<'_, T> {
-    #[inline(always)]
-    fn run<L: Lanes<Item = T>>(mut self) {
-        let (step, panels) = (self.step, self.panels);
-        product::<L, _, 4>(panels, step.h, step.rows, &mut self);
-    }
-}
-
-/// hₜ = (1 − z)⊙g(sum) + z⊙h, the sum over `reset`: the second half.
-pub(crate) struct CandidateStep<'a, T> {
-    pub(crate) step: Step<'a, T>,
-    pub(crate) panels: &'a Panels<T>,
-    /// Column of the projected inputs at which this gate starts.
-    pub(crate) column: usize,
-    pub(crate) z: &'a [T],
-    pub(crate) reset: &'a [T],
-    pub(crate) next: &'a mut [T],
-}
-
-impl<L: Lanes> Cell<L, 4> for CandidateStep<'_, L::Item> {
-    #[inline(always)]
-    fn start(&self, row: usize, panel: usize) -> [L; 4] {
-        self.step.projected(row, self.column + panel * 4 * L::COUNT)
-    }
-
-    #[inline(always)]
-    fn finish(&mut self, row: usize, panel: usize, sums: [L; 4]) {
-        let step = &self.step;
-        let at = row * step.h.stride + panel * 4 * L::COUNT;
-        let (h, z): ([L; 4], [L; 4]) = (load(step.h.data, at), load(self.z, at));
-        let next = &mut self.next[at..at + 4 * L::COUNT];
-        for v in 0..4 {
-            mixed(z[v], step.gate(1, sums[v]), h[v]).store(&mut next[v * L::COUNT..]);
-        }
-    }
-}
-
-impl<T: Real> Work<T> for CandidateStep<'_, T> {
-    #[inline(always)]
-    fn run<L: Lanes<Item = T>>(mut self) {
-        let (inputs, panels) = (Rows { data: self.reset, stride: self.step.h.stride }, self.panels);
-        let rows = self.step.rows;
-        product::<L, _, 4>(panels, inputs, rows, &mut self);
     }
 }

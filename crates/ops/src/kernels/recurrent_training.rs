@@ -3,6 +3,8 @@
 //! each; going back, the gradients of the sums take the place of the gates.
 #![allow(clippy::needless_range_loop)] // of many slices of one size, walked together
 
+use super::lanes::Real;
+use super::recurrent_steps::Activate;
 use super::{math, vectorized};
 use crate::recurrent::Activation;
 
@@ -63,28 +65,15 @@ impl Cells<'_> {
 }
 
 /// Activation of values in place.
-#[inline(always)]
-fn activate<const FMA: bool>(activation: Activation, values: &mut [f32]) {
-    match activation {
-        Activation::Sigmoid => values.iter_mut().for_each(|x| *x = math::sigmoid::<FMA>(*x)),
-        Activation::Tanh => values.iter_mut().for_each(|x| *x = math::tanh::<FMA>(*x)),
-        Activation::Relu => values.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
-        other => activate_each(other, values),
-    }
-}
-
-#[inline(never)]
-fn activate_each(activation: Activation, values: &mut [f32]) {
-    for value in values {
-        *value = activation.apply(f64::from(*value)) as f32;
-    }
+fn activate(activation: Activation, values: &mut [f32]) {
+    f32::dispatch(Activate { activation, values });
 }
 
 /// Sums become a gate, by activation number `index`.
 #[inline(always)]
-fn gate<const FMA: bool>(rule: Rule, index: usize, values: &mut [f32], slopes: Option<&mut [f32]>) {
+fn gate(rule: Rule, index: usize, values: &mut [f32], slopes: Option<&mut [f32]>) {
     match slopes {
-        None => activate::<FMA>(rule.activations[index], values),
+        None => activate(rule.activations[index], values),
         Some(slopes) => gate_with_slopes(rule, index, values, slopes),
     }
 }
@@ -116,9 +105,9 @@ fn descend(activation: Activation, gate: &mut [f32], slopes: Option<&mut [f32]>,
 
 /// y = f(x) and f′(x).
 #[inline(always)]
-fn with_slopes<const FMA: bool>(f: Activation, x: &[f32], y: &mut [f32], slopes: &mut [f32]) {
+fn with_slopes(f: Activation, x: &[f32], y: &mut [f32], slopes: &mut [f32]) {
     y.copy_from_slice(x);
-    activate::<FMA>(f, y);
+    activate(f, y);
     match f {
         Activation::Sigmoid => {
             slopes.iter_mut().zip(&*y).for_each(|(slope, y)| *slope = y * (1.0 - y));
@@ -156,7 +145,7 @@ vectorized! {
         for &row in cells.rows {
             let rule = cells.rule;
             let ([y], [slopes]) = cells.row::<1>(row);
-            gate::<FMA>(rule, 0, y, slopes);
+            gate(rule, 0, y, slopes);
             h[of(row, size)].copy_from_slice(y);
         }
     }
@@ -189,22 +178,22 @@ vectorized! {
                 add_products::<FMA>(i, &p[of(0, size)], c);
                 add_products::<FMA>(f, &p[of(2, size)], c);
             }
-            gate::<FMA>(rule, 0, i, si);
+            gate(rule, 0, i, si);
             if couples {
                 f.iter_mut().zip(&*i).for_each(|(f, i)| *f = 1.0 - i);
             } else {
-                gate::<FMA>(rule, 0, f, sf);
+                gate(rule, 0, f, sf);
             }
-            gate::<FMA>(rule, 1, g, sg);
+            gate(rule, 1, g, sg);
             for (((c, &f), &i), &g) in c.iter_mut().zip(&*f).zip(&*i).zip(&*g) {
                 *c = math::fma::<FMA>(f, *c, i * g);
             }
             if let Some(p) = peepholes {
                 add_products::<FMA>(o, &p[of(1, size)], c);
             }
-            gate::<FMA>(rule, 0, o, so);
+            gate(rule, 0, o, so);
             h.copy_from_slice(c);
-            activate::<FMA>(rule.activations[2], h);
+            activate(rule.activations[2], h);
             h.iter_mut().zip(&*o).for_each(|(h, o)| *h *= o);
         }
     }
@@ -228,7 +217,7 @@ vectorized! {
             let ([i, o, f, g], [si, so, sf, sg]) = cells.row::<4>(row);
             let (c, before) = (&c[of(row, size)], &before[of(row, size)]);
             let (dh, dc) = (&mut dh[row * padded..][..size], &mut dc[of(row, size)]);
-            with_slopes::<FMA>(last, c, s, t);
+            with_slopes(last, c, s, t);
             for k in 0..size {
                 dc[k] = math::fma::<FMA>(dh[k] * o[k], t[k], dc[k]);
                 s[k] *= dh[k];
@@ -267,8 +256,8 @@ vectorized! {
         for &row in cells.rows {
             let rule = cells.rule;
             let ([z, r, _, product], [sz, sr, _, _]) = cells.row::<4>(row);
-            gate::<FMA>(rule, 0, z, sz);
-            gate::<FMA>(rule, 0, r, sr);
+            gate(rule, 0, z, sz);
+            gate(rule, 0, r, sr);
             if !resets_after {
                 for ((y, &r), &h) in product.iter_mut().zip(&*r).zip(&h[of(row, size)]) {
                     *y = r * h;
@@ -286,7 +275,7 @@ vectorized! {
             if resets_after {
                 add_products::<FMA>(y, r, product);
             }
-            gate::<FMA>(rule, 1, y, sy);
+            gate(rule, 1, y, sy);
             for ((h, &z), &y) in h[of(row, size)].iter_mut().zip(&*z).zip(&*y) {
                 *h = math::fma::<FMA>(z, *h - y, y);
             }

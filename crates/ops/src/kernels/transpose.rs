@@ -6,7 +6,11 @@ use super::for_rows;
 const SIDE: usize = 16;
 
 /// Each [rows, columns] matrix of `x` becomes [columns, rows].
-pub(crate) fn transpose_matrix(y: &mut [f32], x: &[f32], [rows, columns]: [usize; 2]) {
+pub(crate) fn transpose_matrix<T: Copy + Send + Sync>(
+    y: &mut [T],
+    x: &[T],
+    [rows, columns]: [usize; 2],
+) {
     let strip = SIDE * rows;
     let plane = rows * columns;
     let strips = columns.div_ceil(SIDE);
@@ -16,22 +20,22 @@ pub(crate) fn transpose_matrix(y: &mut [f32], x: &[f32], [rows, columns]: [usize
         let (full, rest) = y.split_at_mut(whole);
         for_rows(full, strip, |first, y| {
             for (index, y) in y.chunks_exact_mut(strip).enumerate() {
-                transpose_strip::<SIDE>(y, x, rows, columns, (first + index) * SIDE);
+                transpose_strip::<T, SIDE>(y, x, rows, columns, (first + index) * SIDE);
             }
         });
         if whole < plane {
             let start = (strips - 1) * SIDE;
             for (index, y) in rest.chunks_exact_mut(rows).enumerate() {
-                transpose_strip::<1>(y, x, rows, columns, start + index);
+                transpose_strip::<T, 1>(y, x, rows, columns, start + index);
             }
         }
     }
 }
 
 /// Writes columns `start`..`start` + `N` of `x` as rows.
-fn transpose_strip<const N: usize>(
-    y: &mut [f32],
-    x: &[f32],
+fn transpose_strip<T: Copy, const N: usize>(
+    y: &mut [T],
+    x: &[T],
     rows: usize,
     columns: usize,
     start: usize,
@@ -39,7 +43,7 @@ fn transpose_strip<const N: usize>(
     for first in (0..rows).step_by(SIDE) {
         let count = (rows - first).min(SIDE);
         for row in first..first + count {
-            let line: &[f32; N] =
+            let line: &[T; N] =
                 x[row * columns + start..].first_chunk().expect("a strip lies inside its matrix");
             for (index, &value) in line.iter().enumerate() {
                 y[index * rows + row] = value;

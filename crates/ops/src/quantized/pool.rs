@@ -2,7 +2,7 @@
 //! values, quantized again.
 
 use attar_graph::{Dim, Node};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use super::{Affine, byte_levels, byte_levels_mut, level, quantize_bytes, requantize_bytes};
 use crate::geometry::{Axis, Geometry};
@@ -56,7 +56,11 @@ impl Operator for QLinearGlobalAveragePool {
                 (0..count).map(term).sum::<i64>() - count as i64 * i64::from(x.zero_point)
             };
             let images = (0..map.images).flat_map(|n| (0..map.channels).map(move |c| (n, c)));
-            let sums: Vec<i32> = images.map(|(n, c)| sum(n, c) as i32).collect();
+            let sums: Vec<i32> = if is_last && dtype == DType::U8 && count < COUNT_MAX {
+                column_sums(levels, count, map.channels, x.zero_point)
+            } else {
+                images.map(|(n, c)| sum(n, c) as i32).collect()
+            };
             let scales = vec![x.scale / (y.scale * count as f32); sums.len()];
             let spatial = vec![1; map.spatial.len()];
             let mut output = run.pool.tensor(dtype, &map.shape(&spatial));
@@ -124,6 +128,25 @@ impl Operator for QLinearAveragePool {
             Ok(vec![output])
         }))
     }
+}
+
+/// Pixels whose levels certainly add up within i32.
+const COUNT_MAX: usize = 1 << 22;
+
+/// Sums over the pixels of each image, off the zero point, of levels with channels last.
+fn column_sums(levels: &[u8], count: usize, channels: usize, zero_point: i32) -> Vec<i32> {
+    let images = levels.len() / (count * channels).max(1);
+    let mut sums = vec![-zero_point * count as i32; images * channels];
+    if channels == 0 {
+        return sums;
+    }
+    let images = levels.chunks_exact(count * channels);
+    for (sums, image) in sums.chunks_exact_mut(channels).zip(images) {
+        for pixel in image.chunks_exact(channels) {
+            sums.iter_mut().zip(pixel).for_each(|(sum, &level)| *sum += i32::from(level));
+        }
+    }
+    sums
 }
 
 /// The mean under the window at an output position; `value` reads a spatial position.

@@ -8,9 +8,8 @@ use attar_tensor::{DType, Tensor};
 use super::scan::{State, scan};
 use super::{Activation, Layer, Settings, WeightSizes, shaped};
 use crate::kernels::lanes::Real;
-use crate::kernels::recurrent::{
-    CandidateStep, GruStep, LstmStep, Panels, Projection, ResetStep, RnnStep, Rows, Step,
-};
+use crate::kernels::recurrent::{Panels, Projection, Rows};
+use crate::kernels::recurrent_steps::{CandidateStep, GruStep, LstmStep, ResetStep, RnnStep, Step};
 use crate::{Kernel, OpError, Pool, Run};
 
 /// Inputs that are packed where they are constant: W, R, B and LSTM's P.

@@ -16,7 +16,8 @@ use crate::kernels::elementwise;
 use crate::kernels::gemm::{self, PackedB8, Strided};
 use crate::kernels::lanes::Real;
 use crate::kernels::quantize;
-use crate::kernels::recurrent::{LstmStep, Panels, Rows, Step};
+use crate::kernels::recurrent::{Panels, Rows};
+use crate::kernels::recurrent_steps::{LstmStep, Step};
 use crate::{Fact, Kernel, OpError, Operator, Pool, Run};
 
 pub(crate) struct DynamicQuantizeLstm;

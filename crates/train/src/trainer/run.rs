@@ -61,6 +61,7 @@ impl Trainer {
             let first = self.progress.batch;
             let made = produce(scope, source, &options.batches, epochs, first);
             let now = Instant::now();
+            let example_count_before = self.progress.example_count;
             let mut session = Session {
                 trainer: self,
                 made,
@@ -72,6 +73,7 @@ impl Trainer {
                 is_changed: false,
                 saved: now,
                 epoch_started: now,
+                example_count_before,
             };
             let is_stopped = session.run()? == Control::Stop;
             let progress = &session.trainer.progress;
@@ -102,6 +104,8 @@ struct Session<'a, 'v> {
     /// Time of the last checkpoint.
     saved: Instant,
     epoch_started: Instant,
+    /// Examples of the epoch that were done before this session.
+    example_count_before: u64,
 }
 
 impl Session<'_, '_> {
@@ -223,12 +227,13 @@ impl Session<'_, '_> {
             learning_rate: options.schedule.rate(progress.step.saturating_sub(1), self.step_count),
             metric: measured.map(|report| report.metric),
             is_best: measured.is_some_and(|report| report.is_best),
-            example_count: progress.example_count,
+            example_count: progress.example_count - self.example_count_before,
             seconds: self.epoch_started.elapsed().as_secs_f64(),
         };
         progress.end_epoch();
         self.is_changed = true;
         self.epoch_started = Instant::now();
+        self.example_count_before = 0;
         self.monitor.epoch(&report)
     }
 

@@ -248,6 +248,40 @@ impl Monitor for From {
     }
 }
 
+/// Stops after the first steps of a session, and compares what epochs report with what steps did.
+struct Counted {
+    stop_after: usize,
+    example_count: u64,
+    epoch_count: usize,
+}
+
+impl Monitor for Counted {
+    fn step(&mut self, report: &StepReport) -> Control {
+        self.example_count += report.example_count as u64;
+        self.stop_after -= 1;
+        if self.stop_after == 0 { Control::Stop } else { Control::GoOn }
+    }
+
+    fn epoch(&mut self, report: &EpochReport) -> Control {
+        assert_eq!(report.example_count, self.example_count);
+        self.example_count = 0;
+        self.epoch_count += 1;
+        Control::GoOn
+    }
+}
+
+#[test]
+fn an_epoch_reports_the_examples_of_its_session() {
+    let folder = Folder::new("examples");
+    for stop_after in [2, usize::MAX] {
+        let mut trainer = Trainer::new(&model(LAYERS), full_options()).unwrap();
+        let mut counted = Counted { stop_after, example_count: 0, epoch_count: 0 };
+        let checkpoints = folder.checkpoints();
+        trainer.run(&Points::new(0.1), Some(&checkpoints), &mut counted, None).unwrap();
+        assert_eq!(counted.epoch_count, if stop_after == 2 { 0 } else { 6 });
+    }
+}
+
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = Folder::new("other");
@@ -372,6 +406,47 @@ fn data_that_is_not_finite_is_named() {
     let message = "step 1: the loss is NaN; the data feeds `x` with a value that is not finite";
     assert_eq!(error.to_string(), message);
     assert_eq!(trainer.present_model(), before);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named_with_its_node() {
+    // The slope of a square root at 0 is infinite, and 0 times it is NaN; the loss is finite.
+    let text = "x: f32[n, 2]
+        w = [0.1 -0.1; 0.2 0.1]
+        h = MatMul(x, w)
+        zero = Sub(h, h)
+        i = Sqrt(zero)
+        y = Add(h, i)";
+    let mut options = options(Choice::new("sgd"), 0.1, 1);
+    options.clip_norm = Some(1.0);
+    let mut trainer = Trainer::new(&model(text), options).unwrap();
+    let error = trainer.run(&Points::new(0.0), None, &mut Silent, None).unwrap_err();
+    let message = error.to_string();
+    let named = "the gradient of `zero` (Sqrt, node `i`) is";
+    assert!(message.starts_with("step 1: the loss is 0.") && message.contains(named), "{message}");
+}
+
+#[test]
+fn weights_of_half_types_train_in_f32_and_are_stored_as_they_were() {
+    let mut half = model(LINE);
+    let stored = half.graph.constant("w").unwrap().converted(DType::BF16).unwrap();
+    half.graph.set_initializer("w", stored.clone());
+    let cast = Node::new("Cast", "cast", &["w"], &["wide"]).with_attribute("to", 1_i64);
+    half.graph.nodes[0].inputs[1] = "wide".into();
+    half.graph.nodes.insert(0, cast);
+    let mut single = model(LINE);
+    single.graph.set_initializer("w", stored.converted(DType::F32).unwrap());
+    // Steps too small for bf16 to show each of them.
+    let options = options(Choice::new("sgd"), 1e-3, 4);
+    let [half, single] = [half, single].map(|model| {
+        let mut trainer = Trainer::new(&model, options.clone()).unwrap();
+        trainer.run(&Points::new(0.0), None, &mut Silent, None).unwrap();
+        trainer.model()
+    });
+    let trained = half.graph.constant("w").unwrap();
+    assert_ne!(trained, &stored);
+    let expected = single.graph.constant("w").unwrap().converted(DType::BF16).unwrap();
+    assert_eq!(trained, &expected);
 }
 
 #[test]

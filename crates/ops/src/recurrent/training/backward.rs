@@ -1,17 +1,17 @@
-//! Backward through time, and the products over all steps after it.
+//! Backward through time.
 
 use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{Course, RecurrentGradient, pack, padded, swapped, time_first};
-use crate::kernels::gemm::{Right, Strided, add_matmul, matmul};
+use super::products::{bias_gradient, input_gradient, r_gradient, w_gradient};
+use super::{Course, RecurrentGradient, pack, padded, swapped};
 use crate::kernels::lanes::Real;
 use crate::kernels::recurrent::{Product, Rows, Start};
 use crate::kernels::recurrent_training::{
     Cells, SCRATCH, add_column_products, gru_backward, gru_reset_backward, lstm_backward,
     rnn_backward,
 };
-use crate::kernels::{elementwise, for_rows, for_rows_of_work};
+use crate::kernels::{elementwise, for_rows};
 use crate::recurrent::{Layer, Sizes};
 use crate::{Backward, Flow, OpError, Pool};
 
@@ -191,11 +191,10 @@ impl Task<'_> {
         let course = shared.course;
         let (steps, hidden) = (course.sizes.steps, course.sizes.hidden);
         let (count, padded) = (self.count, padded(hidden));
-        let size = SCRATCH * hidden + count * (2 * hidden + padded);
+        let size = SCRATCH * hidden + count * (hidden + padded);
         let mut scratch = shared.pool.tensor(DType::F32, &[size]);
         let (own, rest) = scratch.slice_mut::<f32>().split_at_mut(SCRATCH * hidden);
-        let (c, rest) = rest.split_at_mut(count * hidden);
-        let (c_before, reset) = rest.split_at_mut(count * hidden);
+        let (states, reset) = rest.split_at_mut(count * hidden);
         for index in (0..steps).rev() {
             let time = course.time(self.direction, index);
             let is_active = |&row: &usize| time < course.lengths[self.first + row];
@@ -210,39 +209,48 @@ impl Task<'_> {
                     elementwise::add_assign(dh, &dy[at..at + hidden]);
                 }
             }
-            if course.settings.layer == Layer::Lstm {
-                self.cells_before(shared, time, &rows, [&mut *c, &mut *c_before]);
-            }
-            self.step(shared, time, &rows, [&mut *c, &mut *c_before], [&mut *own, &mut *reset]);
+            let c = if course.settings.layer == Layer::Lstm {
+                self.cells(shared, time, &rows, states)
+            } else {
+                [&[][..], &[][..]]
+            };
+            self.step(shared, time, &rows, c, [&mut *own, &mut *reset]);
         }
         shared.pool.recycle(scratch);
     }
 
-    /// LSTM's c after and before a step.
-    fn cells_before(
+    /// LSTM's c after and before a step; `states` is room for those that lie apart.
+    fn cells<'b>(
         &self,
-        shared: &Shared,
+        shared: &Shared<'b>,
         time: usize,
         rows: &[usize],
-        [c, before]: [&mut [f32]; 2],
-    ) {
-        let (course, hidden) = (shared.course, shared.course.sizes.hidden);
+        states: &'b mut [f32],
+    ) -> [&'b [f32]; 2] {
+        let (course, hidden, all) = (shared.course, shared.course.sizes.hidden, shared.cells);
+        let of = |time: usize, row: usize, count: usize| {
+            let row = course.row(self.direction, time, self.first + row);
+            &all[row * hidden..][..count * hidden]
+        };
+        let before = |row: usize| course.time_before(self.direction, time, self.first + row);
+        let after = of(time, 0, self.count);
+        if let Some(time) = rows.first().and_then(|&row| before(row))
+            && rows.iter().all(|&row| before(row) == Some(time))
+        {
+            return [after, of(time, 0, self.count)];
+        }
         for &row in rows {
-            let item = self.first + row;
-            let of = |time: usize| {
-                &shared.cells[course.row(self.direction, time, item) * hidden..][..hidden]
-            };
-            let own = row * hidden..(row + 1) * hidden;
-            c[own.clone()].copy_from_slice(of(time));
-            match (course.time_before(self.direction, time, item), shared.initial_c) {
-                (Some(time), _) => before[own].copy_from_slice(of(time)),
+            let state = &mut states[row * hidden..(row + 1) * hidden];
+            match (before(row), shared.initial_c) {
+                (Some(time), _) => state.copy_from_slice(of(time, row, 1)),
                 (None, Some(initial)) => {
-                    let at = course.sizes.state_at(self.direction, item);
-                    before[own].copy_from_slice(&initial[at..at + hidden]);
+                    let at = course.sizes.state_at(self.direction, self.first + row);
+                    state.copy_from_slice(&initial[at..at + hidden]);
                 }
-                (None, None) => before[own].fill(0.0),
+                (None, None) => state.fill(0.0),
             }
         }
+        [after, states]
     }
 
     /// Takes the gradients of the state one step back.
@@ -251,7 +259,7 @@ impl Task<'_> {
         shared: &Shared,
         time: usize,
         rows: &[usize],
-        [c, c_before]: [&mut [f32]; 2],
+        [c, c_before]: [&[f32]; 2],
         [scratch, reset]: [&mut [f32]; 2],
     ) {
         let course = shared.course;
@@ -342,109 +350,6 @@ impl Task<'_> {
             offset: 0,
         }
     }
-}
-
-/// The gradients of some parts of the gates of one direction, a row per step and item.
-fn gate_rows<'a>(
-    course: &Course,
-    gates: &'a [f32],
-    direction: usize,
-    [first, count]: [usize; 2],
-) -> Strided<'a, f32> {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, stride) = (steps * batch, course.stride());
-    let of = &gates[direction * rows * stride..][..rows * stride];
-    let data = of.get(first * hidden..).unwrap_or(&[]);
-    Strided { data, size: [rows, count * hidden], strides: [stride, 1] }
-}
-
-/// dX = dG·W, summed over directions.
-fn input_gradient(course: &Course, gates: &[f32], run: &Backward) -> Result<Flow, OpError> {
-    let Sizes { steps, batch, input, directions, batch_first, .. } = course.sizes;
-    let rows = course.weight_rows();
-    let w = run.input(1)?.slice::<f32>();
-    let mut dx = run.tensor(&[steps, batch, input]);
-    for direction in 0..directions {
-        let dg = gate_rows(course, gates, direction, [0, course.settings.layer.gates()]);
-        let w = Strided::rows(&w[direction * rows * input..][..rows * input], rows, input);
-        if direction == 0 {
-            matmul(dx.slice_mut::<f32>(), dg, Right::Strided(w), None);
-        } else {
-            add_matmul(dx.slice_mut::<f32>(), dg, w, 1.0, true);
-        }
-    }
-    if batch_first {
-        let swapped = swapped(&dx, run.pool);
-        run.pool.recycle(dx);
-        dx = swapped;
-    }
-    Ok(dx.into())
-}
-
-/// dW = dGᵀ·X.
-fn w_gradient(course: &Course, gates: &[f32], run: &Backward) -> Result<Flow, OpError> {
-    let Sizes { steps, batch, input, batch_first, .. } = course.sizes;
-    let rows = course.weight_rows();
-    let x = time_first(run.input(0)?, batch_first, run.pool);
-    let mut dw = run.tensor(run.shape(1));
-    let blocks = dw.slice_mut::<f32>().chunks_exact_mut(rows * input);
-    for (direction, dw) in blocks.enumerate() {
-        let dg = gate_rows(course, gates, direction, [0, course.settings.layer.gates()]);
-        let x = Strided::rows(x.slice::<f32>(), steps * batch, input);
-        matmul(dw, dg.transposed(), Right::Strided(x), None);
-    }
-    run.pool.recycle(x);
-    Ok(dw.into())
-}
-
-/// dR = dGᵀ·H, of each part with what its product was of: h, or r⊙h.
-fn r_gradient(course: &Course, gates: &[f32], before: &[f32], run: &Backward) -> Flow {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, count) = (course.weight_rows(), steps * batch);
-    let mut dr = run.tensor(run.shape(2));
-    let blocks = dr.slice_mut::<f32>().chunks_exact_mut(rows * hidden);
-    for (direction, dr) in blocks.enumerate() {
-        let h =
-            Strided::rows(&before[direction * count * hidden..][..count * hidden], count, hidden);
-        for part in course.parts() {
-            let resets_before = part.first == 2 && part.column == 2;
-            let x = if resets_before { gate_rows(course, gates, direction, [3, 1]) } else { h };
-            let dg = gate_rows(course, gates, direction, [part.column, part.count]);
-            let own = part.first * hidden * hidden..(part.first + part.count) * hidden * hidden;
-            matmul(&mut dr[own], dg.transposed(), Right::Strided(x), None);
-        }
-    }
-    dr.into()
-}
-
-/// dB = the sum of dG over steps and items, twice: for the bias of x·Wᵀ and that of h·Rᵀ.
-fn bias_gradient(course: &Course, gates: &[f32], run: &Backward) -> Flow {
-    let Sizes { steps, batch, hidden, .. } = course.sizes;
-    let (rows, columns, count) = (course.weight_rows(), course.columns(), steps * batch);
-    let mut db = run.zeros(run.shape(3));
-    let mut sums = run.tensor(&[columns * hidden]);
-    for (direction, db) in db.slice_mut::<f32>().chunks_exact_mut(2 * rows).enumerate() {
-        let dg = gate_rows(course, gates, direction, [0, columns]);
-        let all = sums.slice_mut::<f32>();
-        for_rows_of_work(all, 1, count * columns * hidden, |first, sums| {
-            sums.fill(0.0);
-            for row in 0..count {
-                elementwise::add_assign(
-                    sums,
-                    &dg.data[row * dg.strides[0] + first..][..sums.len()],
-                );
-            }
-        });
-        db[..rows].copy_from_slice(&all[..rows]);
-        for part in course.parts() {
-            let own = part.first * hidden..(part.first + part.count) * hidden;
-            let column = if part.column == 3 { 3 } else { part.first };
-            let from = column * hidden..(column + part.count) * hidden;
-            db[rows..][own].copy_from_slice(&all[from]);
-        }
-    }
-    run.pool.recycle(sums);
-    db.into()
 }
 
 /// dP of i and f = Σ dG⊙c₋₁, of o = Σ dG⊙c.

@@ -7,6 +7,7 @@
 
 mod backward;
 mod forward;
+mod products;
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
@@ -113,12 +114,15 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Size of a row of gates: room for the padding of every product.
+    /// Size of a row of gates: room for the padding of every product. No multiple of 1 KB: columns
+    /// of rows so far apart would share few sets of the caches.
     fn stride(&self) -> usize {
         let hidden = self.sizes.hidden;
         let end = |part: Part| part.column * hidden + padded(part.count * hidden);
         let ends = self.parts().into_iter().map(end);
-        ends.chain([padded(self.weight_rows()), self.columns() * hidden]).max().unwrap_or(0)
+        let size = ends.chain([padded(self.weight_rows()), self.columns() * hidden]).max();
+        let size = size.unwrap_or(0);
+        if size > 0 && size.is_multiple_of(256) { size + 16 } else { size }
     }
 
     fn rule(&self, direction: usize) -> Rule {

@@ -1,0 +1,310 @@
+//! Products of u8 rows and constant i8 columns, and all that follows them up to the next product:
+//! y = activation((a − `zero_point`)·b·scales + bias), as f32 or quantized to u8.
+//!
+//! Sums are exact 32-bit integers. A tile of them is held in registers over the whole depth and
+//! turned into results at once. Every path gives the same bits, for any number of rows and threads.
+
+mod epilogue;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod peak;
+mod tile;
+mod vector;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(test)]
+mod tests;
+
+use attar_tensor::DType;
+use rayon::prelude::*;
+
+#[cfg(test)]
+use weights::Path;
+pub(crate) use weights::Weights;
+pub use weights::int8_operations_per_second;
+
+/// What a product's results pass through, while a tile of them is in the cache.
+#[derive(Clone, Copy)]
+pub(crate) enum Activation {
+    None,
+    /// Within low..=high: `Relu` and `Clip`.
+    Clip {
+        low: f32,
+        high: f32,
+    },
+    /// ½·x·(1 + erf(x/√2)).
+    Gelu,
+    /// Any other function, over slices.
+    Each(fn(&mut [f32])),
+}
+
+/// What a product gives.
+#[derive(Clone, Copy)]
+pub(crate) enum Output {
+    F32,
+    /// Levels clamp(round(y / scale) + zero point), rounded half to even. Without an activation
+    /// between, or with `Clip`, the scale of the sums is divided by that of the levels beforehand: a
+    /// y within an ulp of a tie may fall to its other side.
+    U8 {
+        scale: f32,
+        zero_point: u8,
+    },
+}
+
+/// A product made ready: packed weights and all that its results pass through.
+pub(crate) struct Product {
+    weights: Weights,
+    k: usize,
+    n: usize,
+    /// What the sums of each column start with: −`zero_point`·Σb, and what makes up for the path's
+    /// offset. As the next two, padded with zeros.
+    starts: Vec<i32>,
+    scales: Vec<f32>,
+    bias: Vec<f32>,
+    activation: Activation,
+    output: Output,
+    levels: Levels,
+}
+
+/// From y to its levels.
+#[derive(Clone, Copy)]
+struct Levels {
+    division: Division,
+    low: f32,
+    high: f32,
+    zero_point: i32,
+}
+
+/// How y is divided by the scale of its levels.
+#[derive(Clone, Copy, PartialEq)]
+enum Division {
+    /// Beforehand, with the scale of the sums.
+    Done,
+    By(f32),
+    /// By its inverse, where the activation is off by more than this rounds.
+    Times(f32),
+}
+
+impl Levels {
+    /// Whether the activation may be off by a hundredth of a level.
+    fn is_coarse(self) -> bool {
+        matches!(self.division, Division::Times(_))
+    }
+}
+
+impl Product {
+    /// (a − `zero_point`)·weights, times one scale per column (that of a times that of b) or one
+    /// for all, plus the bias if there is one.
+    ///
+    /// # Panics
+    /// When `scales` or `bias` have another size.
+    pub(crate) fn new(
+        weights: Weights,
+        zero_point: u8,
+        scales: &[f32],
+        bias: Option<&[f32]>,
+        activation: Activation,
+        output: Output,
+    ) -> Self {
+        let (k, n) = (weights.depth(), weights.columns());
+        assert!(scales.len() == n || scales.len() == 1, "one scale per column");
+        let bias = bias.map_or_else(|| vec![0.0; n], <[f32]>::to_vec);
+        assert_eq!(bias.len(), n, "one bias per column");
+        let sums = weights.column_sums().iter();
+        let offset = weights.path().left_offset() - i32::from(zero_point);
+        let starts = sums.map(|sum| sum.wrapping_mul(offset)).collect();
+        let scales = (0..n).map(|i| scales[if scales.len() == 1 { 0 } else { i }]).collect();
+        let levels = Levels { division: Division::Done, low: 0.0, high: 0.0, zero_point: 0 };
+        let mut product = Self { weights, k, n, starts, scales, bias, activation, output, levels };
+        match output {
+            Output::F32 => {}
+            Output::U8 { scale, zero_point } => product.quantize(scale, zero_point),
+        }
+        let padded = product.weights.padded_columns();
+        product.starts.resize(padded, 0);
+        product.scales.resize(padded, 0.0);
+        product.bias.resize(padded, 0.0);
+        product
+    }
+
+    fn quantize(&mut self, scale: f32, zero_point: u8) {
+        let zero = f32::from(zero_point);
+        let is_coarse =
+            scale >= epilogue::COARSE_SCALE_MIN && matches!(self.activation, Activation::Gelu);
+        let division = if is_coarse { Division::Times(1.0 / scale) } else { Division::By(scale) };
+        self.levels =
+            Levels { division, low: -zero, high: 255.0 - zero, zero_point: i32::from(zero_point) };
+        let ends = match self.activation {
+            Activation::None => [f32::NEG_INFINITY, f32::INFINITY],
+            Activation::Clip { low, high } => [low, high],
+            Activation::Gelu | Activation::Each(_) => return,
+        };
+        if !(scale.is_normal() && scale > 0.0) {
+            // What such a scale gives is left to the division.
+            return;
+        }
+        self.scales.iter_mut().chain(&mut self.bias).for_each(|value| *value /= scale);
+        let (low, high) = (self.levels.low, self.levels.high);
+        self.levels.low = (ends[0] / scale).clamp(low, high);
+        self.levels.high = (ends[1] / scale).clamp(self.levels.low, high);
+        self.levels.division = Division::Done;
+        self.activation = Activation::None;
+    }
+
+    /// Rows of the weights: bytes of a row of the left side.
+    pub(crate) fn depth(&self) -> usize {
+        self.k
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.n
+    }
+
+    fn groups(&self) -> usize {
+        self.k.div_ceil(4)
+    }
+
+    /// The type of the results.
+    pub(crate) fn dtype(&self) -> DType {
+        match self.output {
+            Output::F32 => DType::F32,
+            Output::U8 { .. } => DType::U8,
+        }
+    }
+}
+
+/// Computes products of the same rows, on every thread of the pool if there is enough to do.
+///
+/// # Panics
+/// When a slice is too short, or a target lacks what its product gives.
+pub(crate) fn run_all<'a>(
+    left: Rows<'a>,
+    products: impl Iterator<Item = (&'a Product, Target<'a>)>,
+) {
+    if left.count > 0 {
+        let jobs = products.map(|(product, target)| Job::new(product, left, target));
+        run_jobs(&jobs.collect::<Vec<_>>());
+    }
+}
+
+fn run_jobs(jobs: &[Job]) {
+    let threads = rayon::current_num_threads();
+    let multiplications: usize = jobs.iter().map(Job::multiplications).sum();
+    let panels: usize = jobs.iter().map(Job::panel_count).sum();
+    if panels == 0 {
+        return;
+    }
+    let rows = jobs[0].rows;
+    let run = |mut panel: usize, first_row: usize, row_end: usize| {
+        for job in jobs {
+            if panel < job.panel_count() {
+                return job.product.weights.path().run(job, Task { panel, first_row, row_end });
+            }
+            panel -= job.panel_count();
+        }
+    };
+    if threads == 1 || multiplications < PARALLEL_MULTIPLICATIONS_MIN {
+        return (0..panels).for_each(|panel| run(panel, 0, rows));
+    }
+    // A thread takes neighbouring panels, so that it reads a part of the weights alone.
+    let parts = (threads * TASKS_PER_THREAD).div_ceil(panels);
+    let parts = parts.clamp(1, rows.div_ceil(PART_ROWS_MIN));
+    let rows_each = rows.div_ceil(parts);
+    (0..panels * parts).into_par_iter().for_each(|index| {
+        let first = (index % parts * rows_each).min(rows);
+        run(index / parts, first, (first + rows_each).min(rows));
+    });
+}
+
+/// Multiplications below which a second thread costs more than it brings.
+const PARALLEL_MULTIPLICATIONS_MIN: usize = 1 << 20;
+const TASKS_PER_THREAD: usize = 3;
+const PART_ROWS_MIN: usize = 12;
+
+/// The left side: rows of u8 that begin `stride` bytes after each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [u8],
+    pub(crate) count: usize,
+    pub(crate) stride: usize,
+}
+
+/// Where results go, in rows that begin `stride` values after each other.
+pub(crate) struct Target<'a> {
+    pub(crate) f32: Option<&'a mut [f32]>,
+    pub(crate) u8: Option<&'a mut [u8]>,
+    pub(crate) stride: usize,
+}
+
+/// A product and the memory it runs on.
+struct Job<'a> {
+    product: &'a Product,
+    left: *const u8,
+    left_stride: usize,
+    rows: usize,
+    out_f32: Option<Out<f32>>,
+    out_u8: Option<Out<u8>>,
+    out_stride: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Out<T>(*mut T);
+
+// SAFETY: tasks write parts of the targets that do not overlap, and read the rest alone.
+unsafe impl Sync for Job<'_> {}
+
+/// Some rows of one panel of columns.
+#[derive(Clone, Copy)]
+struct Task {
+    panel: usize,
+    first_row: usize,
+    row_end: usize,
+}
+
+impl<'a> Job<'a> {
+    /// Checks that the memory holds the product's rows.
+    fn new(product: &'a Product, left: Rows<'a>, target: Target<'a>) -> Self {
+        let needed = |stride: usize, size: usize| {
+            assert!(left.count == 1 || stride >= size, "rows do not overlap");
+            (left.count - 1).checked_mul(stride).and_then(|begin| begin.checked_add(size))
+        };
+        let holds = |len: usize, needed: Option<usize>| needed.is_some_and(|needed| len >= needed);
+        assert!(
+            holds(left.data.len(), needed(left.stride, product.k)),
+            "the left side has its rows"
+        );
+        let out = needed(target.stride, product.n);
+        let (wants_f32, wants_u8) = match product.output {
+            Output::F32 => (true, false),
+            Output::U8 { .. } => (false, true),
+        };
+        assert_eq!(target.f32.is_some(), wants_f32, "a target of f32 is there where it is written");
+        assert_eq!(target.u8.is_some(), wants_u8, "a target of u8 is there where it is written");
+        let out_f32 = target.f32.map(|values| {
+            assert!(holds(values.len(), out), "the target of f32 has its rows");
+            Out(values.as_mut_ptr())
+        });
+        let out_u8 = target.u8.map(|values| {
+            assert!(holds(values.len(), out), "the target of u8 has its rows");
+            Out(values.as_mut_ptr())
+        });
+        Self {
+            product,
+            left: left.data.as_ptr(),
+            left_stride: left.stride,
+            rows: left.count,
+            out_f32,
+            out_u8,
+            out_stride: target.stride,
+        }
+    }
+    fn panel_count(&self) -> usize {
+        self.product.n.div_ceil(self.product.weights.path().panel_columns())
+    }
+
+    fn multiplications(&self) -> usize {
+        self.rows * self.product.n * self.product.k.max(16)
+    }
+}

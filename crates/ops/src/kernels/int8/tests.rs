@@ -1,0 +1,280 @@
+//! Every path against plain loops, and against each other.
+
+use super::super::gemm::Strided;
+use super::*;
+
+/// Bytes that look random, with the ends of the range among them.
+fn bytes(count: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match state >> 29 {
+            0 => 255,
+            1 => 0,
+            _ => (state >> 16) as u8,
+        }
+    };
+    (0..count).map(next).collect()
+}
+
+fn signed(count: usize, seed: u32) -> Vec<i8> {
+    bytes(count, seed).into_iter().map(|byte| byte.wrapping_sub(128).cast_signed()).collect()
+}
+
+fn floats(count: usize, seed: u32, scale: f32) -> Vec<f32> {
+    signed(count, seed).into_iter().map(|value| f32::from(value) * scale).collect()
+}
+
+/// One product: sizes, and what its results pass through.
+#[derive(Clone, Copy)]
+struct Case {
+    sizes: [usize; 3],
+    zero_point: u8,
+    activation: Activation,
+    output: Output,
+    /// Bytes between the rows of the left side, and values between those of the results.
+    gaps: [usize; 2],
+}
+
+impl Case {
+    fn sides(&self) -> (Vec<u8>, Vec<i8>) {
+        let [m, k, n] = self.sizes;
+        (bytes(m * (k + self.gaps[0]), 1), signed(k * n, 2))
+    }
+
+    fn scales(&self) -> Vec<f32> {
+        floats(self.sizes[2], 3, 1e-6).iter().map(|scale| scale.abs() + 1e-5).collect()
+    }
+
+    /// y by plain loops, in f64 from exact sums.
+    fn expected(&self) -> Vec<f64> {
+        let [m, k, n] = self.sizes;
+        let (a, b) = self.sides();
+        let (scales, bias) = (self.scales(), floats(n, 4, 0.01));
+        let value = |i: usize| {
+            let (row, column) = (i / n, i % n);
+            let term = |j: usize| {
+                let left = i64::from(a[row * (k + self.gaps[0]) + j]) - i64::from(self.zero_point);
+                left * i64::from(b[j * n + column])
+            };
+            let sum: i64 = (0..k).map(term).sum();
+            let x = sum as f64 * f64::from(scales[column]) + f64::from(bias[column]);
+            match self.activation {
+                Activation::None => x,
+                Activation::Clip { low, high } => x.clamp(low.into(), high.into()),
+                Activation::Gelu => 0.5 * x * (1.0 + crate::unary::erf_f64(x / 2_f64.sqrt())),
+                Activation::Each(_) => x.tanh(),
+            }
+        };
+        (0..m * n).map(value).collect()
+    }
+
+    /// What the path gives: y (if it is written) and levels, gaps taken out.
+    fn run(&self, path: Path) -> (Vec<f32>, Vec<u8>) {
+        let [m, k, n] = self.sizes;
+        let (a, b) = self.sides();
+        let weights = Weights::with_path(path, Strided::rows(&b, k, n));
+        let bias = floats(n, 4, 0.01);
+        let (zero, act) = (self.zero_point, self.activation);
+        let product = Product::new(weights, zero, &self.scales(), Some(&bias), act, self.output);
+        assert_eq!([product.depth(), product.columns()], [k, n]);
+        let stride = n + self.gaps[1];
+        let (mut y, mut q) = (vec![-7.0; m * stride], vec![77; m * stride]);
+        let (gives_f32, gives_u8) = match self.output {
+            Output::F32 => (true, false),
+            Output::U8 { .. } => (false, true),
+        };
+        let left = Rows { data: &a, count: m, stride: k + self.gaps[0] };
+        let target =
+            Target { f32: gives_f32.then_some(&mut y), u8: gives_u8.then_some(&mut q), stride };
+        run_all(left, [(&product, target)].into_iter());
+        let has_gap = |i: &usize| i % stride >= n;
+        let gaps = (0..m * stride).filter(has_gap);
+        gaps.for_each(|i| assert!(y[i] == -7.0 && q[i] == 77, "a gap at {i} was written"));
+        let kept = |i: &usize| !has_gap(i);
+        (
+            (0..m * stride).filter(kept).map(|i| y[i]).collect(),
+            (0..m * stride).filter(kept).map(|i| q[i]).collect(),
+        )
+    }
+}
+
+const SHAPES: &[[usize; 3]] = &[
+    [1, 1, 1],
+    [1, 384, 384],
+    [2, 3, 5],
+    [3, 4, 16],
+    [5, 7, 17],
+    [6, 8, 64],
+    [7, 129, 65],
+    [12, 30, 100],
+    [13, 66, 127],
+    [17, 16, 48],
+    [40, 33, 130],
+    [3, 0, 20],
+    [0, 8, 20],
+    [4, 8, 0],
+];
+
+const ACTIVATIONS: &[Activation] = &[
+    Activation::None,
+    Activation::Clip { low: 0.0, high: f32::INFINITY },
+    Activation::Clip { low: -0.4, high: 0.7 },
+    Activation::Gelu,
+    Activation::Each(super::super::elementwise::tanh),
+];
+
+const OUTPUTS: &[Output] = &[
+    Output::F32,
+    Output::U8 { scale: 0.011, zero_point: 0 },
+    Output::U8 { scale: 0.013, zero_point: 131 },
+    Output::U8 { scale: 0.003, zero_point: 255 },
+];
+
+/// Holds a run to the plain loops: y within rounding, and levels within a hair of the exact one.
+fn check(case: Case, expected: &[f64], (y, q): &(Vec<f32>, Vec<u8>), what: &str) {
+    if !matches!(case.output, Output::U8 { .. }) {
+        for (y, expected) in y.iter().zip(expected) {
+            // One rounding of the sum, one of its scaling; the polynomial of erf is within 5e-7.
+            let tolerance = 1e-6 * expected.abs().max(1.0);
+            assert!((f64::from(*y) - expected).abs() <= tolerance, "{what}: {y} {expected}");
+        }
+    }
+    if let Output::U8 { scale, zero_point } = case.output {
+        for (q, expected) in q.iter().zip(expected) {
+            let exact = expected / f64::from(scale) + f64::from(zero_point);
+            let bounded = exact.clamp(0.0, 255.0);
+            // Half a level, what the rounding of y can move it, and what a coarse GELU adds.
+            let coarse = matches!(case.activation, Activation::Gelu);
+            let slack = if coarse { 0.51 } else { 0.5 };
+            let slack = slack + 1e-6 * expected.abs().max(1.0) / f64::from(scale);
+            assert!((f64::from(*q) - bounded).abs() <= slack, "{what}: {q} {exact}");
+        }
+    }
+}
+
+/// FNV-1a of what a case gives, added to that of the cases before.
+fn hash(hash: &mut u64, (y, q): &(Vec<f32>, Vec<u8>)) {
+    let bytes = y.iter().flat_map(|y| y.to_bits().to_le_bytes()).chain(q.iter().copied());
+    bytes.for_each(|byte| *hash = (*hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+}
+
+/// The hash of all cases but those of functions over slices, on every machine.
+const BITS: u64 = 17_606_167_813_703_914_380;
+
+#[test]
+fn every_path_gives_what_plain_loops_give_and_the_same_bits() {
+    let mut bits = 0xcbf2_9ce4_8422_2325;
+    for &sizes in SHAPES {
+        for (index, &activation) in ACTIVATIONS.iter().enumerate() {
+            for (kind, &output) in OUTPUTS.iter().enumerate() {
+                let gaps = if (index + kind) % 2 == 0 { [0, 0] } else { [3, 5] };
+                let zero_point = [0, 7, 128, 255][(index + kind) % 4];
+                let case = Case { sizes, zero_point, activation, output, gaps };
+                let expected = case.expected();
+                let mut first: Option<(Vec<f32>, Vec<u8>)> = None;
+                for path in Path::available() {
+                    let what = format!("{path:?} {sizes:?} {index} {kind}");
+                    let found = case.run(path);
+                    check(case, &expected, &found, &what);
+                    assert!(first.get_or_insert_with(|| found.clone()) == &found, "{what}: bits");
+                }
+                if !matches!(activation, Activation::Each(_)) {
+                    hash(&mut bits, &first.expect("a path ran"));
+                }
+            }
+        }
+    }
+    assert_eq!(bits, BITS, "the same bits as on the machine that this was written on");
+}
+
+#[test]
+fn sums_are_exact_at_the_ends_of_the_range() {
+    let (m, k, n) = (7, 1536, 70);
+    let a = vec![255_u8; m * k];
+    for value in [-128_i8, 127] {
+        let b = vec![value; k * n];
+        for path in Path::available() {
+            let weights = Weights::with_path(path, Strided::rows(&b, k, n));
+            let product = Product::new(weights, 0, &[1.0], None, Activation::None, Output::F32);
+            let mut y = vec![0.0; m * n];
+            let target = Target { f32: Some(&mut y), u8: None, stride: n };
+            let left = Rows { data: &a, count: m, stride: k };
+            run_all(left, [(&product, target)].into_iter());
+            let expected = (255 * 1536 * i32::from(value)) as f32;
+            assert!(y.iter().all(|&y| y == expected), "{path:?} {value}");
+        }
+    }
+}
+
+#[test]
+fn transposed_weights_and_the_number_of_threads_change_nothing() {
+    let (m, k, n) = (64, 96, 384);
+    let (a, b) = (bytes(m * k, 5), signed(k * n, 6));
+    let transposed: Vec<i8> = (0..n * k).map(|i| b[i % k * n + i / k]).collect();
+    let run = |b: Strided<i8>, threads: usize| {
+        let output = Output::U8 { scale: 0.02, zero_point: 100 };
+        let product = Product::new(Weights::new(b), 128, &[1e-4], None, Activation::Gelu, output);
+        let mut q = vec![0; m * n];
+        let target = Target { f32: None, u8: Some(&mut q), stride: n };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let left = Rows { data: &a, count: m, stride: k };
+        pool.install(|| run_all(left, [(&product, target)].into_iter()));
+        q
+    };
+    let one = run(Strided::rows(&b, k, n), 1);
+    assert!(one.iter().any(|&q| q != one[0]));
+    for threads in [1, 2, 3, 5] {
+        assert!(run(Strided::rows(&transposed, n, k).transposed(), threads) == one, "{threads}");
+    }
+}
+
+#[test]
+fn products_of_the_same_rows_run_together_as_alone() {
+    let (m, k) = (40, 96);
+    let a = bytes(m * k, 5);
+    let left = Rows { data: &a, count: m, stride: k };
+    let products: Vec<Product> = [384, 70, 1, 0]
+        .iter()
+        .map(|&n| {
+            let weights = Weights::new(Strided::rows(&signed(k * n, 6), k, n));
+            Product::new(weights, 9, &[1e-3], None, Activation::None, Output::F32)
+        })
+        .collect();
+    let mut alone: Vec<Vec<f32>> =
+        products.iter().map(|product| vec![0.0; m * product.columns()]).collect();
+    let mut together = alone.clone();
+    for (product, y) in products.iter().zip(&mut alone) {
+        let target = Target { f32: Some(y), u8: None, stride: product.columns() };
+        run_all(left, [(product, target)].into_iter());
+    }
+    for threads in [1, 3] {
+        together.iter_mut().for_each(|y| y.fill(0.0));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let targets = together.iter_mut().zip(&products).map(|(y, product)| {
+                (product, Target { f32: Some(y), u8: None, stride: product.columns() })
+            });
+            run_all(left, targets);
+        });
+        assert!(together == alone, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_scale_of_zero_is_no_panic() {
+    let (a, b) = (bytes(8, 1), signed(8 * 3, 2));
+    for scale in [0.0, -1.0, f32::NAN, f32::MIN_POSITIVE / 4.0] {
+        for &activation in ACTIVATIONS {
+            let weights = Weights::new(Strided::rows(&b, 8, 3));
+            let output = Output::U8 { scale, zero_point: 9 };
+            let product = Product::new(weights, 0, &[1.0], None, activation, output);
+            let mut q = [0; 3];
+            let target = Target { f32: None, u8: Some(&mut q), stride: 3 };
+            let left = Rows { data: &a, count: 1, stride: 8 };
+            run_all(left, [(&product, target)].into_iter());
+            // NaN is the least level, and ±∞ the ends.
+            assert!(q.iter().all(|q| [0, 9, 255].contains(q)) || scale == -1.0, "{q:?} {scale}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Sums of a few rows and one panel of columns in registers, and what becomes of them.
+
+use super::epilogue::{Chain, Clip, CoarseGelu, Gelu, Identity, Place};
+use super::vector::{Floats, Sums};
+use super::{Activation, Job, Task};
+
+/// Most sums of a tile: six rows of 64 columns.
+const TILE_MAX: usize = 6 * 64;
+
+#[repr(align(64))]
+struct Scratch([i32; TILE_MAX]);
+
+/// Computes the rows of one panel that the task names.
+///
+/// # Safety
+/// Needs the instruction set of `T`, weights packed for it, and a job whose pointers hold what it
+/// says.
+#[inline(always)]
+pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
+    let product = job.product;
+    let panel_columns = T::WIDE * T::LANES;
+    let first_column = task.panel * panel_columns;
+    let columns = panel_columns.min(product.n - first_column);
+    let wide = columns.div_ceil(T::LANES);
+    // SAFETY: the panel lies within the packed weights.
+    let weights = unsafe { product.weights.data().add(first_column * product.groups() * 4) };
+    let starts = &product.starts[first_column..first_column + wide * T::LANES];
+    let mut scratch = Scratch([0; TILE_MAX]);
+    let count = task.row_end - task.first_row;
+    let blocks = count.div_ceil(T::ROWS);
+    let mut row = task.first_row;
+    for block in 0..blocks {
+        // Blocks of nearly the same size keep more rows in flight than one small block at the end.
+        let rows = (task.row_end - row).div_ceil(blocks - block);
+        let left = Left {
+            // SAFETY: the row lies within the left side.
+            data: unsafe { job.left.add(row * job.left_stride) },
+            stride: job.left_stride,
+            depth: product.k,
+        };
+        let sums = scratch.0.as_mut_ptr();
+        let place = Place { row, rows, first_column, columns };
+        // SAFETY: the caller vouches for the instructions, and the tile for what it reads.
+        unsafe {
+            match rows {
+                1 => tiles::<T, 1>(wide, left, weights, starts, sums),
+                2 => tiles::<T, 2>(wide, left, weights, starts, sums),
+                3 => tiles::<T, 3>(wide, left, weights, starts, sums),
+                4 => tiles::<T, 4>(wide, left, weights, starts, sums),
+                5 => tiles::<T, 5>(wide, left, weights, starts, sums),
+                _ => tiles::<T, 6>(wide, left, weights, starts, sums),
+            }
+            finish::<T>(job, place, sums);
+        }
+        row += rows;
+    }
+}
+
+/// Rows of u8.
+#[derive(Clone, Copy)]
+struct Left {
+    data: *const u8,
+    stride: usize,
+    depth: usize,
+}
+
+#[inline(always)]
+unsafe fn tiles<T: Sums, const R: usize>(
+    wide: usize,
+    left: Left,
+    weights: *const i8,
+    starts: &[i32],
+    sums: *mut i32,
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match wide {
+            1 => tile::<T, R, 1>(left, weights, starts, sums),
+            2 => tile::<T, R, 2>(left, weights, starts, sums),
+            3 => tile::<T, R, 3>(left, weights, starts, sums),
+            _ => tile::<T, R, 4>(left, weights, starts, sums),
+        }
+    }
+}
+
+/// sums = starts + left·weights, `R` rows of `W` vectors.
+#[inline(always)]
+unsafe fn tile<T: Sums, const R: usize, const W: usize>(
+    left: Left,
+    weights: *const i8,
+    starts: &[i32],
+    sums: *mut i32,
+) {
+    // What no task asks for is not compiled.
+    if R > T::ROWS || W > T::WIDE {
+        unreachable!("a tile has at most {} rows of {} vectors", T::ROWS, T::WIDE);
+    }
+    // SAFETY: a row has `depth` bytes, a panel one group of four for every four of them begun,
+    // `starts` W vectors, `sums` room for R rows of them.
+    unsafe {
+        let start: [T; W] = std::array::from_fn(|w| T::load(starts.as_ptr().add(w * T::LANES)));
+        let mut tile = [start; R];
+        let step = W * T::LANES * 4;
+        let whole = left.depth / 4;
+        for group in 0..whole {
+            let from = weights.add(group * step);
+            let right: [T::Right; W] =
+                std::array::from_fn(|w| T::right(from.add(w * T::LANES * 4)));
+            for (r, row) in tile.iter_mut().enumerate() {
+                let bytes = left.data.add(r * left.stride + group * 4);
+                add_row::<T, W>(row, bytes.cast::<u32>().read_unaligned(), &right);
+            }
+        }
+        let rest = left.depth % 4;
+        if rest > 0 {
+            let from = weights.add(whole * step);
+            let right: [T::Right; W] =
+                std::array::from_fn(|w| T::right(from.add(w * T::LANES * 4)));
+            for (r, row) in tile.iter_mut().enumerate() {
+                let mut bytes = [0_u8; 4];
+                let from = left.data.add(r * left.stride + whole * 4);
+                std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), rest);
+                add_row::<T, W>(row, u32::from_ne_bytes(bytes), &right);
+            }
+        }
+        for (r, row) in tile.iter().enumerate() {
+            for (w, vector) in row.iter().enumerate() {
+                vector.store(sums.add((r * W + w) * T::LANES));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_row<T: Sums, const W: usize>(row: &mut [T; W], group: u32, right: &[T::Right; W]) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let left = T::left(group);
+        for (sum, &right) in row.iter_mut().zip(right) {
+            *sum = sum.dot(left, right);
+        }
+    }
+}
+
+/// Turns a tile's sums into results.
+#[inline(always)]
+unsafe fn finish<T: Sums>(job: &Job, place: Place, sums: *mut i32) {
+    let chain = Chain { job, place };
+    // SAFETY: as the caller's.
+    unsafe {
+        match job.product.activation {
+            Activation::None => chain.run::<T, _>(sums, &Identity),
+            Activation::Clip { low, high } => {
+                let ends = [T::Floats::splat(low), T::Floats::splat(high)];
+                chain.run::<T, _>(sums, &Clip(ends));
+            }
+            Activation::Gelu if job.product.levels.is_coarse() => {
+                chain.run::<T, _>(sums, &CoarseGelu);
+            }
+            Activation::Gelu => chain.run::<T, _>(sums, &Gelu),
+            Activation::Each(function) => chain.run_each::<T>(sums, function),
+        }
+    }
+}

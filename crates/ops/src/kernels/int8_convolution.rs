@@ -1,0 +1,282 @@
+//! Inner loops of a convolution of u8 inputs with i8 weights, channels the last axis of input and
+//! output: as [`super::channels_last`] for f32, with exact i32 sums that become u8 levels in the
+//! registers they were summed in.
+
+#[cfg(target_arch = "x86_64")]
+use super::sums::{Avx2, Vnni};
+use super::sums::{Levels, Portable, Sums};
+use super::unrolled;
+
+/// Instruction sets that the loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Int8Isa {
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// The best of this CPU.
+pub(crate) fn int8_isa() -> Int8Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if super::isa() == super::Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
+            return Int8Isa::Vnni;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Int8Isa::Avx2;
+        }
+    }
+    Int8Isa::Portable
+}
+
+/// 64 weights, as one vector holds them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [i8; 64]);
+
+/// Where the sums of a row go.
+pub(crate) enum Target<'a> {
+    /// u8 levels, by one scale per output of the tile, padded like the width.
+    Levels { out: &'a mut [u8], scales: &'a [f32], levels: Levels },
+    /// The sums themselves.
+    Sums(&'a mut [i32]),
+}
+
+/// A row of pixels of a dense convolution, all its outputs of one tile of channels.
+pub(crate) struct Int8Row<'a> {
+    pub(crate) x: &'a [u8],
+    /// Where the first pixel's first tap begins.
+    pub(crate) first: usize,
+    /// From one pixel to the next.
+    pub(crate) step: usize,
+    /// What each tap adds to a pixel's place.
+    pub(crate) taps: &'a [usize],
+    /// Values that a tap reads, one after the other.
+    pub(crate) depth: usize,
+    /// [tap, ⌈depth / 4⌉, vectors, 16, 4], zeros beyond depth and width. Outputs of a tile of four
+    /// vectors stand in the order of [`super::sums::place_in_block`].
+    pub(crate) w: &'a [Line],
+    /// One per output, in the order of the weights and padded like them.
+    pub(crate) bias: &'a [i32],
+    pub(crate) pixels: usize,
+    /// Outputs of the tile.
+    pub(crate) width: usize,
+    /// From one pixel's outputs to the next one's.
+    pub(crate) out_step: usize,
+}
+
+impl Int8Isa {
+    /// Most vectors of 16 outputs that a tile may have.
+    pub(crate) fn tile_vectors_max(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => 4,
+            _ => 1,
+        }
+    }
+
+    /// Computes one row. The target begins at the first pixel's first output of the tile.
+    ///
+    /// # Panics
+    /// When the row reaches beyond a slice, or the CPU lacks the instructions.
+    pub(crate) fn dense_row(self, target: Target, row: &Int8Row) {
+        if row.pixels == 0 || row.width == 0 {
+            return;
+        }
+        let vectors = row.width.div_ceil(16);
+        let last = row.first + (row.pixels - 1) * row.step;
+        assert!(row.taps.iter().all(|tap| last + tap + row.depth <= row.x.len()));
+        assert!(row.w.len() >= row.taps.len() * row.depth.div_ceil(4) * vectors);
+        assert!(row.bias.len() >= vectors * 16 && vectors <= self.tile_vectors_max());
+        let written = (row.pixels - 1) * row.out_step + row.width;
+        let out = match target {
+            Target::Levels { out, scales, levels } => {
+                assert!(written <= out.len() && scales.len() >= vectors * 16);
+                Out::Levels(out.as_mut_ptr(), scales.as_ptr(), levels)
+            }
+            Target::Sums(out) => {
+                // Sums of four vectors are not stored in order.
+                assert!(written <= out.len() && vectors < 4);
+                Out::Sums(out.as_mut_ptr())
+            }
+        };
+        self.check();
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: all places and the instructions were checked above.
+            Self::Vnni => unsafe {
+                match vectors {
+                    1 => dense::<Vnni, 1, 14>(&out, row),
+                    2 => dense::<Vnni, 2, 12>(&out, row),
+                    3 => dense::<Vnni, 3, 8>(&out, row),
+                    _ => dense::<Vnni, 4, 6>(&out, row),
+                }
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx2 => unsafe { dense::<Avx2, 1, 4>(&out, row) },
+            // SAFETY: as above.
+            Self::Portable => unsafe { dense::<Portable, 1, 4>(&out, row) },
+        }
+    }
+
+    pub(super) fn check(self) {
+        #[cfg(target_arch = "x86_64")]
+        assert!(match self {
+            Self::Vnni => int8_isa() == Self::Vnni,
+            Self::Avx2 => int8_isa() != Self::Portable,
+            Self::Portable => true,
+        });
+    }
+}
+
+/// A checked target.
+pub(super) enum Out {
+    Levels(*mut u8, *const f32, Levels),
+    Sums(*mut i32),
+}
+
+/// One tile, compiled for the instructions of its lanes.
+trait Tiles: Sums {
+    /// # Safety
+    /// As [`dense`], and the CPU has the instructions.
+    unsafe fn tile<const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize);
+}
+
+macro_rules! tiles {
+    ($lanes:ty $(, $features:literal)?) => {
+        impl Tiles for $lanes {
+            #[inline]
+            unsafe fn tile<const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn compiled<const V: usize, const P: usize>(
+                    out: &Out,
+                    row: &Int8Row,
+                    at: usize,
+                ) {
+                    // SAFETY: the caller's promise.
+                    unsafe { tile::<$lanes, V, P>(out, row, at) }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { compiled::<V, P>(out, row, at) }
+            }
+        }
+    };
+}
+
+tiles!(Portable);
+#[cfg(target_arch = "x86_64")]
+tiles!(Vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
+#[cfg(target_arch = "x86_64")]
+tiles!(Avx2, "avx2,fma");
+
+/// Splits the row into tiles of nearly equal counts of pixels, at most `MOST`.
+///
+/// # Safety
+/// Every place that the row names lies inside its slices; the width is at most 16·V.
+unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(out: &Out, row: &Int8Row) {
+    let mut tiles = row.pixels.div_ceil(MOST);
+    let mut at = 0;
+    while tiles > 0 {
+        let count = (row.pixels - at).div_ceil(tiles);
+        // SAFETY: pixels at..at + count belong to the row.
+        unsafe {
+            match count {
+                1 => L::tile::<V, 1>(out, row, at),
+                2 => L::tile::<V, 2>(out, row, at),
+                3 => L::tile::<V, 3>(out, row, at),
+                4 => L::tile::<V, 4>(out, row, at),
+                5 if MOST >= 5 => L::tile::<V, 5>(out, row, at),
+                6 if MOST >= 6 => L::tile::<V, 6>(out, row, at),
+                7 if MOST >= 7 => L::tile::<V, 7>(out, row, at),
+                8 if MOST >= 8 => L::tile::<V, 8>(out, row, at),
+                9 if MOST >= 9 => L::tile::<V, 9>(out, row, at),
+                10 if MOST >= 10 => L::tile::<V, 10>(out, row, at),
+                11 if MOST >= 11 => L::tile::<V, 11>(out, row, at),
+                12 if MOST >= 12 => L::tile::<V, 12>(out, row, at),
+                13 if MOST >= 13 => L::tile::<V, 13>(out, row, at),
+                14 if MOST >= 14 => L::tile::<V, 14>(out, row, at),
+                _ => unreachable!("a tile has at most {MOST} pixels"),
+            }
+        }
+        at += count;
+        tiles -= 1;
+    }
+}
+
+/// Sums and stores pixels at..at + P.
+///
+/// # Safety
+/// As [`dense`].
+#[inline(always)]
+unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize) {
+    // SAFETY: the caller vouches for every place.
+    unsafe {
+        let mut bias = [L::load(row.bias.as_ptr()); V];
+        unrolled!(v < V, { bias[v] = L::load(row.bias.as_ptr().add(v * 16)) });
+        let mut sums = [bias; P];
+        let mut w = row.w.as_ptr().cast::<i8>();
+        let x = row.x.as_ptr().add(row.first + at * row.step);
+        let (step, fours, rest) = (row.step, row.depth / 4, row.depth % 4);
+        for &tap in row.taps {
+            let mut x = x.add(tap);
+            for _ in 0..fours {
+                let mut b = [L::weights(w); V];
+                unrolled!(v < V, { b[v] = L::weights(w.add(v * 64)) });
+                unrolled!(p < P, {
+                    let a = L::splat(x.add(p * step).cast::<u32>().read_unaligned().to_le());
+                    unrolled!(v < V, { sums[p][v] = sums[p][v].dot(a, b[v]) });
+                });
+                w = w.add(V * 64);
+                x = x.add(4);
+            }
+            if rest > 0 {
+                let mut b = [L::weights(w); V];
+                unrolled!(v < V, { b[v] = L::weights(w.add(v * 64)) });
+                unrolled!(p < P, {
+                    let a = L::splat(few(x.add(p * step), rest));
+                    unrolled!(v < V, { sums[p][v] = sums[p][v].dot(a, b[v]) });
+                });
+                w = w.add(V * 64);
+            }
+        }
+        // Only the last vector may be cut short.
+        let cut = row.width - (V - 1) * 16;
+        unrolled!(p < P, {
+            let place = (at + p) * row.out_step;
+            match out {
+                Out::Levels(out, scales, levels) if V == 4 => {
+                    let sums = [sums[p][0], sums[p][1 % V], sums[p][2 % V], sums[p][3 % V]];
+                    L::store_block(sums, out.add(place), row.width, *scales, levels);
+                }
+                Out::Levels(out, scales, levels) => {
+                    unrolled!(v < V, {
+                        let count = if v + 1 < V { 16 } else { cut };
+                        let to = out.add(place + v * 16);
+                        sums[p][v].store_levels(to, count, scales.add(v * 16), levels);
+                    });
+                }
+                Out::Sums(out) => {
+                    unrolled!(v < V, {
+                        let count = if v + 1 < V { 16 } else { cut };
+                        sums[p][v].store(out.add(place + v * 16), count);
+                    });
+                }
+            }
+        });
+    }
+}
+
+/// The first `count` < 4 bytes, in the lowest places.
+///
+/// # Safety
+/// The pointer is readable for `count` bytes.
+#[inline(always)]
+unsafe fn few(from: *const u8, count: usize) -> u32 {
+    // SAFETY: the caller's promise.
+    let byte =
+        |at: usize| if at < count { u32::from(unsafe { *from.add(at) }) << (8 * at) } else { 0 };
+    byte(0) | byte(1) | byte(2)
+}

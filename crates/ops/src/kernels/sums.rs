@@ -1,0 +1,456 @@
+//! Sixteen i32 sums of u8·i8 products side by side: one register of AVX-512, two of AVX2, an array
+//! elsewhere. Every operation gives the same integers on every CPU: no product saturates.
+
+/// How sums become u8 levels: clamp(round(sum · scale) + zero, low, high), half to even.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Levels {
+    pub(crate) zero: u8,
+    pub(crate) low: u8,
+    pub(crate) high: u8,
+}
+
+impl Levels {
+    /// All of them, with a zero point of 0.
+    pub(crate) const ALL: Self = Self { zero: 0, low: 0, high: 255 };
+}
+
+/// Scaled sums are bounded by this before they become integers again; it lies beyond all levels.
+const BOUND: f32 = 32_000.0;
+
+/// Of 64 levels that are stored together, where lane `lane` of vector `vector` goes: the order in
+/// which packing four vectors of i32 to one of u8 leaves them.
+pub(crate) const fn place_in_block(vector: usize, lane: usize) -> usize {
+    lane / 4 * 16 + vector * 4 + lane % 4
+}
+
+/// # Safety
+/// Calling any function needs the instruction set that the type stands for; pointers must be
+/// readable or writable for what the function names.
+pub(super) trait Sums: Copy {
+    /// Four neighbouring inputs for each lane.
+    type X: Copy;
+    /// Four weights for each lane.
+    type W: Copy;
+
+    /// 16 values.
+    unsafe fn load(from: *const i32) -> Self;
+    /// The first `count` ≤ 16 sums.
+    unsafe fn store(self, to: *mut i32, count: usize);
+    /// 64 weights: four for each lane.
+    unsafe fn weights(from: *const i8) -> Self::W;
+    /// The same four inputs, the first in the lowest byte, for each lane.
+    unsafe fn splat(x: u32) -> Self::X;
+    /// 64 inputs: four for each lane.
+    unsafe fn inputs(from: *const u8) -> Self::X;
+    /// self + Σ x·w of each lane.
+    unsafe fn dot(self, x: Self::X, w: Self::W) -> Self;
+    /// `count` ≤ 16 levels, one of 16 scales for each.
+    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: &Levels);
+    /// `count` ≤ 64 levels in the order of [`place_in_block`], as are the 64 scales.
+    unsafe fn store_block(
+        sums: [Self; 4],
+        to: *mut u8,
+        count: usize,
+        scales: *const f32,
+        levels: &Levels,
+    );
+    /// Lays `count` ≤ 64 bytes of each of four rows out as four vectors of inputs, 256 bytes: those
+    /// of one column together, columns in the order of [`place_in_block`].
+    unsafe fn interleave(to: *mut u8, rows: [*const u8; 4], count: usize);
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Portable([i32; 16]);
+
+#[inline(always)]
+fn level(sum: i32, scale: f32, levels: &Levels) -> u8 {
+    let scaled = sum as f32 * scale;
+    let bounded = if scaled < BOUND { scaled } else { BOUND };
+    let rounded = bounded.max(-BOUND).round_ties_even() as i32 + i32::from(levels.zero);
+    rounded.max(i32::from(levels.low)).min(i32::from(levels.high)) as u8
+}
+
+impl Sums for Portable {
+    type X = [u8; 64];
+    type W = [i8; 64];
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's pointer is readable for 16 values.
+        Self(unsafe { from.cast::<[i32; 16]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut i32, count: usize) {
+        // SAFETY: the caller's pointer is writable for `count` ≤ 16 values.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn weights(from: *const i8) -> Self::W {
+        // SAFETY: the caller's pointer is readable for 64 values.
+        unsafe { from.cast::<[i8; 64]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> Self::X {
+        std::array::from_fn(|i| x.to_le_bytes()[i % 4])
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(from: *const u8) -> Self::X {
+        // SAFETY: the caller's pointer is readable for 64 values.
+        unsafe { from.cast::<[u8; 64]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self::X, w: Self::W) -> Self {
+        let term = |i: usize| i32::from(x[i]) * i32::from(w[i]);
+        let sum = |i: usize| term(4 * i) + term(4 * i + 1) + term(4 * i + 2) + term(4 * i + 3);
+        Self(std::array::from_fn(|i| self.0[i].wrapping_add(sum(i))))
+    }
+
+    #[inline(always)]
+    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: &Levels) {
+        for (lane, &sum) in self.0.iter().enumerate().take(count) {
+            // SAFETY: 16 scales are readable, `count` levels writable.
+            unsafe { *to.add(lane) = level(sum, *scales.add(lane), levels) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_block(
+        sums: [Self; 4],
+        to: *mut u8,
+        count: usize,
+        scales: *const f32,
+        levels: &Levels,
+    ) {
+        for (vector, sums) in sums.iter().enumerate() {
+            for (lane, &sum) in sums.0.iter().enumerate() {
+                let place = place_in_block(vector, lane);
+                if place < count {
+                    // SAFETY: 64 scales are readable, `count` levels writable.
+                    unsafe {
+                        *to.add(place) = level(sum, *scales.add(vector * 16 + lane), levels);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(to: *mut u8, rows: [*const u8; 4], count: usize) {
+        for at in 0..64 {
+            let place = place_in_block(at / 16, at % 16);
+            for (index, row) in rows.iter().enumerate() {
+                // SAFETY: rows are readable for `count` bytes, 256 are writable.
+                unsafe {
+                    *to.add(at * 4 + index) = if place < count { *row.add(place) } else { 0 }
+                };
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Vnni};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{BOUND, Levels, Sums};
+
+    /// AVX-512 with VNNI.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Vnni(__m512i);
+
+    /// The first `count` ≤ 64 bits.
+    #[inline(always)]
+    fn mask(count: usize) -> u64 {
+        if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+    }
+
+    impl Vnni {
+        #[inline(always)]
+        unsafe fn rounded(self, scales: *const f32) -> __m512i {
+            // SAFETY: the caller has AVX-512, and 16 scales to read.
+            unsafe {
+                let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(self.0), _mm512_loadu_ps(scales));
+                // What is far below becomes the least integer, as far below.
+                _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(BOUND)))
+            }
+        }
+    }
+
+    // SAFETY of all: the caller has the instructions and vouches for the pointers.
+    impl Sums for Vnni {
+        type X = __m512i;
+        type W = __m512i;
+
+        #[inline(always)]
+        unsafe fn load(from: *const i32) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_loadu_si512(from.cast()) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut i32, count: usize) {
+            // SAFETY: see above.
+            unsafe { _mm512_mask_storeu_epi32(to, mask(count) as u16, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(from: *const i8) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_epi32(x as i32) }
+        }
+
+        #[inline(always)]
+        unsafe fn inputs(from: *const u8) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn dot(self, x: __m512i, w: __m512i) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_dpbusd_epi32(self.0, x, w) })
+        }
+
+        #[inline(always)]
+        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: &Levels) {
+            // SAFETY: see above.
+            unsafe {
+                let moved =
+                    _mm512_add_epi32(self.rounded(scales), _mm512_set1_epi32(l.zero.into()));
+                let bounded = _mm512_max_epi32(moved, _mm512_set1_epi32(l.low.into()));
+                let bounded = _mm512_min_epi32(bounded, _mm512_set1_epi32(l.high.into()));
+                let bytes = _mm512_cvtepi32_epi8(bounded);
+                if count >= 16 {
+                    _mm_storeu_si128(to.cast(), bytes);
+                } else {
+                    _mm_mask_storeu_epi8(to.cast(), mask(count) as u16, bytes);
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_block(
+            sums: [Self; 4],
+            to: *mut u8,
+            count: usize,
+            scales: *const f32,
+            l: &Levels,
+        ) {
+            // SAFETY: see above.
+            unsafe {
+                let zero = _mm512_set1_epi16(l.zero.into());
+                let a =
+                    _mm512_packs_epi32(sums[0].rounded(scales), sums[1].rounded(scales.add(16)));
+                let b = _mm512_packs_epi32(
+                    sums[2].rounded(scales.add(32)),
+                    sums[3].rounded(scales.add(48)),
+                );
+                let bytes =
+                    _mm512_packus_epi16(_mm512_adds_epi16(a, zero), _mm512_adds_epi16(b, zero));
+                let bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8(l.low as i8));
+                let bytes = _mm512_min_epu8(bytes, _mm512_set1_epi8(l.high as i8));
+                if count >= 64 {
+                    _mm512_storeu_si512(to.cast(), bytes);
+                } else {
+                    _mm512_mask_storeu_epi8(to.cast(), mask(count), bytes);
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn interleave(to: *mut u8, rows: [*const u8; 4], count: usize) {
+            // SAFETY: see above.
+            unsafe {
+                let load = |row: *const u8| {
+                    if count >= 64 {
+                        _mm512_loadu_si512(row.cast())
+                    } else {
+                        _mm512_maskz_loadu_epi8(mask(count), row.cast())
+                    }
+                };
+                let [a, b, c, d] = rows.map(load);
+                let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+                let (next, last) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+                _mm512_storeu_si512(to.cast(), _mm512_unpacklo_epi16(low, next));
+                _mm512_storeu_si512(to.add(64).cast(), _mm512_unpackhi_epi16(low, next));
+                _mm512_storeu_si512(to.add(128).cast(), _mm512_unpacklo_epi16(high, last));
+                _mm512_storeu_si512(to.add(192).cast(), _mm512_unpackhi_epi16(high, last));
+            }
+        }
+    }
+
+    /// AVX2, whose instruction for bytes saturates sums of two products: bytes are widened to 16
+    /// bits instead, those of even and of odd places apart.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2([__m256i; 2]);
+
+    impl Avx2 {
+        #[inline(always)]
+        unsafe fn rounded(self, half: usize, scales: *const f32) -> __m256i {
+            // SAFETY: the caller has AVX2, and 16 scales to read.
+            unsafe {
+                let scales = _mm256_loadu_ps(scales.add(half * 8));
+                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(self.0[half]), scales);
+                _mm256_cvtps_epi32(_mm256_min_ps(scaled, _mm256_set1_ps(BOUND)))
+            }
+        }
+    }
+
+    // SAFETY of all: the caller has the instructions and vouches for the pointers.
+    impl Sums for Avx2 {
+        /// Even and odd places of each half.
+        type X = [[__m256i; 2]; 2];
+        type W = [[__m256i; 2]; 2];
+
+        #[inline(always)]
+        unsafe fn load(from: *const i32) -> Self {
+            // SAFETY: see above.
+            unsafe { Self([0, 8].map(|at| _mm256_loadu_si256(from.add(at).cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut i32, count: usize) {
+            let mut lanes = [0_i32; 16];
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_si256(lanes.as_mut_ptr().cast(), self.0[0]);
+                _mm256_storeu_si256(lanes.as_mut_ptr().add(8).cast(), self.0[1]);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(from: *const i8) -> Self::W {
+            // SAFETY: see above.
+            unsafe {
+                [0, 32].map(|at| {
+                    let w = _mm256_loadu_si256(from.add(at).cast());
+                    [_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)]
+                })
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: u32) -> Self::X {
+            // SAFETY: see above.
+            unsafe {
+                let even = _mm256_set1_epi32((x & 0x00ff_00ff) as i32);
+                let odd = _mm256_set1_epi32((x >> 8 & 0x00ff_00ff) as i32);
+                [[even, odd]; 2]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn inputs(from: *const u8) -> Self::X {
+            // SAFETY: see above.
+            unsafe {
+                [0, 32].map(|at| {
+                    let x = _mm256_loadu_si256(from.add(at).cast());
+                    [_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)]
+                })
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn dot(self, x: Self::X, w: Self::W) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let sum = |half: usize| {
+                    let even = _mm256_madd_epi16(x[half][0], w[half][0]);
+                    let odd = _mm256_madd_epi16(x[half][1], w[half][1]);
+                    _mm256_add_epi32(self.0[half], _mm256_add_epi32(even, odd))
+                };
+                Self([sum(0), sum(1)])
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: &Levels) {
+            // SAFETY: see above.
+            unsafe {
+                // Packing leaves quarters in the order 0, 2, 1, 3 of both halves' fours.
+                let words = _mm256_packs_epi32(self.rounded(0, scales), self.rounded(1, scales));
+                let words = _mm256_adds_epi16(words, _mm256_set1_epi16(l.zero.into()));
+                let words = _mm256_permute4x64_epi64(words, 0b11_01_10_00);
+                let bytes = _mm256_packus_epi16(words, words);
+                let bytes = _mm256_permute4x64_epi64(bytes, 0b11_01_10_00);
+                let bytes = _mm256_castsi256_si128(bytes);
+                let bytes = _mm_max_epu8(bytes, _mm_set1_epi8(l.low as i8));
+                let bytes = _mm_min_epu8(bytes, _mm_set1_epi8(l.high as i8));
+                if count >= 16 {
+                    _mm_storeu_si128(to.cast(), bytes);
+                } else {
+                    let mut lanes = [0_u8; 16];
+                    _mm_storeu_si128(lanes.as_mut_ptr().cast(), bytes);
+                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_block(
+            sums: [Self; 4],
+            to: *mut u8,
+            count: usize,
+            scales: *const f32,
+            l: &Levels,
+        ) {
+            // SAFETY: see above.
+            unsafe {
+                let zero = _mm256_set1_epi16(l.zero.into());
+                let mut lanes = [0_u8; 64];
+                for half in 0..2 {
+                    let [a, b, c, d] =
+                        [0, 1, 2, 3].map(|v| sums[v].rounded(half, scales.add(v * 16)));
+                    let low = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero);
+                    let high = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero);
+                    let bytes = _mm256_packus_epi16(low, high);
+                    let bytes = _mm256_max_epu8(bytes, _mm256_set1_epi8(l.low as i8));
+                    let bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8(l.high as i8));
+                    _mm256_storeu_si256(lanes.as_mut_ptr().add(half * 32).cast(), bytes);
+                }
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn interleave(to: *mut u8, rows: [*const u8; 4], count: usize) {
+            // SAFETY: see above.
+            unsafe {
+                let mut copies = [[0_u8; 64]; 4];
+                let mut rows = rows;
+                if count < 64 {
+                    for (row, copy) in rows.iter_mut().zip(&mut copies) {
+                        std::ptr::copy_nonoverlapping(*row, copy.as_mut_ptr(), count);
+                        *row = copy.as_ptr();
+                    }
+                }
+                for half in 0..2 {
+                    let load = |row: *const u8| _mm256_loadu_si256(row.add(half * 32).cast());
+                    let [a, b, c, d] = rows.map(load);
+                    let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+                    let (next, last) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
+                    let to = to.add(half * 32);
+                    _mm256_storeu_si256(to.cast(), _mm256_unpacklo_epi16(low, next));
+                    _mm256_storeu_si256(to.add(64).cast(), _mm256_unpackhi_epi16(low, next));
+                    _mm256_storeu_si256(to.add(128).cast(), _mm256_unpacklo_epi16(high, last));
+                    _mm256_storeu_si256(to.add(192).cast(), _mm256_unpackhi_epi16(high, last));
+                }
+            }
+        }
+    }
+}

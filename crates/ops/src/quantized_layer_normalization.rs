@@ -1,0 +1,85 @@
+//! `QuantizedLayerNormalization`, made by fusion: y = LayerNormalization(x + skip) over the last axis,
+//! and its levels clamp(round(y / scale) + zero point) as u8.
+//!
+//! Inputs: x, skip (or none), scale and bias (or none) of the normalization, scale and zero point of
+//! the levels. Outputs: y, for the next residual addition, and the levels, for the next product.
+
+use attar_graph::Node;
+use attar_tensor::{DType, Tensor};
+
+use crate::clip::in_place_or_copy;
+use crate::kernels::{for_row_pairs, normalize};
+use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
+
+pub(crate) struct QuantizedLayerNormalization;
+
+impl Operator for QuantizedLayerNormalization {
+    fn op_type(&self) -> &'static str {
+        "QuantizedLayerNormalization"
+    }
+
+    fn domain(&self) -> &'static str {
+        ATTAR_DOMAIN
+    }
+
+    fn input_count(&self) -> std::ops::RangeInclusive<usize> {
+        6..=6
+    }
+
+    fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
+        let x = required(inputs, 0)?;
+        Ok(vec![x.with_dtype(DType::F32), x.with_dtype(DType::U8)])
+    }
+
+    fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
+        let epsilon = node.float_or("epsilon", 1e-5)?;
+        Ok(Box::new(move |run: &mut Run| {
+            let row_size = check(run)?;
+            let mut y = in_place_or_copy(run)?;
+            let mut q = run.pool.tensor(DType::U8, y.shape());
+            let skip = run.optional(1).map(Tensor::slice::<f32>);
+            let scale = run.input(2)?.slice::<f32>();
+            let bias = run.optional(3).map(Tensor::slice::<f32>);
+            let levels_scale = run.input(4)?.slice::<f32>()[0];
+            let zero_point = i32::from(run.input(5)?.slice::<u8>()[0]);
+            let (y_values, q_values) = (y.slice_mut::<f32>(), q.slice_mut::<u8>());
+            for_row_pairs(y_values, q_values, row_size, |first, y, q| {
+                let skip = skip.map(|skip| &skip[first * row_size..][..y.len()]);
+                normalize::layer_normalize_levels(
+                    y,
+                    q,
+                    skip,
+                    scale,
+                    bias,
+                    epsilon,
+                    levels_scale,
+                    zero_point,
+                );
+            });
+            Ok(vec![y, q])
+        }))
+    }
+}
+
+/// The size of a row, once every input fits it.
+fn check(run: &Run) -> Result<usize, OpError> {
+    let x = run.typed::<f32>(0)?;
+    let row_size =
+        *x.shape().last().ok_or_else(|| OpError::value("the rank of x", 0, "above 0"))?;
+    for index in [1, 2, 3, 4].into_iter().filter(|&index| run.optional(index).is_some()) {
+        let found = run.typed::<f32>(index)?;
+        let fits = match index {
+            1 => found.shape() == x.shape(),
+            4 => found.element_count() == 1,
+            _ => found.element_count() == row_size,
+        };
+        if !fits {
+            return Err(OpError::shapes(x.shape(), found.shape()));
+        }
+    }
+    let zero_point = run.typed::<u8>(5)?;
+    if zero_point.element_count() != 1 {
+        return Err(OpError::shapes(&[], zero_point.shape()));
+    }
+    Ok(row_size)
+}
