@@ -178,6 +178,8 @@ impl Pass for StaticQuantize {
             let kept = self.kept(model, &calibrated.sites, &rounded);
             placement.leave(&kept.iter().map(|(index, _)| *index).collect());
             record.keep_float(&model.graph, kept);
+            placement.products.retain(|index| rounded.iter().any(|(known, _)| known == index));
+            placement.readers.retain(|value, _| calibrated.sites.contains_key(value));
             for (value, readers) in &placement.readers {
                 if let Some(site) = calibrated.sites.get(value) {
                     insert_pair(&mut builder, value, site, readers);
