@@ -248,3 +248,65 @@ fn the_mean_that_rounding_adds_is_taken_off_the_bias() {
     let (with, without) = (error(true), error(false));
     assert!(with < 0.1 * without && with < 1e-5, "{with}, without {without}");
 }
+
+/// Two heads of attention over x, [n, tokens, 16], between products.
+fn attention() -> Model {
+    let mut model = model(
+        "x: f32[n, s, 16]
+         q = MatMul(x, wq)\nq1 = Add(q, b)\nq2 = Reshape(q1, split)\nq3 = Transpose(q2, perm=0,2,1,3)
+         k = MatMul(x, wk)\nk1 = Add(k, b)\nk2 = Reshape(k1, split)\nk3 = Transpose(k2, perm=0,2,3,1)
+         v = MatMul(x, wv)\nv1 = Add(v, b)\nv2 = Reshape(v1, split)\nv3 = Transpose(v2, perm=0,2,1,3)
+         s = MatMul(q3, k3)\np = Softmax(s, axis=-1)\nc = MatMul(p, v3)
+         c1 = Transpose(c, perm=0,2,1,3)\nc2 = Reshape(c1, merge)\ny = MatMul(c2, wo)",
+    );
+    let graph = &mut model.graph;
+    let weights = ["wq", "wk", "wv", "wo"].into_iter().zip(1..);
+    let weights = weights.map(|(name, seed)| (name, Tensor::new(&[16, 16], &numbers(256, seed))));
+    let others = [
+        ("b", Tensor::new(&[16], &numbers(16, 9))),
+        ("split", Tensor::new(&[4], &[0_i64, 0, 2, 8])),
+        ("merge", Tensor::new(&[3], &[0_i64, 0, 16])),
+    ];
+    for (name, tensor) in weights.chain(others) {
+        graph.inputs.retain(|input| input.name != name);
+        graph.set_initializer(name, tensor);
+    }
+    model
+}
+
+#[test]
+fn attention_runs_in_integers_where_its_operands_do() {
+    let original = attention();
+    let x = Tensor::new(&[4, 20, 16], &numbers(4 * 20 * 16, 3));
+    let wanted = run(&original, &x);
+    let float_error = {
+        let (model, _, _) = quantized(&original, "attention = false", vec![x.clone()]).unwrap();
+        relative_error(&run(&model, &x), &wanted)
+    };
+    // Q of no product: "auto" leaves such attention in float.
+    let mut unlike = original.clone();
+    let index = unlike.graph.nodes.iter().position(|node| node.outputs[0] == "q").unwrap();
+    unlike.graph.nodes[index] = attar_graph::Node::new("Relu", "relu", &["x"], &["q"]);
+    for (original, settings, is_quantized) in [
+        (&original, "", true),
+        (&original, "attention = \"auto\"", true),
+        (&original, "attention = true", true),
+        (&original, "attention = false", false),
+        (&unlike, "", false),
+        (&unlike, "attention = true", true),
+    ] {
+        let wanted = run(original, &x);
+        let (model, _, _) = quantized(original, settings, vec![x.clone()]).unwrap();
+        let count = |op_type: &str| model.graph.nodes.iter().filter(|n| n.is(op_type)).count();
+        // x, and what the last product reads; Q, K and V.
+        assert_eq!(count("QuantizeLinear"), if is_quantized { 5 } else { 2 }, "{settings}");
+        let mut running = model.clone();
+        attar_ops::fuse::fuse_for_runtime(&mut running).unwrap();
+        let runs = |op_type: &str| running.graph.nodes.iter().any(|n| n.op_type == op_type);
+        assert_eq!(runs("QuantizedAttention"), is_quantized, "{settings}");
+        if is_quantized {
+            let error = relative_error(&run(&model, &x), &wanted);
+            assert!(error < 0.03 && error < 2.0 * float_error, "{error}, float {float_error}");
+        }
+    }
+}

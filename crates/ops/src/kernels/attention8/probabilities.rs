@@ -1,0 +1,250 @@
+//! Integer scores to probabilities in levels.
+
+use super::{Path, ROUND, ROWS};
+use crate::kernels::softmax::{LANES, max_lanes, sum_lanes};
+use crate::kernels::vectorized;
+
+/// The least exponent of 2 that a normal f32 has.
+const LEAST: f32 = -126.0;
+/// 2ʳ for |r| ≤ ½ as a polynomial, the highest power first: a least-maximum fit with 1 at 0, made
+/// for this file (9e-8).
+const POWER: [f32; 6] =
+    [1.326_472_6e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0];
+
+/// eˣ for x ≤ 0 within 2e-7, each operation rounded by itself; 0 where 2ⁿ has no normal f32.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    let exponent = x * std::f32::consts::LOG2_E;
+    let bounded = if exponent > LEAST { exponent } else { LEAST };
+    let shifted = bounded + ROUND;
+    let r = bounded - (shifted - ROUND);
+    let mut p = POWER[0];
+    for coefficient in &POWER[1..] {
+        p = p * r + coefficient;
+    }
+    // The low bits of `shifted` are n: added to the exponent of 2ʳ.
+    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if exponent > LEAST { power } else { 0.0 }
+}
+
+impl Path {
+    /// As the function of that name.
+    pub(super) fn scores(self, scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Vnni {
+            assert!(sums.len() == scores.len() && bias.len() == scores.len());
+            assert!(scores.len().is_multiple_of(LANES));
+            // SAFETY: the path was found present, and the sizes were checked above.
+            return unsafe { x86::scores(scores, sums, bias, scale) };
+        }
+        scaled_scores(scores, sums, bias, scale)
+    }
+
+    /// As the function of that name.
+    pub(super) fn probabilities(
+        self,
+        levels: &mut [u8],
+        low: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Vnni {
+            assert!(levels.len() == scores.len() && scores.len().is_multiple_of(ROWS * LANES));
+            assert!(low.is_empty() || low.len() == levels.len());
+            // SAFETY: the path was found present, and the sizes were checked above.
+            return unsafe { x86::probabilities(levels, low, scores, highest, step) };
+        }
+        probabilities(levels, low, scores, highest, step)
+    }
+}
+
+vectorized! {
+    /// scores = sums·scale + bias; gives the highest.
+    fn scaled_scores<FMA>(scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
+        let scores = scores.as_chunks_mut::<LANES>().0;
+        let (sums, bias) = (sums.as_chunks::<LANES>().0, bias.as_chunks::<LANES>().0);
+        let mut highest = [f32::NEG_INFINITY; LANES];
+        for ((scores, sums), bias) in scores.iter_mut().zip(sums).zip(bias) {
+            for lane in 0..LANES {
+                let score = sums[lane] as f32 * scale + bias[lane];
+                scores[lane] = score;
+                highest[lane] = if score > highest[lane] { score } else { highest[lane] };
+            }
+        }
+        max_lanes(highest)
+    }
+
+    /// Softmax of rows of scores in steps, `highest` the highest of each; 0 where that is not
+    /// finite. The levels are u8, or of 16 bits where there is a place for their low bytes. Gives
+    /// the sum of each row's levels.
+    fn probabilities<FMA>(
+        levels: &mut [u8],
+        low: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        let size = scores.len() / ROWS;
+        let mut totals = [0_i32; ROWS];
+        for (row, total) in totals.iter_mut().enumerate() {
+            let area = row * size..(row + 1) * size;
+            let is_fine = !low.is_empty();
+            let low = if is_fine { &mut low[area.clone()] } else { &mut [][..] };
+            let levels = &mut levels[area.clone()];
+            let highest = highest[row];
+            if !highest.is_finite() {
+                levels.fill(0);
+                low.fill(0);
+                continue;
+            }
+            let (levels, low) =
+                (levels.as_chunks_mut::<LANES>().0, low.as_chunks_mut::<LANES>().0);
+            let scores = scores[area].as_chunks_mut::<LANES>().0;
+            let mut lanes = [0.0_f32; LANES];
+            for scores in scores.iter_mut() {
+                for lane in 0..LANES {
+                    scores[lane] = exp(scores[lane] - highest);
+                    lanes[lane] += scores[lane];
+                }
+            }
+            let factor = 1.0 / (sum_lanes(lanes) * step);
+            let most = if is_fine { 65535.0 } else { 255.0 };
+            let mut of_lanes = [0_i32; LANES];
+            for (at, scores) in scores.iter().enumerate() {
+                let mut found = [0_i32; LANES];
+                for lane in 0..LANES {
+                    let level = scores[lane] * factor;
+                    let bounded = if level < most { level } else { most };
+                    found[lane] = (bounded + ROUND).to_bits() as i32 & 0xffff;
+                    of_lanes[lane] += found[lane];
+                }
+                if is_fine {
+                    levels[at] = found.map(|level| (level >> 8) as u8);
+                    low[at] = found.map(|level| level as u8);
+                } else {
+                    levels[at] = found.map(|level| level as u8);
+                }
+            }
+            *total = of_lanes.into_iter().sum();
+        }
+        totals
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, LEAST, POWER, ROUND, ROWS, sum_lanes};
+
+    /// As [`scaled_scores`](super::scaled_scores), bit for bit.
+    ///
+    /// # Safety
+    /// AVX-512; slices of one length, a multiple of 16.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn scores(scores: &mut [f32], sums: &[i32], bias: &[f32], scale: f32) -> f32 {
+        let scale = _mm512_set1_ps(scale);
+        let mut highest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for at in (0..scores.len()).step_by(LANES) {
+            // SAFETY: `at` and the 16 places from there on lie within slices of one length.
+            unsafe {
+                let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.as_ptr().add(at).cast()));
+                let addend = _mm512_loadu_ps(bias.as_ptr().add(at));
+                let score = _mm512_add_ps(_mm512_mul_ps(sum, scale), addend);
+                _mm512_storeu_ps(scores.as_mut_ptr().add(at), score);
+                highest = _mm512_max_ps(score, highest);
+            }
+        }
+        _mm512_reduce_max_ps(highest)
+    }
+
+    /// As [`probabilities`](super::probabilities), bit for bit. One row's sum is not waited for
+    /// before the next row begins.
+    ///
+    /// # Safety
+    /// AVX-512; slices of one length, a multiple of 8·16, but that `low` may be empty.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn probabilities(
+        levels: &mut [u8],
+        low: &mut [u8],
+        scores: &mut [f32],
+        highest: &[f32; ROWS],
+        step: f32,
+    ) -> [i32; ROWS] {
+        let size = scores.len() / ROWS;
+        let mut factors = [0.0_f32; ROWS];
+        for (row, factor) in factors.iter_mut().enumerate() {
+            if !highest[row].is_finite() {
+                continue;
+            }
+            let highest = _mm512_set1_ps(highest[row]);
+            let mut lanes = _mm512_setzero_ps();
+            for at in (row * size..(row + 1) * size).step_by(LANES) {
+                // SAFETY: `at` and the 16 places from there on lie within the row.
+                unsafe {
+                    let place = scores.as_mut_ptr().add(at);
+                    let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(place), highest));
+                    _mm512_storeu_ps(place, weight);
+                    lanes = _mm512_add_ps(lanes, weight);
+                }
+            }
+            let mut of_lanes = [0.0_f32; LANES];
+            // SAFETY: an array of 16.
+            unsafe { _mm512_storeu_ps(of_lanes.as_mut_ptr(), lanes) };
+            *factor = 1.0 / (sum_lanes(of_lanes) * step);
+        }
+        let is_fine = !low.is_empty();
+        let most = _mm512_set1_ps(if is_fine { 65535.0 } else { 255.0 });
+        let (round, mask) = (_mm512_set1_ps(ROUND), _mm512_set1_epi32(0xffff));
+        let mut totals = [0_i32; ROWS];
+        for (row, total) in totals.iter_mut().enumerate() {
+            if !highest[row].is_finite() {
+                levels[row * size..][..size].fill(0);
+                if is_fine {
+                    low[row * size..][..size].fill(0);
+                }
+                continue;
+            }
+            let factor = _mm512_set1_ps(factors[row]);
+            let mut of_lanes = _mm512_setzero_si512();
+            for at in (row * size..(row + 1) * size).step_by(LANES) {
+                // SAFETY: `at` and the 16 places from there on lie within the row.
+                unsafe {
+                    let level = _mm512_mul_ps(_mm512_loadu_ps(scores.as_ptr().add(at)), factor);
+                    let rounded = _mm512_add_ps(_mm512_min_ps(level, most), round);
+                    let bits = _mm512_castps_si512(rounded);
+                    let level = _mm512_and_si512(bits, mask);
+                    let mut bytes = _mm512_cvtepi32_epi8(level);
+                    if is_fine {
+                        _mm_storeu_si128(low.as_mut_ptr().add(at).cast(), bytes);
+                        bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<8>(level));
+                    }
+                    _mm_storeu_si128(levels.as_mut_ptr().add(at).cast(), bytes);
+                    of_lanes = _mm512_add_epi32(of_lanes, level);
+                }
+            }
+            *total = _mm512_reduce_add_epi32(of_lanes);
+        }
+        totals
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn exp(x: __m512) -> __m512 {
+        let least = _mm512_set1_ps(LEAST);
+        let round = _mm512_set1_ps(ROUND);
+        let exponent = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+        let bounded = _mm512_max_ps(exponent, least);
+        let shifted = _mm512_add_ps(bounded, round);
+        let r = _mm512_sub_ps(bounded, _mm512_sub_ps(shifted, round));
+        let mut p = _mm512_set1_ps(POWER[0]);
+        for &coefficient in &POWER[1..] {
+            p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(coefficient));
+        }
+        let exponent_bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+        let power = _mm512_add_epi32(_mm512_castps_si512(p), exponent_bits);
+        let is_seen = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(exponent, least);
+        _mm512_maskz_mov_ps(is_seen, _mm512_castsi512_ps(power))
+    }
+}
