@@ -84,8 +84,8 @@ mod q_linear_conv;
 mod quantize_dequantize;
 mod quantize_linear;
 mod quantized;
-mod quantized_layer_normalization;
 mod quantized_conv;
+mod quantized_layer_normalization;
 mod quantized_matmul;
 mod random;
 mod range;
@@ -149,6 +149,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &attention::Attention,
     &attention::FlexAttention,
     &attention::FusedAttention,
+    &attention::QuantizedAttention,
     &attention::LinearAttention,
     &attention::MicrosoftRotaryEmbedding,
     &attention::MultiHeadAttention,

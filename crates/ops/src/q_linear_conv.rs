@@ -38,7 +38,8 @@ impl Operator for QLinearConv {
         constants: &[Option<&Tensor>],
     ) -> Result<Box<dyn Kernel>, OpError> {
         let constant = |index: usize| constants.get(index).copied().flatten();
-        let is_fixed = (1..node.inputs.len()).all(|i| constant(i).is_some() || node.input(i).is_none());
+        let is_fixed =
+            (1..node.inputs.len()).all(|i| constant(i).is_some() || node.input(i).is_none());
         if is_fixed {
             let prepared = Prepared::new(node, &constant)?;
             return Ok(Box::new(move |run: &mut Run| convolution(run, &prepared)));

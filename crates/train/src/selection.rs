@@ -84,9 +84,9 @@ fn is_in(table: &[(&str, &[usize])], op_type: &str, input: usize) -> bool {
     table.iter().any(|(name, inputs)| *name == op_type && inputs.contains(&input))
 }
 
-/// The initializers to train, in file order. By default those of f32 that lead to `outputs` with
+/// The initializers to train, in file order. By default those of f32, f16 or bf16 that lead to `outputs` with
 /// more than one element or in a weight's place, and of `Constant` nodes those in a weight's place;
-/// by patterns, any of f32.
+/// by patterns, any of these types.
 ///
 /// # Errors
 /// [`TrainError::Unmatched`] for a pattern that fits none, [`TrainError::NothingToTrain`].
@@ -97,7 +97,7 @@ pub(crate) fn trained_initializers(
 ) -> Result<Vec<String>, TrainError> {
     let places = Places::of(model, outputs);
     let floats: Vec<(&str, usize)> = (model.graph.constants())
-        .filter(|(_, tensor)| tensor.dtype() == DType::F32)
+        .filter(|(_, tensor)| matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16))
         .map(|(name, tensor)| (name, tensor.element_count()))
         .collect();
     let names: Vec<&str> = floats.iter().map(|(name, _)| *name).collect();

@@ -364,6 +364,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "QLinearConv",
             "QLinearMatMul",
             "QuantizeLinear",
+            "attar.QuantizedAttention",
             "attar.QuantizedLayerNormalization",
             "attar.QuantizedMatMul",
             "attar.QuantizedMatMuls",

@@ -1,5 +1,6 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
+mod attention;
 mod bias;
 mod calibrate;
 mod descent;

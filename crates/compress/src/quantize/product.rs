@@ -205,7 +205,7 @@ fn nearest(
         power += square * f64::from(w) * f64::from(w);
         shift[output] += statistics.sum.get(input).map_or(0.0, |sum| (sum / count) as f32) * e;
     }
-    let error = if power > 0.0 { (lost / power).sqrt() } else { 0.0 };
+    let error = relative(lost, power);
     Ok(Rounded { weight: rounded, bounding, rounding: Rounding::Nearest, error, shift })
 }
 
@@ -257,6 +257,12 @@ fn scales(w: &[f32], outputs: usize, level_max: i8, by: WeightScale) -> Vec<f32>
     best.into_iter().map(|(_, scale)| scale).collect()
 }
 
+/// √(lost / power); 0 where nothing is lost, or the squares are beyond what a float holds.
+fn relative(lost: f64, power: f64) -> f64 {
+    let ratio = (lost / power).sqrt();
+    if ratio.is_finite() { ratio } else { 0.0 }
+}
+
 /// Outputs looked at for the error; more change its digits, not its size.
 const OUTPUTS_MAX: usize = 64;
 
@@ -271,8 +277,7 @@ fn relative_error(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> f64 {
         weighted_rows(&mut product, h, &part, [inputs, inputs], false);
         part.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     };
-    let power = form(w);
-    if power > 0.0 { (form(e).max(0.0) / power).sqrt() } else { 0.0 }
+    relative(form(e), form(w))
 }
 
 /// As [`relative_error`], of channels that do not move together.
@@ -286,8 +291,7 @@ fn diagonal_error(site: &Site, e: &[f32], w: &[f32], outputs: usize) -> f64 {
         })
         .sum()
     };
-    let power = form(w);
-    if power > 0.0 { (form(e) / power).sqrt() } else { 0.0 }
+    relative(form(e), form(w))
 }
 
 fn mean_shift(site: &Site, e: &[f32], outputs: usize) -> Vec<f32> {

@@ -9,6 +9,7 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
+use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
 use super::keep_float::{Cost, KeepFloat, kept};
@@ -30,6 +31,8 @@ pub(crate) struct StaticQuantize {
     embeddings: bool,
     #[serde(default)]
     weight_bits: WeightBits,
+    #[serde(default)]
+    attention: QuantizedAttention,
     #[serde(default)]
     saturation: Saturation,
     #[serde(default)]
@@ -85,6 +88,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         key: "embeddings",
         default: "true",
         help: "embedding tables in 8 bits too, one scale per row",
+    },
+    OptionEntry {
+        key: "attention",
+        default: "\"auto\"",
+        help: "Q, K and V of attention in 8 bits too: \"auto\", where products in 8 bits make all \
+               three; true, everywhere; false, nowhere",
     },
     OptionEntry {
         key: "weight_bits",
@@ -149,11 +158,18 @@ impl Pass for StaticQuantize {
         }
         let links = Links::new(&model.graph);
         let mut placement = Placement::new(&model.graph, &links, context);
+        placement.add_attention(&model.graph, &links, context, self.attention);
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
         if !placement.products.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
+            for (value, source) in &placement.shared {
+                let range = calibrated.sites.get(source).map(|site| site.chosen.range);
+                if let (Some(site), Some(range)) = (calibrated.sites.get_mut(value), range) {
+                    site.chosen.range = range;
+                }
+            }
             batch_count = calibrated.batch_count;
             let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
             // The largest of what was held, before two models are run.
@@ -192,6 +208,13 @@ impl Pass for StaticQuantize {
                 placement.readers.len()
             ),
         });
+        if placement.unfolded_count > 0 {
+            plan.remark(format!(
+                "{} convolutions are followed by BatchNormalization, which runs in float: \
+                 `fuse.batch-norm` before this step folds it into them",
+                placement.unfolded_count
+            ));
+        }
         if batch_count > 0 {
             let values = record.outputs(&model.graph);
             let errors = output_errors(model, &plan, &values, batch_count, context)?;

@@ -115,6 +115,12 @@ impl<'a, T: Real> Mask<'a, T> {
         self.strides[2] != 0
     }
 
+    /// From the first query of a head on, and the stride from query to query.
+    pub(super) fn of_head(&self, text: usize, head: usize) -> (&[T], usize) {
+        let start = text * self.strides[0] + head * self.strides[1];
+        (&self.values[start..], self.strides[2])
+    }
+
     fn row(&self, text: usize, head: usize, query: usize) -> &[T] {
         let start = text * self.strides[0] + head * self.strides[1] + query * self.strides[2];
         &self.values[start..start + self.keys]

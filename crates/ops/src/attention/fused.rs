@@ -54,17 +54,26 @@ impl Operator for FusedAttention {
     }
 
     fn macs(&self, _: &Node, inputs: &[Option<&Fact>], _: &[Fact]) -> Dim {
-        // Q·Kᵀ and P·V: twice batch · queries · keys · hidden.
-        let (Some(Some(q)), Some(Some(k))) = (inputs.first(), inputs.get(1)) else {
-            return Dim::Unknown;
-        };
-        let keys = k.shape.as_ref().and_then(|shape| shape.get(1).cloned());
-        &(&q.element_count() * &keys.unwrap_or(Dim::Unknown)) * &Dim::Known(2)
+        attention_macs(inputs)
     }
 }
 
+/// Q·Kᵀ and P·V: twice batch · queries · keys · hidden.
+pub(super) fn attention_macs(inputs: &[Option<&Fact>]) -> Dim {
+    let (Some(Some(q)), Some(Some(k))) = (inputs.first(), inputs.get(1)) else {
+        return Dim::Unknown;
+    };
+    let keys = k.shape.as_ref().and_then(|shape| shape.get(1).cloned());
+    &(&q.element_count() * &keys.unwrap_or(Dim::Unknown)) * &Dim::Known(2)
+}
+
 /// Sizes, once the shapes of queries, keys and values fit together.
-fn sizes_of(q: &[usize], k: &[usize], v: &[usize], heads: usize) -> Result<Sizes, OpError> {
+pub(super) fn sizes_of(
+    q: &[usize],
+    k: &[usize],
+    v: &[usize],
+    heads: usize,
+) -> Result<Sizes, OpError> {
     let error = || OpError::shapes(q, k);
     let (&[batch, queries, hidden], &[batch_k, keys, hidden_k]) = (q, k) else {
         return Err(error());

@@ -31,7 +31,10 @@ pub(crate) struct Int8Weights {
 enum Form {
     Depthwise,
     /// Weights that no i8 holds are parts that add up, each a set of taps.
-    Dense { tiles: Vec<Tile>, parts: usize },
+    Dense {
+        tiles: Vec<Tile>,
+        parts: usize,
+    },
 }
 
 /// Outputs that are computed together.
@@ -361,8 +364,7 @@ impl Int8Weights {
                     w: &self.lines,
                     bias: &job.outputs.bias,
                 };
-                let scratch =
-                    scratch.get_or_insert_with(|| job.pool.buffer(line.scratch_bytes()));
+                let scratch = scratch.get_or_insert_with(|| job.pool.buffer(line.scratch_bytes()));
                 let target = T::target(y, &job.outputs.scales, job.levels);
                 self.isa.depthwise_line(target, scratch.as_bytes_mut(), &line);
             }
@@ -433,7 +435,11 @@ impl Packing<'_> {
                             let c = block * BLOCK + place_in_block(vector, i / 4);
                             let ky = fours * 4 + i % 4;
                             let is_weight = c < channels && ky < tall;
-                            if is_weight { self.values[(c * tall + ky) * wide + kx] as i8 } else { 0 }
+                            if is_weight {
+                                self.values[(c * tall + ky) * wide + kx] as i8
+                            } else {
+                                0
+                            }
                         };
                         lines.push(Line(std::array::from_fn(at)));
                     }

@@ -3,10 +3,10 @@
 use attar_graph::testing::graph_from_text;
 
 use super::int8::{Int8Job, Int8Weights, Output};
+use crate::Pool;
 use crate::geometry::Axis;
 use crate::kernels::int8_convolution::{Int8Isa, int8_isa};
 use crate::kernels::sums::Levels;
-use crate::Pool;
 
 struct Case {
     attributes: &'static str,

@@ -103,8 +103,7 @@ pub(crate) fn convolve<T: Output + Element>(
     if axes.len() == 1 {
         axes.insert(0, Axis::UNIT);
     }
-    let x_last =
-        if job.is_channels_last { x.clone() } else { to_channels_last(pool, x) };
+    let x_last = if job.is_channels_last { x.clone() } else { to_channels_last(pool, x) };
     let levels = match x.dtype() {
         DType::U8 => Cow::Borrowed(x_last.slice::<u8>()),
         DType::I8 => x_last.slice::<i8>().iter().map(|&x| x as u8 ^ FLIP).collect(),

@@ -37,19 +37,9 @@ impl<'a> Attention<'a> {
         if !matches!(softmax.int_or("axis", -1), Ok(-1 | 3)) {
             return None;
         }
-        let (last, value, heads) = context(links, facts, softmax)?;
-        let mut scores = softmax.input(0)?;
-        let mut addends = Vec::new();
-        while let Some((_, add)) = producer(links, scores, "Add") {
-            let (a, b) = (add.input(0)?, add.input(1)?);
-            // The scores are the side that a product leads to.
-            let (inner, addend) = if leads_to_product(links, a) { (a, b) } else { (b, a) };
-            if facts.get(addend)?.rank() != Some(4) {
-                return None;
-            }
-            addends.push(addend);
-            scores = inner;
-        }
+        let (last, product, _) = context_after(links, facts, softmax.outputs.first()?)?;
+        let (value, heads) = heads_of(links, facts, product.input(1)?, &[0, 2, 1, 3])?;
+        let (scores, addends) = under_addends(links, facts, softmax.input(0)?)?;
         let mut scale = 1.0;
         let product = unscaled(links, scores, &mut scale);
         let (_, product) = producer(links, product, "MatMul")?;
@@ -67,21 +57,47 @@ impl<'a> Attention<'a> {
     fn replace(&self, graph: &attar_graph::Graph, plan: &mut Plan) {
         let last = &graph.nodes[self.last];
         let mut inputs = vec![self.query, self.key, self.value];
-        let sum = format!("{}/mask", last.outputs[0]);
-        match self.addends.as_slice() {
-            [] => {}
-            [only] => inputs.push(only),
-            several => {
-                let add = Node::new("Add", &sum, several, &[&sum]);
-                plan.push(Edit::AddNode { node: add });
-                inputs.push(&sum);
-            }
-        }
+        let mask = sum_of_addends(&self.addends, &last.outputs[0], plan);
+        inputs.extend(mask.as_deref());
         let node = Node::new("FusedAttention", &last.name, &inputs, &[&last.outputs[0]])
             .with_domain(ATTAR_DOMAIN)
             .with_attribute("heads", self.heads)
             .with_attribute("scale", self.scale);
         plan.push(Edit::ReplaceNode { index: self.last, node });
+    }
+}
+
+/// What is under additions to scores, and the addends.
+pub(super) fn under_addends<'a>(
+    links: &Links<'a>,
+    facts: &Facts,
+    mut scores: &'a str,
+) -> Option<(&'a str, Vec<&'a str>)> {
+    let mut addends = Vec::new();
+    while let Some((_, add)) = producer(links, scores, "Add") {
+        let (a, b) = (add.input(0)?, add.input(1)?);
+        // The scores are the side that a product leads to.
+        let (inner, addend) = if leads_to_product(links, a) { (a, b) } else { (b, a) };
+        if facts.get(addend)?.rank() != Some(4) {
+            return None;
+        }
+        addends.push(addend);
+        scores = inner;
+    }
+    Some((scores, addends))
+}
+
+/// The value that is the sum of all addends; several are added by a node with a name under `base`.
+pub(super) fn sum_of_addends(addends: &[&str], base: &str, plan: &mut Plan) -> Option<String> {
+    match addends {
+        [] => None,
+        [only] => Some((*only).to_string()),
+        several => {
+            let sum = format!("{base}/mask");
+            let add = Node::new("Add", &sum, several, &[&sum]);
+            plan.push(Edit::AddNode { node: add });
+            Some(sum)
+        }
     }
 }
 
@@ -109,7 +125,7 @@ fn leads_to_product(links: &Links, value: &str) -> bool {
 }
 
 /// What is under multiplications and divisions by constants, which go into `scale`.
-fn unscaled<'a>(links: &Links<'a>, mut value: &'a str, scale: &mut f32) -> &'a str {
+pub(super) fn unscaled<'a>(links: &Links<'a>, mut value: &'a str, scale: &mut f32) -> &'a str {
     while let Some((_, node)) = links.producer(value) {
         let Some((inner, factor)) = with_scalar(links, node) else { break };
         match node.op_type.as_str() {
@@ -122,29 +138,29 @@ fn unscaled<'a>(links: &Links<'a>, mut value: &'a str, scale: &mut f32) -> &'a s
     value
 }
 
-/// From the softmax on: product with the values, transpose, reshape. Gives the last reshape, the
-/// values and the count of heads.
-fn context<'a>(
+/// From the probabilities on: product with the values, transpose, reshape. Gives the index of the
+/// last reshape, the product, and what the reshape gives.
+pub(super) fn context_after<'a>(
     links: &Links<'a>,
     facts: &Facts,
-    softmax: &'a Node,
-) -> Option<(usize, &'a str, i64)> {
-    let (_, product) = links.only_use(softmax.outputs.first()?)?;
-    if !product.is("MatMul") || product.inputs[0] != softmax.outputs[0] {
+    probabilities: &str,
+) -> Option<(usize, &'a Node, &'a str)> {
+    let (_, product) = links.only_use(probabilities)?;
+    if !product.is("MatMul") || product.inputs[0] != probabilities {
         return None;
     }
-    let (value, heads) = heads_of(links, facts, product.input(1)?, &[0, 2, 1, 3])?;
     let (_, transpose) = links.only_use(&product.outputs[0])?;
     if !transpose.is("Transpose") || transpose.ints("perm").ok()?? != [0, 2, 1, 3] {
         return None;
     }
     let (last, reshape) = links.only_use(&transpose.outputs[0])?;
     let rank = facts.get(&reshape.outputs[0])?.rank();
-    (reshape.is("Reshape") && rank == Some(3)).then_some((last, value, heads))
+    let output = reshape.outputs[0].as_str();
+    (reshape.is("Reshape") && rank == Some(3)).then_some((last, product, output))
 }
 
 /// The [batch, sequence, hidden] value behind a reshape into heads and a transpose by `perm`.
-fn heads_of<'a>(
+pub(super) fn heads_of<'a>(
     links: &Links<'a>,
     facts: &Facts,
     value: &str,

@@ -15,6 +15,7 @@ pub mod layer_normalization;
 pub mod linear;
 pub mod quantize_dequantize;
 pub mod quantized;
+pub mod quantized_attention;
 pub mod quantized_conv;
 pub mod skip_layer_normalization;
 mod training;
@@ -34,8 +35,11 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("batch-normalization", batch_normalization::plan),
     ("quantized-conv", quantized_conv::plan),
     ("q-linear-conv", quantized_conv::plan_operators),
+    // What became operators of levels no longer reads the dequantized values.
+    ("dead-nodes", dead_nodes::plan),
     ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
+    ("quantized-attention", quantized_attention::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),
     ("quantize-dequantize", quantize_dequantize::plan),

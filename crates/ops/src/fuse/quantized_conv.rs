@@ -4,8 +4,8 @@
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::{DType, Tensor};
 
-use super::window::bounds;
 use super::producer;
+use super::window::bounds;
 use crate::kernels::quantize;
 use crate::quantized_conv::{ADDEND, TABLE};
 use crate::{ATTAR_DOMAIN, Facts, MICROSOFT_DOMAIN, Pool, Run, check, infer_graph};
@@ -161,23 +161,102 @@ struct Fusion<'a> {
     output: Scaled<'a>,
 }
 
-/// Functions of one value that become a table of 256.
+/// Nodes after one another that become one table, at most.
+const DEPTH_MAX: usize = 8;
+
+/// A value computed element by element from the levels of one tensor.
+struct Function<'a, 'b> {
+    fusion: &'b Fusion<'a>,
+    /// The levels.
+    x: Option<&'a str>,
+}
+
+impl<'a> Function<'a, '_> {
+    /// What the value is for each of the 256 levels.
+    fn values(&mut self, value: &'a str, depth: usize) -> Option<Tensor> {
+        let links = self.fusion.links;
+        if let Some(x) = Scaled::of(links, value) {
+            if self.x.is_some_and(|known| known != x.names[0]) {
+                return None;
+            }
+            self.x = Some(x.names[0]);
+            let value = |level: i32| (level - i32::from(x.zero)) as f32 * x.scale;
+            return Some(Tensor::new(&[256], &(0..256).map(value).collect::<Vec<f32>>()));
+        }
+        let (_, node) = links.producer(value).filter(|_| depth > 0)?;
+        let is_function = FUNCTIONS.iter().chain(OPERATIONS).any(|op| node.is(op));
+        if !is_function || node.outputs.len() != 1 {
+            return None;
+        }
+        let mut inputs = Vec::new();
+        for name in &node.inputs {
+            inputs.push(match links.constant(name) {
+                _ if name.is_empty() => None,
+                Some(scalar) if scalar.element_count() == 1 && scalar.rank() <= 1 => {
+                    Some(scalar.aligned())
+                }
+                Some(_) => return None,
+                None => Some(self.values(name, depth - 1)?),
+            });
+        }
+        let constants = vec![None; inputs.len()];
+        let kernel = check(node, self.fusion.model.opset()).ok()?.kernel(node, &constants).ok()?;
+        kernel.run(&mut Run { inputs, pool: &Pool::default() }).ok()?.pop()
+    }
+}
+
+/// Functions of one value.
 const FUNCTIONS: &[&str] = &[
-    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "Abs",
+    "Celu",
+    "Clip",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Tanh",
 ];
 
-/// Operators that only choose or move values: levels of one scale stay as they are.
-const MOVES: &[&str] =
-    &["DepthToSpace", "Flatten", "MaxPool", "Reshape", "Resize", "SpaceToDepth", "Squeeze",
-      "Transpose", "Unsqueeze"];
+/// Functions of two.
+const OPERATIONS: &[&str] = &["Add", "Div", "Mul", "Sub"];
 
-impl Fusion<'_> {
+/// Operators that only choose or move values: levels of one scale stay as they are.
+const MOVES: &[&str] = &[
+    "DepthToSpace",
+    "Flatten",
+    "MaxPool",
+    "Reshape",
+    "Resize",
+    "SpaceToDepth",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+];
+
+impl<'a> Fusion<'a> {
     fn fused(&self) -> Option<(Node, Constant)> {
         let value = self.output.names[0];
-        if let Some(x) = Scaled::of(self.links, value) {
-            return self.table(&x, None);
+        if let Some(table) = self.table(value) {
+            return Some(table);
         }
+        self.before(value)
+    }
+
+    /// What gives the value that is quantized, or that a clamp behind it makes no smaller set of
+    /// levels of.
+    fn before(&self, value: &'a str) -> Option<(Node, Constant)> {
         let (_, node) = self.links.producer(value)?;
         // What others read in f32 is computed anyway.
         self.links.only_use(value)?;
@@ -187,27 +266,21 @@ impl Fusion<'_> {
         let [_, scale, zero] = self.output.names;
         match node.op_type.as_str() {
             "Conv" => self.convolution(node, None),
-            "Relu" | "Clip" if producer(self.links, node.input(0)?, "Conv").is_some() => {
-                let (_, conv) = producer(self.links, node.input(0)?, "Conv")?;
-                self.links.only_use(node.input(0)?)?;
-                self.convolution(conv, Some(bounds(self.links, node)?))
+            "Relu" | "Clip" => {
+                let bounds = bounds(self.links, node)?;
+                if let Some((_, conv)) = producer(self.links, node.input(0)?, "Conv") {
+                    self.links.only_use(node.input(0)?)?;
+                    return self.convolution(conv, Some(bounds));
+                }
+                let is_free = bounds.map(|bound| self.output.level(bound)) == [0, 255];
+                if is_free { self.before(node.input(0)?) } else { None }
             }
-            op if FUNCTIONS.contains(&op) => {
-                self.table(&Scaled::of(self.links, node.input(0)?)?, Some(node))
-            }
-            "Add" | "Mul" => {
-                let inputs = self.operands(node)?;
-                let inputs = [&inputs[..], &[scale, zero]].concat();
-                Some((self.microsoft(node, &inputs), None))
-            }
-            "GlobalAveragePool" | "AveragePool" => {
-                let inputs = self.operands(node)?;
-                let inputs = [&inputs[..], &[scale, zero]].concat();
+            "Add" | "Mul" | "GlobalAveragePool" | "AveragePool" => {
+                let inputs = [&self.operands(node)?[..], &[scale, zero]].concat();
                 Some((self.microsoft(node, &inputs), None))
             }
             "Concat" => {
-                let inputs = self.operands(node)?;
-                let inputs = [&[scale, zero], &inputs[..]].concat();
+                let inputs = [&[scale, zero], &self.operands(node)?[..]].concat();
                 Some((self.microsoft(node, &inputs), None))
             }
             op if MOVES.contains(&op) => self.moved(node),
@@ -247,30 +320,16 @@ impl Fusion<'_> {
         Some((fused, None))
     }
 
-    /// What each level of x becomes.
-    fn table(&self, x: &Scaled, function: Option<&Node>) -> Option<(Node, Constant)> {
-        let mut values = Tensor::zeros(DType::F32, &[256]);
-        for (level, value) in values.slice_mut::<f32>().iter_mut().enumerate() {
-            *value = (level as i32 - i32::from(x.zero)) as f32 * x.scale;
-        }
-        if let Some(node) = function {
-            let rest = node.inputs[1..].iter();
-            let rest: Option<Vec<Option<&Tensor>>> = rest
-                .map(|name| if name.is_empty() { Some(None) } else { self.links.constant(name).map(Some) })
-                .collect();
-            let rest = rest?;
-            let constants = [&[None], &rest[..]].concat();
-            let kernel = check(node, self.model.opset()).ok()?.kernel(node, &constants).ok()?;
-            let inputs = [Some(&values)].into_iter().chain(rest);
-            let inputs = inputs.map(|tensor| tensor.map(Tensor::aligned)).collect();
-            values = kernel.run(&mut Run { inputs, pool: &Pool::default() }).ok()?.pop()?;
-        }
+    /// What each level becomes, where the value is a function of single levels.
+    fn table(&self, value: &'a str) -> Option<(Node, Constant)> {
+        let mut function = Function { fusion: self, x: None };
+        let values = function.values(value, DEPTH_MAX)?;
         let mut table = [0; 256];
         let (scale, zero) = (self.output.scale, self.output.zero.into());
         quantize::quantize_u8(&mut table, values.values::<f32>().get(..256)?, scale, zero);
         let name = format!("{}/table", self.quantize.outputs[0]);
         let output = &self.quantize.outputs[0];
-        let node = Node::new("LevelTable", &self.quantize.name, &[x.names[0], &name], &[output]);
+        let node = Node::new("LevelTable", &self.quantize.name, &[function.x?, &name], &[output]);
         Some((node.with_domain(ATTAR_DOMAIN), Some((name, Tensor::new(&[256], &table)))))
     }
 
@@ -316,7 +375,8 @@ impl Fusion<'_> {
                 let levels = self.links.constant(node.input(0)?)?;
                 let own = self.links.constant(node.input(1)?)?.to_f64()?;
                 let zero = node.input(2).map(|zero| self.links.constant(zero)?.to_i64());
-                let is_zero = zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
+                let is_zero =
+                    zero.is_none_or(|zero| zero.is_some_and(|z| z.iter().all(|&z| z == 0)));
                 if !is_zero || (own.len() != 1 && own.len() != scales.len()) {
                     return None;
                 }
@@ -335,3 +395,6 @@ impl Fusion<'_> {
         Some(Tensor::new(&[scales.len()], &levels.collect::<Option<Vec<i32>>>()?))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,8 @@ fn polynomial<const FMA: bool, const N: usize>(x: f32, highest_first: [f32; N]) 
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to the nearest integer
     let clamped = x.clamp(-88.0, 88.8);
-    let n = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = fma::<FMA>(n, -0.693_359_4, clamped);
     let r = fma::<FMA>(n, 2.121_944_4e-4, r);
     let p = polynomial::<FMA, 6>(
@@ -31,9 +32,11 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
         [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5],
     );
     let e = fma::<FMA>(p * r, r, r) + 1.0;
-    // 2ⁿ in two halves, since 2¹²⁸ itself is no f32.
-    let half = (n * 0.5) as i32;
-    let rest = n as i32 - half;
+    // 2ⁿ in two halves, since 2¹²⁸ itself is no f32. n is taken from the bits of `shifted`: `as`
+    // saturates, which keeps the loop around from becoming vector code.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    let rest = n.wrapping_sub(half);
     let result = e * power_of_two(half) * power_of_two(rest);
     if x < -87.336_54 {
         0.0
@@ -45,9 +48,36 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     }
 }
 
+/// As [`exp`], for x ≤ 0, in two thirds of its instructions: what softmax takes.
+///
+/// Without infinity to reach, 2ⁿ is one addition to the exponent's bits, and n never leaves them.
+#[inline(always)]
+pub(crate) fn exp_of_negative<const FMA: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves the nearest integer in the low bits
+    const LEAST: f32 = -87.336_54;
+    let bounded = if x < LEAST { LEAST } else { x };
+    let shifted = fma::<FMA>(bounded, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = fma::<FMA>(n, -0.693_359_4, bounded);
+    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
+    let p = polynomial::<FMA, 6>(
+        r,
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5],
+    );
+    let e = fma::<FMA>(p * r, r, r) + 1.0;
+    let result = f32::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x >= LEAST {
+        result
+    } else if x < LEAST {
+        0.0
+    } else {
+        f32::NAN
+    }
+}
+
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
 /// erf x within 5e-7: x·P(2x²/3.6² − 1) up to 3.6, and ±1 beyond, where 1 − erf x < 4e-7.
@@ -217,6 +247,17 @@ mod tests {
         assert_eq!(exp::<true>(f32::INFINITY), f32::INFINITY);
         assert!(exp::<true>(f32::NAN).is_nan());
         assert_eq!(exp::<true>(0.0), 1.0);
+    }
+
+    #[test]
+    fn exp_of_negative_is_exp() {
+        for i in 0..=400_000 {
+            let x = -(i as f32) / 4000.0;
+            assert_eq!(exp_of_negative::<true>(x), exp::<true>(x), "{x}");
+            assert_eq!(exp_of_negative::<false>(x), exp::<false>(x), "{x}");
+        }
+        assert_eq!(exp_of_negative::<true>(f32::NEG_INFINITY), 0.0);
+        assert!(exp_of_negative::<true>(f32::NAN).is_nan());
     }
 
     #[test]

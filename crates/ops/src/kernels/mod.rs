@@ -4,6 +4,7 @@
 // A loop becomes vector code only with everything it calls inlined into it.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod attention8;
 pub(crate) mod batch_normalization;
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
@@ -75,6 +76,19 @@ pub fn isa_name() -> &'static str {
     }
 }
 
+/// Asks for what will soon be read or written, which may lie outside of everything.
+#[inline(always)]
+fn prefetch(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read; every x86-64 has the instruction.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Defines a function whose body is compiled once per instruction set.
 ///
 /// The body sees `const FMA: bool`: whether a fused multiply-add is one instruction. Everything it
@@ -82,11 +96,11 @@ pub fn isa_name() -> &'static str {
 macro_rules! vectorized {
     ($(
         $(#[$meta:meta])*
-        pub(crate) fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     )*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)] // a kernel takes what its loop reads, one by one
-        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::too_many_arguments)]
             #[inline(always)]
             fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body

@@ -5,7 +5,7 @@ use super::channels_last::{load, store, unrolled};
 #[cfg(target_arch = "x86_64")]
 use super::registers::{Avx2, Avx512};
 use super::registers::{Lanes, Portable};
-use super::{Isa, isa};
+use super::{Isa, isa, prefetch};
 
 /// Rows at equal steps, of which `width` values are read.
 #[derive(Clone, Copy)]
@@ -188,6 +188,8 @@ unsafe fn add_tile<L: Lanes, const V: usize, const P: usize>(
         let mut sums = [[L::splat(0.0); V]; P];
         let (mut a, mut b) = (strip.a.as_ptr().add(at), strip.b.as_ptr());
         for _ in 0..strip.rows {
+            // The next tiles' factors of this row: rows lie too far apart for the CPU to foresee.
+            prefetch(a.wrapping_add(16));
             let mut row = [L::splat(0.0); V];
             unrolled!(v < V, {
                 row[v] = load::<L>(b.add(v * 16), if v + 1 < V { 16 } else { rest });

@@ -5,6 +5,7 @@
 //! number of rows: a batch item's result does not depend on the others.
 
 use super::lanes::{Lanes, Real, Work};
+use super::prefetch;
 
 /// Columns (gate, unit) of a matrix in panels: each holds, for every k, some units of every gate,
 /// so that a tile ends with all that their cells need.
@@ -225,19 +226,6 @@ pub(crate) fn panel_columns() -> usize {
     4 * f32::lanes()
 }
 
-/// Asks for a value that will soon be read; it may lie outside.
-#[inline(always)]
-fn prefetch(values: &[f32], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: nothing is read; every x86-64 has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(at).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, at);
-}
-
 /// y = x·panels, or y += x·panels, for the given rows: panels of [`panel_columns`] columns, the last
 /// filled up with zeros, each a row per k. Results start `offset` into their rows, as many as the
 /// panels have columns.
@@ -271,7 +259,7 @@ impl<L: Lanes<Item = f32>> Cell<L, 4> for Product<'_> {
                 let at = row * self.y_stride + self.offset + column;
                 // What the next panel's tile of this row starts with.
                 for v in 4..8 {
-                    prefetch(self.y, at + v * L::COUNT);
+                    prefetch(self.y.as_ptr().wrapping_add(at + v * L::COUNT));
                 }
                 load(self.y, at)
             }

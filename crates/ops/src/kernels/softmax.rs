@@ -20,6 +20,20 @@ pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// The greatest of lanes that are no NaN.
+#[inline(always)]
+pub(crate) fn max_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = lanes[lane + width];
+            lanes[lane] = if other > lanes[lane] { other } else { lanes[lane] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 #[inline(always)]
 fn row_max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -30,9 +44,9 @@ fn row_max(row: &[f32]) -> f32 {
         }
     }
     for (lane, &value) in rest.iter().enumerate() {
-        lanes[lane] = lanes[lane].max(value);
+        lanes[lane] = if value > lanes[lane] { value } else { lanes[lane] };
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    max_lanes(lanes)
 }
 
 /// x ← exp(x − max) and the sum of the results.
@@ -42,12 +56,12 @@ fn exp_sum<const FMA: bool>(row: &mut [f32], max: f32) -> f32 {
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            chunk[lane] = math::exp::<FMA>(chunk[lane] - max);
+            chunk[lane] = math::exp_of_negative::<FMA>(chunk[lane] - max);
             lanes[lane] += chunk[lane];
         }
     }
     for (lane, value) in rest.iter_mut().enumerate() {
-        *value = math::exp::<FMA>(*value - max);
+        *value = math::exp_of_negative::<FMA>(*value - max);
         lanes[lane] += *value;
     }
     sum_lanes(lanes)

@@ -145,7 +145,9 @@ impl Sums for Portable {
             let place = place_in_block(at / 16, at % 16);
             for (index, row) in rows.iter().enumerate() {
                 // SAFETY: rows are readable for `count` bytes, 256 are writable.
-                unsafe { *to.add(at * 4 + index) = if place < count { *row.add(place) } else { 0 } };
+                unsafe {
+                    *to.add(at * 4 + index) = if place < count { *row.add(place) } else { 0 }
+                };
             }
         }
     }
@@ -227,7 +229,8 @@ mod x86 {
         unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: &Levels) {
             // SAFETY: see above.
             unsafe {
-                let moved = _mm512_add_epi32(self.rounded(scales), _mm512_set1_epi32(l.zero.into()));
+                let moved =
+                    _mm512_add_epi32(self.rounded(scales), _mm512_set1_epi32(l.zero.into()));
                 let bounded = _mm512_max_epi32(moved, _mm512_set1_epi32(l.low.into()));
                 let bounded = _mm512_min_epi32(bounded, _mm512_set1_epi32(l.high.into()));
                 let bytes = _mm512_cvtepi32_epi8(bounded);
@@ -250,7 +253,8 @@ mod x86 {
             // SAFETY: see above.
             unsafe {
                 let zero = _mm512_set1_epi16(l.zero.into());
-                let a = _mm512_packs_epi32(sums[0].rounded(scales), sums[1].rounded(scales.add(16)));
+                let a =
+                    _mm512_packs_epi32(sums[0].rounded(scales), sums[1].rounded(scales.add(16)));
                 let b = _mm512_packs_epi32(
                     sums[2].rounded(scales.add(32)),
                     sums[3].rounded(scales.add(48)),

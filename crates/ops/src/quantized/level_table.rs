@@ -28,11 +28,7 @@ impl Operator for LevelTable {
         Ok(vec![required(inputs, 0)?.with_dtype(DType::U8)])
     }
 
-    fn kernel(
-        &self,
-        _: &Node,
-        constants: &[Option<&Tensor>],
-    ) -> Result<Box<dyn Kernel>, OpError> {
+    fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let constant = constants.get(1).copied().flatten();
         let table = table(constant.ok_or(OpError::MissingInput { index: 1 })?)?;
         Ok(Box::new(move |run: &mut Run| {

@@ -6,8 +6,8 @@ use attar_graph::{Node, Value};
 use attar_ops::Pool;
 use attar_tensor::{DType, Tensor};
 
-use super::Trainer;
-use crate::{StepContext, Tape, TapeOptions};
+use super::{Trainer, single};
+use crate::{Batch, LossRun, StepContext, Tape, TapeOptions, When};
 
 impl Trainer {
     /// Names the first value of a forward run that is not finite. Runs it again, node by node as
@@ -23,6 +23,25 @@ impl Trainer {
         }
         let found = self.values_of(feeds, context);
         found.unwrap_or_else(|| "every value of the model is finite, the loss alone is not".into())
+    }
+
+    /// Names where a gradient stops being finite, on the way back through one of the batches: not
+    /// where the weights have been changed by it already.
+    pub(super) fn gradient_culprit(&self, batches: &[(Batch, StepContext)]) -> Option<String> {
+        batches.iter().find_map(|(batch, context)| {
+            let feeds = super::step::feeds_of(&self.tape, batch).ok()?;
+            let gradients = |outputs: &[Tensor]| {
+                let (targets, pool) = (&batch.targets, &self.pool);
+                let run = LossRun { outputs, targets, scale: 1.0, pool };
+                let mut gradients = self.loss.measure(&run)?.gradients;
+                gradients.resize(outputs.len(), None);
+                Ok(gradients)
+            };
+            let (variables, pool) = (&self.variables, &self.pool);
+            let found = self.tape.first_not_finite(variables, feeds, *context, gradients, pool);
+            let first = found.ok().flatten().filter(|first| first.when != When::Given);
+            first.map(|first| first.to_string())
+        })
     }
 
     fn values_of(&self, feeds: &[Tensor], context: StepContext) -> Option<String> {
@@ -43,7 +62,7 @@ impl Trainer {
         model.graph.outputs = names.iter().map(Value::untyped).collect();
         let options = TapeOptions { unfused: true, ..TapeOptions::default() };
         let tape = Tape::new(&model, self.trained(), &options).ok()?;
-        let variable = |name: &String| model.graph.constant(name).map(Tensor::aligned);
+        let variable = |name: &String| model.graph.constant(name).map(single);
         let variables = tape.variables().iter().map(variable).collect::<Option<Vec<_>>>()?;
         let by_name = |input: &Value| {
             let inputs = self.tape.inputs().iter().zip(feeds);

@@ -71,13 +71,14 @@ impl Trainer {
         let tape = Tape::new(model, &trained, &tape_options)?;
         let contents = |name: &String| {
             let tensor = model.graph.constant(name);
-            tensor.map(Tensor::aligned).ok_or(TrainError::NoInitializer { name: name.clone() })
+            tensor.map(single).ok_or(TrainError::NoInitializer { name: name.clone() })
         };
         let variables = tape.variables().iter().map(contents).collect::<Result<Vec<_>, _>>()?;
         let mut model = model.clone();
         // They stand in `variables` from here on; held here too, the first step would copy them.
         for name in tape.variables() {
-            replace(&mut model, name, Tensor::zeros(DType::F32, &[0]));
+            let dtype = model.graph.constant(name).map_or(DType::F32, Tensor::dtype);
+            replace(&mut model, name, Tensor::zeros(dtype, &[0]));
         }
         let weights = &variables[..tape.trained().len()];
         let zeros = |weight: &Tensor| Moments::zeros(weight.shape(), optimizer.moments().len());
@@ -142,9 +143,23 @@ impl Trainer {
     fn model_with(&self, variables: &[Tensor]) -> Model {
         let mut model = self.model.clone();
         for (name, tensor) in self.tape.variables().iter().zip(variables) {
-            replace(&mut model, name, tensor.clone());
+            let dtype = self.model.graph.constant(name).map_or(DType::F32, Tensor::dtype);
+            let stored = if dtype == DType::F32 {
+                tensor.clone()
+            } else {
+                tensor.converted(dtype).expect("floats convert to half types")
+            };
+            replace(&mut model, name, stored);
         }
         model
+    }
+}
+
+/// A weight as it is trained: small steps would be lost on one of a half type.
+fn single(weight: &Tensor) -> Tensor {
+    match weight.dtype() {
+        DType::F32 => weight.aligned(),
+        _ => weight.converted(DType::F32).expect("weights are floats"),
     }
 }
 

@@ -60,11 +60,14 @@ impl Trainer {
         let example_count: usize = batches.iter().map(|batch| batch.example_count).sum();
         let mut sums: Vec<Option<Flow>> = vec![None; self.trained().len()];
         let mut loss = 0.0;
+        let mut done = Vec::with_capacity(batches.len());
         for (index, batch) in batches.into_iter().enumerate() {
             let share = batch.example_count as f64 / example_count.max(1) as f64;
             let seed = [self.options.batches.seed, STEP, self.progress.step, index as u64];
-            let seed = Rng::new(&seed).next_u64();
-            let (of_batch, updates) = self.flow(batch, share, seed, &mut sums)?;
+            let context = StepContext { seed: Rng::new(&seed).next_u64() };
+            // What a batch holds is shared, not copied.
+            done.push((batch.clone(), context));
+            let (of_batch, updates) = self.flow(batch, share, context, &mut sums)?;
             loss += share * of_batch;
             // Running statistics go on with the next batch.
             for (variable, tensor) in updates {
@@ -72,7 +75,14 @@ impl Trainer {
                 replaced.push((variable, old));
             }
         }
-        let gradient_norm = self.change(sums, learning_rate, loss)?;
+        let gradient_norm =
+            self.change(sums, learning_rate, loss).map_err(|error| match error {
+                TrainError::NotFinite { step, loss, culprit } => {
+                    let culprit = self.gradient_culprit(&done).unwrap_or(culprit);
+                    TrainError::NotFinite { step, loss, culprit }
+                }
+                error => error,
+            })?;
         Ok(StepOutcome { loss, gradient_norm, example_count })
     }
 
@@ -81,13 +91,12 @@ impl Trainer {
         &self,
         batch: Batch,
         share: f64,
-        seed: u64,
+        context: StepContext,
         sums: &mut [Option<Flow>],
     ) -> Result<(f64, Vec<(usize, Tensor)>), TrainError> {
         let (tape, pool) = (&self.tape, &self.pool);
         let feeds = feeds_of(tape, &batch)?;
         let targets = batch.targets;
-        let context = StepContext { seed };
         let mut recording = tape.forward(&self.variables, feeds.clone(), context, pool)?;
         let run =
             LossRun { outputs: &recording.outputs, targets: &targets, scale: share as f32, pool };
@@ -182,7 +191,7 @@ impl Trainer {
 }
 
 /// The feeds in the order of the tape's inputs.
-fn feeds_of(tape: &Tape, batch: &Batch) -> Result<Vec<Tensor>, TrainError> {
+pub(super) fn feeds_of(tape: &Tape, batch: &Batch) -> Result<Vec<Tensor>, TrainError> {
     let find = |input: &Value| {
         let feed = batch.feeds.iter().find(|(name, _)| *name == input.name);
         feed.map(|(_, tensor)| tensor.clone()).ok_or_else(|| {

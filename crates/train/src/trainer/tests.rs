@@ -409,6 +409,47 @@ fn data_that_is_not_finite_is_named() {
 }
 
 #[test]
+fn a_gradient_that_is_not_finite_is_named_with_its_node() {
+    // The slope of a square root at 0 is infinite, and 0 times it is NaN; the loss is finite.
+    let text = "x: f32[n, 2]
+        w = [0.1 -0.1; 0.2 0.1]
+        h = MatMul(x, w)
+        zero = Sub(h, h)
+        i = Sqrt(zero)
+        y = Add(h, i)";
+    let mut options = options(Choice::new("sgd"), 0.1, 1);
+    options.clip_norm = Some(1.0);
+    let mut trainer = Trainer::new(&model(text), options).unwrap();
+    let error = trainer.run(&Points::new(0.0), None, &mut Silent, None).unwrap_err();
+    let message = error.to_string();
+    let named = "the gradient of `zero` (Sqrt, node `i`) is";
+    assert!(message.starts_with("step 1: the loss is 0.") && message.contains(named), "{message}");
+}
+
+#[test]
+fn weights_of_half_types_train_in_f32_and_are_stored_as_they_were() {
+    let mut half = model(LINE);
+    let stored = half.graph.constant("w").unwrap().converted(DType::BF16).unwrap();
+    half.graph.set_initializer("w", stored.clone());
+    let cast = Node::new("Cast", "cast", &["w"], &["wide"]).with_attribute("to", 1_i64);
+    half.graph.nodes[0].inputs[1] = "wide".into();
+    half.graph.nodes.insert(0, cast);
+    let mut single = model(LINE);
+    single.graph.set_initializer("w", stored.converted(DType::F32).unwrap());
+    // Steps too small for bf16 to show each of them.
+    let options = options(Choice::new("sgd"), 1e-3, 4);
+    let [half, single] = [half, single].map(|model| {
+        let mut trainer = Trainer::new(&model, options.clone()).unwrap();
+        trainer.run(&Points::new(0.0), None, &mut Silent, None).unwrap();
+        trainer.model()
+    });
+    let trained = half.graph.constant("w").unwrap();
+    assert_ne!(trained, &stored);
+    let expected = single.graph.constant("w").unwrap().converted(DType::BF16).unwrap();
+    assert_eq!(trained, &expected);
+}
+
+#[test]
 fn a_run_that_diverges_stops_and_leaves_its_checkpoints() {
     let folder = Folder::new("diverges");
     let mut options = options(Choice::new("sgd"), 0.1, 100);

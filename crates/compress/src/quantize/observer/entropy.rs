@@ -1,11 +1,11 @@
 //! The range of least Kullback-Leibler divergence between the values and their 8-bit form
-//! (Migacz, "8-bit inference with TensorRT", 2017), both ends shrunk together.
+//! (Migacz, "8-bit inference with TensorRT", 2017), cut at one magnitude on both sides.
 
 use super::Seen;
 
 const LINEAR_BINS: usize = 2048;
 const LEVELS: usize = 256;
-/// Bins between two tried ranges.
+/// Parts of the largest magnitude between two tried thresholds, in bins.
 const STEP: usize = 32;
 
 pub(super) fn range(seen: &Seen) -> (f32, f32) {
@@ -19,17 +19,24 @@ pub(super) fn range(seen: &Seen) -> (f32, f32) {
         let place = (f64::from(bin.value) - f64::from(low)) / size * LINEAR_BINS as f64;
         linear[(place.max(0.0) as usize).min(LINEAR_BINS - 1)] += bin.weight;
     }
-    // Of the ends, each is moved by its share, so that 0 stays where it is among the bins.
-    let below_zero = (-f64::from(low) / size * LINEAR_BINS as f64).round() as usize;
+    let place = |value: f32| {
+        let place = (f64::from(value) - f64::from(low)) / size * LINEAR_BINS as f64;
+        (place.round() as usize).min(LINEAR_BINS)
+    };
+    let largest = high.max(-low);
     let mut best = (f64::INFINITY, (low, high));
-    for kept in (LEVELS..=LINEAR_BINS).step_by(STEP) {
-        let first = below_zero - below_zero * kept / LINEAR_BINS;
-        let end = (first + kept).min(LINEAR_BINS);
+    for kept in (STEP..=LINEAR_BINS).step_by(STEP) {
+        let threshold = largest * (kept as f32 / LINEAR_BINS as f32);
+        let tried = (low.max(-threshold), high.min(threshold));
+        let (first, end) = (place(tried.0), place(tried.1));
+        // Fewer bins than levels tell nothing.
+        if end - first < LEVELS {
+            continue;
+        }
         let found = divergence(&linear, first, end);
-        let part = kept as f32 / LINEAR_BINS as f32;
         // Wider ranges come later and win ties.
         if found <= best.0 {
-            best = (found, (low * part, high * part));
+            best = (found, tried);
         }
     }
     best.1

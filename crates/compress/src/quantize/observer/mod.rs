@@ -96,7 +96,7 @@ impl Seen {
 
     fn relative_error(&self, range: ActivationRange) -> f64 {
         let power: f64 = self.bins.iter().map(|b| b.weight * f64::from(b.value).powi(2)).sum();
-        if power == 0.0 { 0.0 } else { (mse::error(&self.bins, range) / power).sqrt() }
+        if power == 0.0 { 0.0 } else { (mse::error(&self.bins, range).sum() / power).sqrt() }
     }
 }
 

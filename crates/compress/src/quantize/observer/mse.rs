@@ -4,29 +4,29 @@ use super::super::histogram::Bin;
 use super::super::nodes::ActivationRange;
 use super::Seen;
 
-/// Ranges tried at each end, each a little narrower than the one before.
-const SHRINKS: usize = 64;
+/// Each range that is tried at one end, of the one before.
 const SHRINK: f32 = 0.95;
 
 /// Shrinks one end after the other, from the whole range inwards, until neither gains.
 pub(super) fn range(seen: &Seen) -> (f32, f32) {
-    let mut best = (seen.low.min(0.0), seen.high.max(0.0));
-    let cost = |(low, high): (f32, f32)| error(&seen.bins, ActivationRange::new(low, high));
-    let mut least = cost(best);
+    let whole = (seen.low.min(0.0), seen.high.max(0.0));
+    let mut best = whole;
+    let mut least = error(&seen.bins, ActivationRange::new(best.0, best.1)).sum();
     loop {
         let before = best;
-        for end in [1, 0] {
-            let from = if end == 1 { seen.high.max(0.0) } else { seen.low.min(0.0) };
-            if from == 0.0 {
-                continue;
-            }
-            for power in 0..SHRINKS {
-                let value = from * SHRINK.powi(power as i32);
-                let tried = if end == 1 { (best.0, value) } else { (value, best.1) };
-                let found = cost(tried);
-                if found < least {
-                    (least, best) = (found, tried);
+        for is_high in [true, false] {
+            let mut end = if is_high { whole.1 } else { whole.0 };
+            while end.abs() > f32::MIN_POSITIVE {
+                let tried = if is_high { (best.0, end) } else { (end, best.1) };
+                let found = error(&seen.bins, ActivationRange::new(tried.0, tried.1));
+                if found.sum() < least {
+                    (least, best) = (found.sum(), tried);
                 }
+                // A narrower range clips more still.
+                if found.clipping > least {
+                    break;
+                }
+                end *= SHRINK;
             }
         }
         if best == before {
@@ -35,24 +35,36 @@ pub(super) fn range(seen: &Seen) -> (f32, f32) {
     }
 }
 
-/// Σ weight · (x̂ − x)² over the bins. Within a bin wider than a step, values fall anywhere between
-/// two levels.
-pub(super) fn error(bins: &[Bin], range: ActivationRange) -> f64 {
+/// Σ weight · (x̂ − x)², in two parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SquaredError {
+    clipping: f64,
+    rounding: f64,
+}
+
+impl SquaredError {
+    pub(super) fn sum(self) -> f64 {
+        self.clipping + self.rounding
+    }
+}
+
+/// The error of all bins. Within a bin wider than a step, values fall anywhere between two levels.
+pub(super) fn error(bins: &[Bin], range: ActivationRange) -> SquaredError {
     let scale = f64::from(range.scale);
     let (low, high) = (f64::from(range.low()), f64::from(range.high()));
-    let squared = |bin: &Bin| {
+    let mut error = SquaredError::default();
+    for bin in bins {
         let (value, width) = (f64::from(bin.value), f64::from(bin.width));
         if value < low || value > high {
-            let clipped = value.clamp(low, high);
-            return (value - clipped).powi(2) + width * width / 12.0;
+            error.clipping += bin.weight * (value - value.clamp(low, high)).powi(2);
+        } else if width > scale {
+            error.rounding += bin.weight * scale * scale / 12.0;
+        } else if value != 0.0 {
+            // Level 0 is exact, and values at 0 are most of what follows a Relu.
+            let level = (value / scale).round();
+            let middle = value - level * scale;
+            error.rounding += bin.weight * (middle * middle + width * width / 12.0);
         }
-        if width > scale {
-            return scale * scale / 12.0;
-        }
-        let level = (value / scale).round();
-        let error = value - level * scale;
-        // Level 0 is exact, and values at 0 are most of what follows a Relu.
-        error * error + if value == 0.0 { 0.0 } else { width * width / 12.0 }
-    };
-    bins.iter().map(|bin| bin.weight * squared(bin)).sum()
+    }
+    error
 }

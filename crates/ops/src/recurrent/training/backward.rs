@@ -191,11 +191,10 @@ impl Task<'_> {
         let course = shared.course;
         let (steps, hidden) = (course.sizes.steps, course.sizes.hidden);
         let (count, padded) = (self.count, padded(hidden));
-        let size = SCRATCH * hidden + count * (2 * hidden + padded);
+        let size = SCRATCH * hidden + count * (hidden + padded);
         let mut scratch = shared.pool.tensor(DType::F32, &[size]);
         let (own, rest) = scratch.slice_mut::<f32>().split_at_mut(SCRATCH * hidden);
-        let (c, rest) = rest.split_at_mut(count * hidden);
-        let (c_before, reset) = rest.split_at_mut(count * hidden);
+        let (states, reset) = rest.split_at_mut(count * hidden);
         for index in (0..steps).rev() {
             let time = course.time(self.direction, index);
             let is_active = |&row: &usize| time < course.lengths[self.first + row];
@@ -210,39 +209,48 @@ impl Task<'_> {
                     elementwise::add_assign(dh, &dy[at..at + hidden]);
                 }
             }
-            if course.settings.layer == Layer::Lstm {
-                self.cells_before(shared, time, &rows, [&mut *c, &mut *c_before]);
-            }
-            self.step(shared, time, &rows, [&mut *c, &mut *c_before], [&mut *own, &mut *reset]);
+            let c = if course.settings.layer == Layer::Lstm {
+                self.cells(shared, time, &rows, states)
+            } else {
+                [&[][..], &[][..]]
+            };
+            self.step(shared, time, &rows, c, [&mut *own, &mut *reset]);
         }
         shared.pool.recycle(scratch);
     }
 
-    /// LSTM's c after and before a step.
-    fn cells_before(
+    /// LSTM's c after and before a step; `states` is room for those that lie apart.
+    fn cells<'b>(
         &self,
-        shared: &Shared,
+        shared: &Shared<'b>,
         time: usize,
         rows: &[usize],
-        [c, before]: [&mut [f32]; 2],
-    ) {
-        let (course, hidden) = (shared.course, shared.course.sizes.hidden);
+        states: &'b mut [f32],
+    ) -> [&'b [f32]; 2] {
+        let (course, hidden, all) = (shared.course, shared.course.sizes.hidden, shared.cells);
+        let of = |time: usize, row: usize, count: usize| {
+            let row = course.row(self.direction, time, self.first + row);
+            &all[row * hidden..][..count * hidden]
+        };
+        let before = |row: usize| course.time_before(self.direction, time, self.first + row);
+        let after = of(time, 0, self.count);
+        if let Some(time) = rows.first().and_then(|&row| before(row))
+            && rows.iter().all(|&row| before(row) == Some(time))
+        {
+            return [after, of(time, 0, self.count)];
+        }
         for &row in rows {
-            let item = self.first + row;
-            let of = |time: usize| {
-                &shared.cells[course.row(self.direction, time, item) * hidden..][..hidden]
-            };
-            let own = row * hidden..(row + 1) * hidden;
-            c[own.clone()].copy_from_slice(of(time));
-            match (course.time_before(self.direction, time, item), shared.initial_c) {
-                (Some(time), _) => before[own].copy_from_slice(of(time)),
+            let state = &mut states[row * hidden..(row + 1) * hidden];
+            match (before(row), shared.initial_c) {
+                (Some(time), _) => state.copy_from_slice(of(time, row, 1)),
                 (None, Some(initial)) => {
-                    let at = course.sizes.state_at(self.direction, item);
-                    before[own].copy_from_slice(&initial[at..at + hidden]);
+                    let at = course.sizes.state_at(self.direction, self.first + row);
+                    state.copy_from_slice(&initial[at..at + hidden]);
                 }
-                (None, None) => before[own].fill(0.0),
+                (None, None) => state.fill(0.0),
             }
         }
+        [after, states]
     }
 
     /// Takes the gradients of the state one step back.
@@ -251,7 +259,7 @@ impl Task<'_> {
         shared: &Shared,
         time: usize,
         rows: &[usize],
-        [c, c_before]: [&mut [f32]; 2],
+        [c, c_before]: [&[f32]; 2],
         [scratch, reset]: [&mut [f32]; 2],
     ) {
         let course = shared.course;

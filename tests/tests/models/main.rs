@@ -4,6 +4,8 @@
 //! `ATTAR_MODELS=NAME cargo test -p attar-tests --test models -- --nocapture` shows the models with
 //! NAME in theirs.
 
+mod training;
+
 use std::path::Path;
 
 use attar_graph::Model;
@@ -172,7 +174,7 @@ fn detect(contrast: f32) -> Feeds {
 
 /// The start and end of a file as byte values.
 fn bytes(batch: usize) -> Feeds {
-    let source = include_bytes!("models.rs");
+    let source = include_bytes!("main.rs");
     let values: Vec<i32> = (0..batch * 2048).map(|i| i32::from(source[i % source.len()])).collect();
     vec![("bytes", Tensor::new(&[batch, 2048], &values))]
 }
