@@ -11,13 +11,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import data
 from table import VARIANTS, table
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 WORK = ("quantize", "time", "quality")
 
 
@@ -45,10 +46,12 @@ def arguments():
 
 
 def run_process(command, log):
-    """Runs a command to its end: its seconds and its peak memory in MB."""
+    """Runs a command to its end: its seconds and its peak memory in MB. ONNX Runtime's tools leave
+    files where they are run: that is a folder that goes with them.
+    """
     start = time.perf_counter()
-    with open(log, "w") as file:
-        child = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file)
+    with open(log, "w") as file, tempfile.TemporaryDirectory() as folder:
+        child = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, cwd=folder)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
@@ -79,6 +82,7 @@ class Cells:
 
 class Bench:
     def __init__(self, options):
+        options.attar = options.attar.resolve()
         self.options = options
         self.output = options.output.resolve()
         self.cells = Cells(self.output / "cells")
