@@ -219,15 +219,19 @@ impl Weights {
         let padded = columns.next_multiple_of(lanes);
         let mut packed = Buffer::zeroed(padded * padded_depth);
         let mut column_sums = vec![0_i32; columns];
-        let bytes = packed.as_bytes_mut();
-        for (column, sum) in column_sums.iter_mut().enumerate() {
-            let first = column / panel_columns * panel_columns;
-            let width = panel_columns.min(padded - first);
-            let start = first * padded_depth + (column - first) * 4;
-            for row in 0..depth {
-                let value = b.data[row * b.strides[0] + column * b.strides[1]];
-                *sum = sum.wrapping_add(i32::from(value));
-                bytes[start + row / 4 * width * 4 + row % 4] = value.cast_unsigned();
+        // In the order of the panels, so that both sides are read and written in whole lines.
+        let mut cells = packed.as_bytes_mut().chunks_exact_mut(4);
+        for first in (0..padded).step_by(panel_columns) {
+            let end = padded.min(first + panel_columns);
+            for row in (0..depth).step_by(4) {
+                for (column, cell) in (first..end).zip(&mut cells) {
+                    let Some(sum) = column_sums.get_mut(column) else { continue };
+                    for (byte, row) in cell.iter_mut().zip(row..depth) {
+                        let value = b.data[row * b.strides[0] + column * b.strides[1]];
+                        *sum = sum.wrapping_add(i32::from(value));
+                        *byte = value.cast_unsigned();
+                    }
+                }
             }
         }
         Self { path, packed, column_sums, depth }
