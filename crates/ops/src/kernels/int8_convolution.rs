@@ -249,13 +249,13 @@ unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row
             match out {
                 Out::Levels(out, scales, levels) if V == 4 => {
                     let sums = [sums[p][0], sums[p][1 % V], sums[p][2 % V], sums[p][3 % V]];
-                    L::store_block(sums, out.add(place), row.width, *scales, levels);
+                    L::store_block(sums, out.add(place), row.width, *scales, *levels);
                 }
                 Out::Levels(out, scales, levels) => {
                     unrolled!(v < V, {
                         let count = if v + 1 < V { 16 } else { cut };
                         let to = out.add(place + v * 16);
-                        sums[p][v].store_levels(to, count, scales.add(v * 16), levels);
+                        sums[p][v].store_levels(to, count, scales.add(v * 16), *levels);
                     });
                 }
                 Out::Sums(out) => {
@@ -275,8 +275,12 @@ unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row
 /// The pointer is readable for `count` bytes.
 #[inline(always)]
 unsafe fn few(from: *const u8, count: usize) -> u32 {
-    // SAFETY: the caller's promise.
-    let byte =
-        |at: usize| if at < count { u32::from(unsafe { *from.add(at) }) << (8 * at) } else { 0 };
+    let byte = |at: usize| {
+        if at >= count {
+            return 0;
+        }
+        // SAFETY: the caller's promise.
+        u32::from(unsafe { *from.add(at) }) << (8 * at)
+    };
     byte(0) | byte(1) | byte(2)
 }

@@ -231,7 +231,7 @@ unsafe fn tile<L: Sums, const P: usize>(
             let place = (from + at + p) * line.channels + first;
             match out {
                 Out::Levels(out, scales, levels) => {
-                    L::store_block(sums[p], out.add(place), count, scales.add(first), levels);
+                    L::store_block(sums[p], out.add(place), count, scales.add(first), *levels);
                 }
                 Out::Sums(out) => store_sums(sums[p], out.add(place), count),
             }

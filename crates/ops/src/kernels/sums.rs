@@ -45,14 +45,14 @@ pub(super) trait Sums: Copy {
     /// self + Σ x·w of each lane.
     unsafe fn dot(self, x: Self::X, w: Self::W) -> Self;
     /// `count` ≤ 16 levels, one of 16 scales for each.
-    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: &Levels);
+    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: Levels);
     /// `count` ≤ 64 levels in the order of [`place_in_block`], as are the 64 scales.
     unsafe fn store_block(
         sums: [Self; 4],
         to: *mut u8,
         count: usize,
         scales: *const f32,
-        levels: &Levels,
+        levels: Levels,
     );
     /// Lays `count` ≤ 64 bytes of each of four rows out as four vectors of inputs, 256 bytes: those
     /// of one column together, columns in the order of [`place_in_block`].
@@ -63,7 +63,7 @@ pub(super) trait Sums: Copy {
 pub(super) struct Portable([i32; 16]);
 
 #[inline(always)]
-fn level(sum: i32, scale: f32, levels: &Levels) -> u8 {
+fn level(sum: i32, scale: f32, levels: Levels) -> u8 {
     let scaled = sum as f32 * scale;
     let bounded = if scaled < BOUND { scaled } else { BOUND };
     let rounded = bounded.max(-BOUND).round_ties_even() as i32 + i32::from(levels.zero);
@@ -111,7 +111,7 @@ impl Sums for Portable {
     }
 
     #[inline(always)]
-    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: &Levels) {
+    unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: Levels) {
         for (lane, &sum) in self.0.iter().enumerate().take(count) {
             // SAFETY: 16 scales are readable, `count` levels writable.
             unsafe { *to.add(lane) = level(sum, *scales.add(lane), levels) };
@@ -124,7 +124,7 @@ impl Sums for Portable {
         to: *mut u8,
         count: usize,
         scales: *const f32,
-        levels: &Levels,
+        levels: Levels,
     ) {
         for (vector, sums) in sums.iter().enumerate() {
             for (lane, &sum) in sums.0.iter().enumerate() {
@@ -226,7 +226,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: &Levels) {
+        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: Levels) {
             // SAFETY: see above.
             unsafe {
                 let moved =
@@ -248,7 +248,7 @@ mod x86 {
             to: *mut u8,
             count: usize,
             scales: *const f32,
-            l: &Levels,
+            l: Levels,
         ) {
             // SAFETY: see above.
             unsafe {
@@ -379,7 +379,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: &Levels) {
+        unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, l: Levels) {
             // SAFETY: see above.
             unsafe {
                 // Packing leaves quarters in the order 0, 2, 1, 3 of both halves' fours.
@@ -407,7 +407,7 @@ mod x86 {
             to: *mut u8,
             count: usize,
             scales: *const f32,
-            l: &Levels,
+            l: Levels,
         ) {
             // SAFETY: see above.
             unsafe {

@@ -33,14 +33,13 @@ impl Operator for LevelTable {
         let table = table(constant.ok_or(OpError::MissingInput { index: 1 })?)?;
         Ok(Box::new(move |run: &mut Run| {
             run.typed::<u8>(0)?;
-            let mut y = match run.take_unique(0) {
-                Some(x) => x,
-                None => {
-                    let x = run.typed::<u8>(0)?;
-                    let mut y = run.pool.tensor(DType::U8, x.shape());
-                    y.slice_mut::<u8>().copy_from_slice(x.slice::<u8>());
-                    y
-                }
+            let mut y = if let Some(x) = run.take_unique(0) {
+                x
+            } else {
+                let x = run.typed::<u8>(0)?;
+                let mut y = run.pool.tensor(DType::U8, x.shape());
+                y.slice_mut::<u8>().copy_from_slice(x.slice::<u8>());
+                y
             };
             for_rows(y.slice_mut::<u8>(), 1, |_, levels| quantize::look_up(levels, &table));
             Ok(vec![y])
