@@ -42,8 +42,9 @@ pub(crate) struct Wanted {
     pub(crate) level_max: i8,
 }
 
-/// Channels of a value beyond which its moments would take more memory than they are worth.
-const MOMENTS_CHANNELS_MAX: usize = 8192;
+/// Channels of a value beyond which its moments would take more memory and time than they are worth:
+/// both grow with the square, while rounded weights are a small part of a product's error.
+const MOMENTS_CHANNELS_MAX: usize = 1024;
 
 struct Record {
     statistics: Statistics,

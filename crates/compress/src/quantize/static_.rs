@@ -122,8 +122,8 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "rounding",
         default: "\"gptq\"",
-        help: "of weights: \"nearest\"; \"gptq\", by second moments of the input; \"descent\", from \
-               there on level by level",
+        help: "of weights: \"nearest\"; \"gptq\", by second moments of inputs of up to 1024 channels; \
+               \"descent\", from there on level by level",
     },
     OptionEntry {
         key: "weight_scale",
