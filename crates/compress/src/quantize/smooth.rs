@@ -19,9 +19,9 @@ const FACTOR_MAX: f32 = 1e4;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Smooth {
     /// Those whose error falls to less than two fifths.
-    #[default]
     Auto,
     /// Those whose error falls by a tenth.
+    #[default]
     All,
     Off,
 }

@@ -115,7 +115,7 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     },
     OptionEntry {
         key: "smooth",
-        default: "\"auto\"",
+        default: "\"all\"",
         help: "SmoothQuant, channels of an activation divided and weights multiplied: \"auto\", where \
                the error falls to less than two fifths; \"all\", where it falls by a tenth; \"off\"",
     },
