@@ -77,6 +77,13 @@ pub(crate) fn cases() -> Vec<Case> {
             cases.push(layer(op, direction, sizes[1], "xwrbhc", ", clip=0.3"));
         }
     }
+    // Whole panels of columns, and rows of gates that would share sets of the caches.
+    let whole = [5, 7, 64, 64];
+    for direction in ["forward", "bidirectional"] {
+        cases.push(layer("LSTM", direction, whole, "xwrbl", ""));
+        cases.push(layer("GRU", direction, whole, "xwrbl", ""));
+        cases.push(layer("GRU", direction, whole, "xwrb", ", linear_before_reset=1"));
+    }
     let settings = ", linear_before_reset=1, clip=0.3";
     cases.push(layer("GRU", "forward", sizes[1], "xwrbh", settings));
     for settings in ["", ", clip=0.4", ", input_forget=1"] {
