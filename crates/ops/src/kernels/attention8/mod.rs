@@ -34,25 +34,31 @@ pub(crate) enum Path {
 }
 
 impl Path {
+    /// All of them, the fastest first.
+    pub(crate) const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Vnni,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        Self::Portable,
+    ];
+
     /// The best that this CPU has.
     pub(crate) fn best() -> Self {
-        Self::available()[0]
+        Self::ALL.iter().copied().find(|path| path.is_present()).unwrap_or(Self::Portable)
     }
 
-    /// All that this CPU has, the best first.
-    pub(crate) fn available() -> Vec<Self> {
-        let mut paths = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
-                paths.push(Self::Vnni);
+    /// Whether this CPU has the instructions.
+    pub(crate) fn is_present(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => {
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
             }
-            if is_x86_feature_detected!("avx2") {
-                paths.push(Self::Avx2);
-            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Portable => true,
         }
-        paths.push(Self::Portable);
-        paths
     }
 
     /// Consecutive elements of depth that stand together in packed data.

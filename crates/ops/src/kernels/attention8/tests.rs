@@ -73,7 +73,7 @@ impl Case {
     /// The same on every path.
     fn run_all(&self) -> Vec<f32> {
         let expected = self.run(Path::Portable);
-        for path in Path::available() {
+        for &path in Path::ALL.iter().filter(|path| path.is_present()) {
             assert_eq!(self.run(path), expected, "{path:?} {:?}", self.shape);
         }
         expected
@@ -239,7 +239,7 @@ fn results_in_u8_are_those_in_f32_rounded() {
     let case = Case::new(10, 37, 32, 24);
     let exact = case.run_all();
     let (scale, zero_point) = (0.01, 40);
-    for path in Path::available() {
+    for &path in Path::ALL.iter().filter(|path| path.is_present()) {
         let shape = Shape { path, ..case.shape };
         let mut data = vec![0; 10 * 24];
         let mut target = Target::U8 { data: &mut data, stride: 24, scale, zero_point };
