@@ -30,6 +30,28 @@ pub struct StepOutcome {
     pub edits: Vec<String>,
 }
 
+impl StepOutcome {
+    /// Applies a plan, and adds it to what the step did.
+    fn carry_out(
+        &mut self,
+        plan: &Plan,
+        model: &mut Model,
+        keeps_edits: bool,
+    ) -> Result<(), PassError> {
+        self.edit_count += plan.edits.len();
+        self.remarks.extend(plan.remarks.iter().cloned());
+        self.warnings.extend(plan.warnings.iter().cloned());
+        if keeps_edits {
+            self.edits.extend(plan.edits.iter().map(ToString::to_string));
+        }
+        if !plan.is_empty() {
+            apply(&mut model.graph, plan)?;
+            model.import_domains();
+        }
+        Ok(())
+    }
+}
+
 /// Rounds of a pass that plans again on its own result.
 const ROUNDS_MAX: usize = 32;
 
@@ -62,21 +84,12 @@ pub(crate) fn run_step(
         quantization: None,
         edits: Vec::new(),
     };
+    outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
         outcome.quantization = record.or(outcome.quantization);
-        outcome.edit_count += plan.edits.len();
-        outcome.remarks.extend(plan.remarks.iter().cloned());
-        outcome.warnings.extend(plan.warnings.iter().cloned());
-        if keeps_edits {
-            outcome.edits.extend(plan.edits.iter().map(ToString::to_string));
-        }
-        if plan.is_empty() {
-            break;
-        }
-        apply(&mut model.graph, &plan).map_err(|error| fail(error.into()))?;
-        model.import_domains();
-        if !pass.repeats() {
+        outcome.carry_out(&plan, model, keeps_edits).map_err(fail)?;
+        if plan.is_empty() || !pass.repeats() {
             break;
         }
     }

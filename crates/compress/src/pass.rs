@@ -27,6 +27,11 @@ pub trait Pass {
         Ok((self.plan(model, context)?, None))
     }
 
+    /// What must be done to a model before [`plan`](Self::plan) looks at it.
+    fn prepare(&self, _: &Model) -> Plan {
+        Plan::default()
+    }
+
     /// Whether to plan again on the result, until nothing is left to do.
     fn repeats(&self) -> bool {
         false

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use attar_graph::{Edit, Links, Model, Node, Plan};
+use attar_ops::fuse::batch_normalization;
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
@@ -144,6 +145,18 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
 ];
 
 impl Pass for StaticQuantize {
+    /// Runtimes keep a convolution in integers only if what follows it is no normalization.
+    fn prepare(&self, model: &Model) -> Plan {
+        let folded = batch_normalization::plan(model);
+        let mut plan = Plan { edits: folded.edits, ..Plan::default() };
+        let is_fold = |edit: &&Edit| matches!(edit, Edit::ReplaceNode { .. });
+        let count = plan.edits.iter().filter(is_fold).count();
+        if count > 0 {
+            plan.remark(format!("{count} BatchNormalizations are folded into convolutions first"));
+        }
+        plan
+    }
+
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
         Ok(self.plan_recorded(model, context)?.0)
     }
@@ -212,8 +225,8 @@ impl Pass for StaticQuantize {
         });
         if placement.unfolded_count > 0 {
             plan.remark(format!(
-                "{} convolutions are followed by BatchNormalization, which runs in float: \
-                 `fuse.batch-norm` before this step folds it into them",
+                "{} convolutions are followed by BatchNormalization that cannot be folded into \
+                 them: it runs in float",
                 placement.unfolded_count
             ));
         }
