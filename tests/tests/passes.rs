@@ -54,6 +54,8 @@ fn applied(model: &Model, pass: &str, context: &Context) -> Model {
     let entry = pass_entry(pass).expect("the pass is in the table");
     let pass = entry.build(settings(pass)).expect("the settings are right");
     let mut model = model.clone();
+    let plan = pass.prepare(&model);
+    apply(&mut model.graph, &plan).expect("what is done first can be applied");
     loop {
         let plan = pass.plan(&model, context).expect("the pass can plan");
         apply(&mut model.graph, &plan).expect("the plan can be applied");
@@ -152,6 +154,12 @@ fn batch_normalization_folds_away_on_both_runtimes() {
         // f32 sums through 53 convolutions, in other orders.
         assert!(worst < 2e-5 * largest, "{worst} of {largest}");
     }
+}
+
+#[test]
+fn static_quantization_folds_batch_normalization_first() {
+    let quantized = applied(&mobilenet(), "quantize.static", &context());
+    assert!(!quantized.graph.nodes.iter().any(|node| node.is("BatchNormalization")));
 }
 
 #[test]
