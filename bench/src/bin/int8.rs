@@ -110,6 +110,9 @@ fn model([m, k, n]: [usize; 3], follows: &str) -> Model {
     graph.set_initializer("b", Tensor::new(&[n], &vec![0.1_f32; n]));
     graph.set_initializer("s", Tensor::scalar(0.02_f32));
     graph.set_initializer("z", Tensor::scalar(128_u8));
+    // They were inputs of unknown content before.
+    let constants = &graph.initializers;
+    graph.inputs.retain(|input| !constants.contains_key(&input.name));
     Model { opsets: [(String::new(), 23)].into_iter().collect(), graph, ..Model::default() }
 }
 

@@ -233,6 +233,10 @@ mod tests {
         set("y", Tensor::scalar(31_u8));
         set("g", Tensor::new(&[K], &values(K, 4)));
         set("h", Tensor::new(&[K], &values(K, 5)));
+        // They were inputs of unknown content before.
+        let constants = &graph.initializers;
+        graph.inputs.retain(|input| !constants.contains_key(&input.name));
+        graph.outputs.iter_mut().for_each(|output| output.value_type = None);
         Model { graph, ..Model::default() }
     }
 
@@ -304,9 +308,9 @@ mod tests {
                 let (fused, plain) = (fused.slice::<u8>(), plain.slice::<u8>());
                 let distances = fused.iter().zip(plain).map(|(a, b)| a.abs_diff(*b));
                 assert!(distances.clone().max() <= Some(1), "{what}");
-                // Only a value at a tie may fall to its other side.
+                // Only a value near a tie may fall to its other side.
                 let moved = distances.filter(|&distance| distance > 0).count();
-                assert!(moved * 200 <= fused.len(), "{what}: {moved} of {}", fused.len());
+                assert!(moved <= 1 + fused.len() / 200, "{what}: {moved} of {}", fused.len());
                 let least = fused.iter().min();
                 assert!(least < fused.iter().max(), "{what}: all levels are alike");
             }
