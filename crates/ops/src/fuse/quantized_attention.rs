@@ -274,7 +274,7 @@ mod tests {
             }
             Tensor::new(&[batch, size, HIDDEN], &values)
         };
-        let mut mask = Vec::new();
+        let mut mask: Vec<f32> = Vec::new();
         for (text, &length) in lengths.iter().enumerate() {
             mask.resize(text * size + length, 0.0);
             mask.resize((text + 1) * size, -1e9);
