@@ -179,7 +179,7 @@ fn product(node: &Node, constants: &[Option<&Tensor>], first: usize) -> Result<P
         None => Output::F32,
         Some(scale) => Output::U8 {
             scale: scalar_of(scale, first + 3)?,
-            zero_point: scalar_of(constant(7)?, 7)?,
+            zero_point: scalar_of(constant(first + 4)?, first + 4)?,
         },
     };
     let zero_point = scalar_of(constant(2)?, 2)?;

@@ -237,7 +237,8 @@ mod tests {
         let constants = &graph.initializers;
         graph.inputs.retain(|input| !constants.contains_key(&input.name));
         graph.outputs.iter_mut().for_each(|output| output.value_type = None);
-        Model { graph, ..Model::default() }
+        let opsets = [(String::new(), 21)].into_iter().collect();
+        Model { ir_version: 10, opsets, graph, ..Model::default() }
     }
 
     trait MapToI32 {
@@ -361,7 +362,8 @@ mod tests {
         let text = "q = QuantizeLinear(x, s, z)\nd = DequantizeLinear(q, s, z)\n\
             v = DequantizeLinear(w, ws, wz)\nm = MatMul(d, v)\na = Add(m, b)\n\
             u = DequantizeLinear(w, cs)\ne = MatMul(d, u)\n\
-            n = MatMul(d, v)\nr = QuantizeLinear(n, t, y)";
+            n = MatMul(d, v)\nr = QuantizeLinear(n, t, y)\n\
+            o = MatMul(d, v)\np = QuantizeLinear(o, s, z)";
         let model = model(text);
         assert_eq!(operators(&model), ["QuantizeLinear", "QuantizedMatMuls"]);
         let outputs = run(&model, &[feed(50)], false);

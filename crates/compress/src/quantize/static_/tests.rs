@@ -239,7 +239,7 @@ fn a_huge_outlier_in_one_example_leaves_the_others_their_levels() {
 fn the_mean_that_rounding_adds_is_taken_off_the_bias() {
     // All inputs the same: each output errs by the same amount in every row.
     let original = product(64, 4);
-    let x = Tensor::new(&[4, 64], &[1.0; 256]);
+    let x = Tensor::new(&[4, 64], &[1.0_f32; 256]);
     let error = |correction: bool| {
         let settings = format!("rounding = \"nearest\"\nbias_correction = {correction}");
         let (model, _, _) = quantized(&original, &settings, vec![x.clone()]).unwrap();
