@@ -1,4 +1,5 @@
 //! Static int8 gives the same integers on CPUs with VNNI, with AVX2 alone and with NEON.
+#![allow(clippy::unwrap_used)] // a test may fail where it stands
 
 use std::num::NonZeroUsize;
 
@@ -86,7 +87,7 @@ fn differing_channels(product: &IntegerProduct) -> usize {
     let differs = |channel: &&Vec<i8>| {
         activations(channel, product.range).iter().any(|a| {
             let layouts = [
-                (a.clone(), channel.to_vec()),
+                (a.clone(), (*channel).clone()),
                 (channels_last(a, &product.shape), channels_last(channel, &product.shape)),
             ];
             layouts.iter().any(|(a, w)| {

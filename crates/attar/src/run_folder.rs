@@ -145,8 +145,9 @@ impl RunFolder {
 
     /// Puts the result in place: the last checkpoint becomes `model.onnx`.
     pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
-        let records = self.outcomes.iter().filter_map(|outcome| outcome.quantization.as_ref());
-        publish(&self.path, subject, model, records.last())
+        let mut latest = self.outcomes.iter().rev();
+        let record = latest.find_map(|outcome| outcome.quantization.as_ref());
+        publish(&self.path, subject, model, record)
     }
 
     /// The run is over; its checkpoints are no longer needed.

@@ -171,7 +171,8 @@ fn product(node: &Node, constants: &[Option<&Tensor>], first: usize) -> Result<P
     if scales.len() != n && scales.len() != 1 {
         return Err(OpError::shapes(&matrix.size, &[scales.len()]));
     }
-    let bias = optional(first + 2).map(Tensor::values::<f32>);
+    let has_bias = node.input(first + 2).is_some();
+    let bias = has_bias.then(|| constant(first + 2)).transpose()?.map(Tensor::values::<f32>);
     if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != n) {
         return Err(OpError::shapes(&matrix.size, &[bias.len()]));
     }

@@ -29,6 +29,12 @@ pub enum TrainError {
     #[error("no weight has part in {outputs}")]
     NothingToTrain { outputs: String },
 
+    /// A node with bodies stands between the weights and the outputs.
+    #[error(
+        "{op_type} (node `{node}`) leads to {outputs}, and no gradient flows through its bodies"
+    )]
+    ThroughBodies { node: String, op_type: String, outputs: String },
+
     #[error("no {what} is called `{name}`; there are {known}")]
     Unknown { what: &'static str, name: String, known: String },
 
@@ -98,6 +104,9 @@ impl TrainError {
             | Self::Feed { .. }
             | Self::Graph(_) => "check the model: `attar inspect MODEL`".into(),
             Self::NothingToTrain { .. } => "freeze fewer weights".into(),
+            Self::ThroughBodies { .. } => {
+                "export the model without control flow, or train outputs before it".into()
+            }
             Self::Unknown { .. } | Self::Settings { .. } => "see `attar train --help`".into(),
             Self::Unmatched { .. } => {
                 "names stand in `attar inspect MODEL`; `*` is any text".into()

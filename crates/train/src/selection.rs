@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use attar_graph::{Model, NamePatterns};
+use attar_graph::{Model, NamePatterns, Node};
 use attar_ops::infer_graph;
 use attar_tensor::DType;
 
@@ -89,7 +89,8 @@ fn is_in(table: &[(&str, &[usize])], op_type: &str, input: usize) -> bool {
 /// by patterns, any of these types.
 ///
 /// # Errors
-/// [`TrainError::Unmatched`] for a pattern that fits none, [`TrainError::NothingToTrain`].
+/// [`TrainError::Unmatched`] for a pattern that fits none, [`TrainError::NothingToTrain`], and
+/// [`TrainError::ThroughBodies`] where that is for an If, Loop or Scan.
 pub(crate) fn trained_initializers(
     model: &Model,
     outputs: &[String],
@@ -120,7 +121,15 @@ pub(crate) fn trained_initializers(
         .map(|(name, _)| (*name).to_string())
         .collect();
     if trained.is_empty() {
-        return Err(TrainError::NothingToTrain { outputs: outputs.join(", ") });
+        let outputs = outputs.join(", ");
+        return Err(match places.bodies {
+            Some(node) if options.freeze.is_empty() => TrainError::ThroughBodies {
+                node: node.label().into(),
+                op_type: node.op_type.clone(),
+                outputs,
+            },
+            _ => TrainError::NothingToTrain { outputs },
+        });
     }
     Ok(trained)
 }
@@ -131,19 +140,24 @@ struct Places<'a> {
     weights: HashSet<&'a str>,
     /// Read in another place that is no setting.
     others: HashSet<&'a str>,
+    /// The last node with graphs inside that leads to the outputs.
+    bodies: Option<&'a Node>,
 }
 
 impl<'a> Places<'a> {
     fn of(model: &'a Model, outputs: &'a [String]) -> Self {
         let facts = infer_graph(model);
         let is_float = |name: &str| facts.get(name).is_none_or(|fact| fact.dtype.is_float());
-        let mut places = Self { weights: HashSet::new(), others: HashSet::new() };
+        let mut places = Self { weights: HashSet::new(), others: HashSet::new(), bodies: None };
         places.others.extend(outputs.iter().map(String::as_str));
         for node in model.graph.nodes.iter().rev() {
             let named = || node.outputs.iter().filter(|name| !name.is_empty() && is_float(name));
             let is_weight = named().any(|name| places.weights.contains(name.as_str()));
             if !is_weight && !named().any(|name| places.others.contains(name.as_str())) {
                 continue;
+            }
+            if places.bodies.is_none() && node.subgraphs().next().is_some() {
+                places.bodies = Some(node);
             }
             let is_weight = is_weight && VIEWS.contains(&node.op_type.as_str());
             for (input, name) in node.inputs.iter().enumerate() {
@@ -164,7 +178,6 @@ impl<'a> Places<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attar_graph::Node;
     use attar_graph::testing::graph_from_text;
     use attar_tensor::Tensor;
 

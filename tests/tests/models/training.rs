@@ -15,11 +15,11 @@ use super::{Feeds, MODELS, strokes};
 /// Models that do not train, and why.
 const UNTRAINED: &[(&str, &str)] = &[
     // Their weights are in the branches of an If, or before one.
-    ("silero/silero_vad.onnx", "no weight has part in output"),
-    ("silero/silero_vad_16k_op15.onnx", "no weight has part in output"),
-    ("silero/silero_vad_half.onnx", "no weight has part in output"),
-    ("silero/silero_vad_op18_ifless.onnx", "no weight has part in output"),
-    ("akiki/akiki-vad.onnx", "no weight has part in probability"),
+    ("silero/silero_vad.onnx", "If (node"),
+    ("silero/silero_vad_16k_op15.onnx", "If (node"),
+    ("silero/silero_vad_half.onnx", "If (node"),
+    ("silero/silero_vad_op18_ifless.onnx", "If (node"),
+    ("akiki/akiki-vad.onnx", "If (node"),
     ("ddddocr/common_old.onnx", "DynamicQuantizeLSTM"),
 ];
 

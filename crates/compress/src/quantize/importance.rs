@@ -42,7 +42,7 @@ pub(crate) fn statistics_for(
     }
     // Weights that are all zero, or beyond f32 when squared, would hide every error.
     let total: f32 = importance.iter().sum();
-    if !is_known || !(total.is_finite() && total > 0.0) {
+    if !(is_known && total.is_finite() && total > 0.0) {
         importance.clear();
     }
     Statistics::new(axis.unwrap_or(ChannelAxis::Last), importance)

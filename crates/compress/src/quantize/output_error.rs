@@ -1,6 +1,6 @@
 //! Errors measured: the outputs of products in the quantized model beside the original's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use attar_graph::{Model, Plan, apply};
 use attar_runtime::{RunOptions, Session};
@@ -61,8 +61,8 @@ pub(crate) fn output_errors(
 fn shown(
     session: &mut dyn Session,
     feeds: &[(&str, &Tensor)],
-) -> Result<HashMap<String, Vec<f32>>, PassError> {
-    let mut values = HashMap::new();
+) -> Result<BTreeMap<String, Vec<f32>>, PassError> {
+    let mut values = BTreeMap::new();
     session.observe(feeds, &mut |name, tensor| {
         if tensor.dtype() == DType::F32 {
             values.insert(name.to_string(), tensor.values::<f32>().into_owned());

@@ -130,7 +130,7 @@ impl QuantizedKernel {
                     stride,
                     scale,
                     zero_point,
-                })
+                });
             }
         }
         Ok(vec![y])

@@ -15,14 +15,16 @@ pub fn plan(model: &Model) -> Plan {
     let mut plan = Plan::default();
     let is_product = |node: &&Node| node.is("MatMul") || node.is("Gemm");
     for (index, node) in graph.nodes.iter().enumerate().filter(|(_, node)| is_product(node)) {
-        if let Some(node) = quantized(&links, node) {
+        if let Some((node, row)) = quantized(&links, node) {
+            plan.edits.extend(row);
             plan.push(Edit::ReplaceNode { index, node });
         }
     }
     plan
 }
 
-fn quantized(links: &Links, product: &Node) -> Option<Node> {
+/// The node, and the edit that makes its bias, where that was dequantized.
+fn quantized(links: &Links, product: &Node) -> Option<(Node, Option<Edit>)> {
     let is_transposed = product.is("Gemm") && product.int_or("transB", 0).ok()? != 0;
     if product.is("Gemm") {
         let is_plain = product.int_or("transA", 0).ok()? == 0
@@ -52,28 +54,45 @@ fn quantized(links: &Links, product: &Node) -> Option<Node> {
     }
     let mut inputs =
         vec![left.input(0)?, left.input(1)?, left.input(2)?, right.input(0)?, right.input(1)?];
-    if let Some(bias) = product.input(2) {
-        inputs.push(bias_row(links, bias, columns)?);
-    }
+    let bias = product.input(2).map(|bias| bias_row(links, bias, columns));
+    let (bias, row) = match bias {
+        Some(found) => found.map(|(name, row)| (Some(name), row))?,
+        None => (None, None),
+    };
+    inputs.extend(bias.as_deref());
     let node = Node::new("QuantizedMatMul", &product.name, &inputs, &[&product.outputs[0]]);
     let node = if is_transposed { node.with_attribute("transB", 1_i64) } else { node };
-    Some(node.with_domain(ATTAR_DOMAIN))
+    Some((node.with_domain(ATTAR_DOMAIN), row))
 }
 
-/// The bias of a `Gemm`, if it is one constant per column, or becomes one when constants are folded:
-/// int32 dequantized by constants.
-fn bias_row<'a>(links: &Links, bias: &'a str, columns: usize) -> Option<&'a str> {
+/// The bias of a `Gemm`, if it is one constant per column; where that is int32 dequantized by
+/// constants, with the edit that makes it f32.
+fn bias_row(links: &Links, bias: &str, columns: usize) -> Option<(String, Option<Edit>)> {
     let fits = |tensor: &Tensor| {
         tensor.element_count() == columns && tensor.shape().last() == Some(&columns)
     };
     if let Some(tensor) = links.constant(bias) {
-        return (tensor.dtype() == DType::F32 && fits(tensor)).then_some(bias);
+        return (tensor.dtype() == DType::F32 && fits(tensor)).then(|| (bias.to_string(), None));
     }
     let (_, dequantize) = producer(links, bias, "DequantizeLinear")?;
-    let is_constant = dequantize.inputs.iter().all(|name| links.constant(name).is_some());
-    let levels = links.constant(dequantize.input(0)?)?;
-    let scale = links.constant(dequantize.input(1)?)?;
-    (is_constant && fits(levels) && scale.dtype() == DType::F32).then_some(bias)
+    let levels = links.constant(dequantize.input(0)?).filter(|levels| fits(levels))?;
+    let scales = links.constant(dequantize.input(1)?).filter(|s| s.dtype() == DType::F32)?;
+    let is_symmetric = match dequantize.input(2) {
+        Some(zero) => links.constant(zero)?.bytes().iter().all(|&byte| byte == 0),
+        None => true,
+    };
+    let is_per_column = levels.rank() == 1 && scales.shape() == [columns];
+    let is_known = levels.dtype() == DType::I32 && is_symmetric;
+    if !is_known || !(is_per_column || scales.element_count() == 1) {
+        return None;
+    }
+    let scales = scales.values::<f32>();
+    let levels = levels.values::<i32>();
+    let real = |(column, &level): (usize, &i32)| level as f32 * scales[column % scales.len()];
+    let values: Vec<f32> = levels.iter().enumerate().map(real).collect();
+    let name = format!("{bias}/row");
+    let row = Edit::SetInitializer { name: name.clone(), tensor: Tensor::new(&[columns], &values) };
+    Some((name, Some(row)))
 }
 
 /// Whether a `QuantizeLinear` or `DequantizeLinear` has one f32 scale and one u8 zero point.

@@ -158,6 +158,9 @@ pub(super) use x86::{Avx2, Vnni};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    // Every instruction is of this architecture, and its name says so.
+    #![allow(clippy::wildcard_imports)]
+
     use std::arch::x86_64::*;
 
     use super::{BOUND, Levels, Sums};

@@ -36,9 +36,8 @@ impl Packing {
 
     /// V as [keys / group, columns, group], padded by zeros.
     pub(super) fn values(&self, packed: &mut [u8], value: Rows8, [size, columns]: [usize; 2]) {
-        let row = |key: usize| match key < self.keys {
-            true => &value.data[key * value.stride..][..size],
-            false => &[],
+        let row = |key: usize| {
+            if key < self.keys { &value.data[key * value.stride..][..size] } else { &[] }
         };
         let count = self.padded_keys * columns;
         if self.path.is_bytes() {

@@ -8,6 +8,7 @@ use crate::kernels::vectorized;
 const LEAST: f32 = -126.0;
 /// 2ʳ for |r| ≤ ½ as a polynomial, the highest power first: a least-maximum fit with 1 at 0, made
 /// for this file (9e-8).
+#[allow(clippy::approx_constant)] // the fit's own coefficient, near ln 2
 const POWER: [f32; 6] =
     [1.326_472_6e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0];
 
@@ -135,6 +136,9 @@ vectorized! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    // Every instruction is of this architecture, and its name says so.
+    #![allow(clippy::wildcard_imports)]
+
     use std::arch::x86_64::*;
 
     use super::{LANES, LEAST, POWER, ROUND, ROWS, sum_lanes};

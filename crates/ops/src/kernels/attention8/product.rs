@@ -68,6 +68,9 @@ impl Block<'_> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    // Every instruction is of this architecture, and its name says so.
+    #![allow(clippy::wildcard_imports)]
+
     use std::arch::x86_64::*;
 
     use super::{Block, COLUMNS, ROWS};
