@@ -70,7 +70,8 @@ mod tests {
     #[test]
     fn a_sample_is_what_would_be_picked_from_all() {
         let path = std::env::temp_dir().join(format!("attar-sample-{}.txt", std::process::id()));
-        let rows: String = (0..50).map(|i| format!("text {i}\n\n")).collect();
+        let rows: Vec<String> = (0..50).map(|i| format!("text {i}\n\n")).collect();
+        let rows = rows.concat();
         std::fs::write(&path, rows).unwrap();
         let all = load(&path, &mut BadRows::new(false)).unwrap();
         for count in [1, 7, 50, 80] {
