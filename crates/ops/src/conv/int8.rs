@@ -4,6 +4,8 @@
 //! sum[n, p, o] = bias[o] + Σ (w[o, c, t] − `w_zero[o]`) · (x[n, p·stride + t·dilation − pad, c] −
 //! `x_zero`), by group; padding counts as `x_zero`.
 
+mod packing;
+
 use rayon::prelude::*;
 
 use super::engine::per_thread;
@@ -14,6 +16,7 @@ use crate::kernels::int8_convolution::{Int8Isa, Int8Row, Line, Target, int8_isa}
 use crate::kernels::int8_depthwise::{BLOCK, Int8DepthwiseLine};
 use crate::kernels::sums::{Levels, place_in_block};
 use crate::{OpError, Pool};
+use packing::Packing;
 
 /// Weights of a convolution, packed.
 pub(crate) struct Int8Weights {
@@ -409,101 +412,4 @@ impl Tile {
             out_step: 0,
         }
     }
-}
-
-/// Weights [outputs, inputs per group, taps] on their way into lines.
-struct Packing<'a> {
-    values: &'a [i16],
-    shape: &'a [usize],
-    group: usize,
-}
-
-impl Packing<'_> {
-    /// [block, kx, four of ky, vector, lane, ky]
-    fn depthwise(&self) -> Vec<Line> {
-        let (tall, wide) = match self.shape[2..] {
-            [tall, wide] => (tall, wide),
-            _ => (1, self.shape[2]),
-        };
-        let channels = self.shape[0];
-        let mut lines = Vec::new();
-        for block in 0..channels.div_ceil(BLOCK) {
-            for kx in 0..wide {
-                for fours in 0..tall.div_ceil(4) {
-                    for vector in 0..4 {
-                        let at = |i: usize| {
-                            let c = block * BLOCK + place_in_block(vector, i / 4);
-                            let ky = fours * 4 + i % 4;
-                            let is_weight = c < channels && ky < tall;
-                            if is_weight {
-                                self.values[(c * tall + ky) * wide + kx] as i8
-                            } else {
-                                0
-                            }
-                        };
-                        lines.push(Line(std::array::from_fn(at)));
-                    }
-                }
-            }
-        }
-        lines
-    }
-
-    /// Per group and tile of outputs: [part, tap, four inputs, vector, lane, input]. Where taps of
-    /// the last axis are joined, they count as inputs of one.
-    fn dense(&self, most: usize, is_joined: bool, parts: usize) -> (Vec<Line>, Form) {
-        let (outputs, inputs) = (self.shape[0], self.shape[1]);
-        let taps: usize = self.shape[2..].iter().product();
-        let joined = if is_joined { self.shape[self.shape.len() - 1] } else { 1 };
-        let depth = joined * inputs;
-        let per_group = outputs / self.group;
-        let (mut lines, mut tiles, mut place) = (Vec::new(), Vec::new(), 0);
-        for group in 0..self.group {
-            // Tiles of nearly equal width.
-            let mut vectors = per_group.div_ceil(16);
-            let mut count = vectors.div_ceil(most);
-            let mut first = 0;
-            while count > 0 {
-                let each = vectors.div_ceil(count);
-                let width = (per_group - first).min(each * 16);
-                let (output, start) = (group * per_group + first, lines.len());
-                let mut tile = Tile { group, output, width, start, size: 0, place };
-                let order: Vec<usize> = tile.order().collect();
-                for index in 0..parts {
-                    for (tap, four) in (0..taps / joined)
-                        .flat_map(|tap| (0..depth.div_ceil(4)).map(move |four| (tap, four)))
-                    {
-                        for lanes in order.chunks_exact(16) {
-                            let at = |i: usize| {
-                                let (o, k) = (lanes[i / 4], four * 4 + i % 4);
-                                if o == usize::MAX || k >= depth {
-                                    return 0;
-                                }
-                                let tap = tap * joined + k / inputs;
-                                let w = self.values[(o * inputs + k % inputs) * taps + tap];
-                                part(w, index, parts)
-                            };
-                            lines.push(Line(std::array::from_fn(at)));
-                        }
-                    }
-                }
-                tile.size = lines.len() - start;
-                place += order.len();
-                tiles.push(tile);
-                first += width;
-                vectors -= each;
-                count -= 1;
-            }
-        }
-        (lines, Form::Dense { tiles, parts })
-    }
-}
-
-/// One of the parts, all of i8, that add up to a weight.
-fn part(w: i16, index: usize, parts: usize) -> i8 {
-    let mut rest = w;
-    for at in 0..index {
-        rest -= rest / (parts - at) as i16;
-    }
-    (rest / (parts - index) as i16) as i8
 }
