@@ -22,7 +22,7 @@ use crate::{RunOptions, Runtime, RuntimeError, Session};
 pub struct Ort {
     /// Whether ONNX Runtime may rewrite the graph. Without, each operator runs as the model has it.
     pub optimize: bool,
-    library: Library,
+    loaded: Library,
 }
 
 impl Ort {
@@ -33,7 +33,7 @@ impl Ort {
     /// [`RuntimeError::OrtNotFound`] with what was tried. A path that was named must work: another
     /// library than the one meant would give other numbers. A process can use one library.
     pub fn find(path: Option<&Path>) -> Result<Self, RuntimeError> {
-        Ok(Self { optimize: true, library: Library::find(path)? })
+        Ok(Self { optimize: true, loaded: Library::find(path)? })
     }
 
     /// A session of a model file as it is: attar reads it only for the types of inputs and outputs.
@@ -59,7 +59,7 @@ impl Ort {
         } else {
             GraphOptimizationLevel::Disable
         };
-        let builder = OrtLibrarySession::builder(&self.library.environment)?
+        let builder = OrtLibrarySession::builder(&self.loaded.environment)?
             .with_optimization_level(level)?
             .with_intra_threads(options.threads.get())?
             .with_inter_threads(1)?
@@ -81,7 +81,7 @@ impl Runtime for Ort {
     }
 
     fn version(&self) -> String {
-        self.library.version()
+        self.loaded.version()
     }
 
     fn load(&self, model: &Model, options: &RunOptions) -> Result<Box<dyn Session>, RuntimeError> {
@@ -397,10 +397,10 @@ mod tests {
     #[test]
     fn one_process_uses_one_library() {
         let ort = ort();
-        assert!(Ort::find(Some(&ort.library.path)).is_ok());
+        assert!(Ort::find(Some(&ort.loaded.path)).is_ok());
         let folder = TemporaryFolder::new().unwrap();
         let copy = folder.path().join("libonnxruntime.so");
-        std::fs::copy(&ort.library.path, &copy).unwrap();
+        std::fs::copy(&ort.loaded.path, &copy).unwrap();
         let error = Ort::find(Some(&copy)).unwrap_err().to_string();
         assert!(error.contains("one process can use one library"), "{error}");
     }
