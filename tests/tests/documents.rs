@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use attar::STAGES;
 use attar_compress::PASSES;
 use attar_import::{ARCHITECTURES, ArchitectureOption, COMMON_OPTIONS};
 use attar_ops::{OPERATORS, has_gradient};
@@ -44,12 +45,14 @@ fn the_reference_of_passes_is_that_of_the_code() {
          prints the same. Every step also takes `exclude`, a list of node and tensor names in \
          which `*` stands for any text.\n",
     );
-    for entry in PASSES {
-        text.push_str(&format!("\n## `{}`\n\n{}.\n", entry.name, entry.summary));
-        if !entry.options.is_empty() {
+    let passes = PASSES.iter().map(|entry| (entry.name, entry.summary, entry.options));
+    let stages = STAGES.iter().map(|entry| (entry.name, entry.summary, entry.options));
+    for (name, summary, options) in passes.chain(stages) {
+        text.push_str(&format!("\n## `{name}`\n\n{summary}.\n"));
+        if !options.is_empty() {
             text.push_str("\n| setting | default | meaning |\n| --- | --- | --- |\n");
         }
-        for option in entry.options {
+        for option in options {
             let default = match option.default {
                 "" => "must be given".to_string(),
                 default => format!("`{default}`"),

@@ -2,17 +2,22 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use attar_compress::{Context, Exclude};
 use attar_evaluate::{Dataset, Progress, Shape};
+use attar_graph::Model;
 use attar_runtime::{Builtin, Runtime};
 use serde::Serialize;
 
 use crate::pipeline::{StepOutcome, run_step};
+use crate::recover::{Recover, RecoverRun};
 use crate::run_folder::RunFolder;
 use crate::{
     CalibrationSample, Error, EvaluateOptions, Evaluation, LatencyRow, Recipe, RuntimeInvariance,
-    Subject, evaluate_models, latency_of, runtime_invariance,
+    Subject, TrainingData, evaluate_models, latency_of, runtime_invariance,
 };
 
 /// What to compress, how, and how to measure it.
@@ -23,6 +28,10 @@ pub struct CompressRequest<'a> {
     /// Examples taken from the calibration data.
     pub calibration_count: usize,
     pub data: Option<Dataset>,
+    /// What steps that train learn from.
+    pub training: Option<(&'a Path, TrainingData)>,
+    /// Becomes true when the user wants to stop: what trains then makes a checkpoint.
+    pub stop: Arc<AtomicBool>,
     /// Runtimes to time on; the first one also measures quality.
     pub runtimes: Vec<Box<dyn Runtime>>,
     pub threads: NonZeroUsize,
@@ -75,7 +84,17 @@ pub fn dry_run(request: &CompressRequest) -> Result<Vec<StepOutcome>, Error> {
     let sample = calibration_sample(request)?;
     let mut context = context(request, sample.as_ref());
     let steps = request.recipe.steps.iter().enumerate();
-    steps.map(|(index, step)| run_step(&mut model, step, index + 1, &mut context, true)).collect()
+    steps
+        .map(|(index, step)| {
+            if step.recover()?.is_none() {
+                return run_step(&mut model, step, index + 1, &mut context, true);
+            }
+            let mut outcome = StepOutcome::before(&step.pass, &model);
+            outcome.after(&model, Instant::now());
+            outcome.remarks = vec!["trains only into a run folder".into()];
+            Ok(outcome)
+        })
+        .collect()
 }
 
 fn no_step() -> Error {
@@ -131,9 +150,20 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     let mut context = context(request, sample.as_ref());
     let done = run.outcomes.len();
     for (index, step) in request.recipe.steps.iter().enumerate().skip(done) {
-        let outcome = run_step(&mut model, step, index + 1, &mut context, false)
-            .inspect_err(|_| run.discard_if_empty())?;
+        let outcome = match step.recover()? {
+            None => run_step(&mut model, step, index + 1, &mut context, false),
+            Some(recover) => recover_step(request, &run, &recover, index + 1, &mut model),
+        };
+        let outcome = outcome.inspect_err(|error| {
+            // A training that was begun is gone on with.
+            if !matches!(error, Error::Stopped) && !run.training_folder(index + 1).exists() {
+                run.discard_if_empty();
+            }
+        })?;
         run.step_done(&model, &outcome)?;
+        if request.stop.load(Ordering::SeqCst) {
+            return Err(Error::Stopped);
+        }
     }
     let target = run.publish(subject, &model)?;
     drop(model);
@@ -143,6 +173,46 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     let report = serde_json::to_string_pretty(&outcome).expect("a report is made of JSON values");
     run.write("report.json", report.as_bytes())?;
     run.finish()?;
+    Ok(outcome)
+}
+
+/// Trains what the steps before have left.
+fn recover_step(
+    request: &CompressRequest,
+    run: &RunFolder,
+    recover: &Recover,
+    number: usize,
+    model: &mut Model,
+) -> Result<StepOutcome, Error> {
+    let start = Instant::now();
+    let mut outcome = StepOutcome::before(&request.recipe.steps[number - 1].pass, model);
+    let trained = recover.run(&RecoverRun {
+        original: &request.subject,
+        model,
+        file: run.checkpoint.clone().unwrap_or_else(|| request.subject.path.clone()),
+        data: request.training.as_ref().map(|(path, data)| (*path, data)),
+        threads: request.threads,
+        folder: run.training_folder(number),
+        stop: &request.stop,
+        progress: request.progress,
+    })?;
+    let Some((trained, record)) = trained else { return Err(Error::Stopped) };
+    let weights = |model: &Model| -> Vec<(String, attar_tensor::Tensor)> {
+        model.graph.constants().map(|(name, tensor)| (name.into(), tensor.clone())).collect()
+    };
+    let changed = weights(model).into_iter().zip(weights(&trained));
+    outcome.edit_count = changed.filter(|((_, a), (_, b))| a.bytes() != b.bytes()).count();
+    outcome.remarks.push(format!(
+        "{} steps of {}, learning rate {}: loss {:.3e} → {:.3e}",
+        record.step_count,
+        record.loss.name,
+        record.learning_rate,
+        record.loss_first,
+        record.loss_last
+    ));
+    *model = trained;
+    outcome.after(model, start);
+    outcome.training = Some(record);
     Ok(outcome)
 }
 

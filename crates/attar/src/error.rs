@@ -41,6 +41,9 @@ pub enum Error {
     #[error(transparent)]
     Train(#[from] TrainError),
 
+    #[error("stopped")]
+    Stopped,
+
     #[error("{message}")]
     Usage { message: String, hint: String },
 }
@@ -77,6 +80,7 @@ impl Error {
             Self::Train(error) => Some(error.hint()).filter(|hint| !hint.is_empty()),
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Recipe { .. } => Some("see `attar passes` and `attar compress --help`".into()),
+            Self::Stopped => Some("go on with the same command and `--resume`".into()),
             Self::File { .. } => None,
         }
     }

@@ -14,6 +14,7 @@ mod making;
 mod measure;
 mod pipeline;
 mod recipe;
+mod recover;
 mod run_folder;
 mod runtimes;
 mod subject;
@@ -45,11 +46,12 @@ pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRo
 pub use making::{NewRequest, TokenizerOutcome, TokenizerRequest, new_model, new_tokenizer};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
+pub use recover::{STAGES, StageEntry, TrainingRecord};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use subject::Subject;
 pub use training::{
     Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,
-    TrainingData, Validation, parse_choice, parse_schedule, set_choice, train, training_defaults,
+    TrainingData, Validation, parse_choice, parse_schedule, set_choice, shared_features, train, training_defaults,
 };
 
 use std::path::Path;

@@ -6,7 +6,7 @@ use attar_compress::{Context, Exclude, PassError, QuantizationRecord};
 use attar_graph::{Model, Plan, apply};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Step};
+use crate::{Error, Step, TrainingRecord};
 
 /// What one step did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,12 +25,43 @@ pub struct StepOutcome {
     /// Ranges, methods and errors, where the step quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantizationRecord>,
+    /// Where the step trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingRecord>,
     /// The edits, one line each; only kept on a dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub edits: Vec<String>,
 }
 
 impl StepOutcome {
+    /// Of a step that has not begun.
+    pub(crate) fn before(pass: &str, model: &Model) -> Self {
+        Self {
+            pass: pass.into(),
+            edit_count: 0,
+            remarks: Vec::new(),
+            warnings: Vec::new(),
+            node_count_before: model.graph.nodes.len(),
+            node_count: 0,
+            weight_bytes_before: weight_bytes(model),
+            weight_bytes: 0,
+            seconds: 0.0,
+            quantization: None,
+            training: None,
+            edits: Vec::new(),
+        }
+    }
+
+    /// Completes it by what the step made.
+    pub(crate) fn after(&mut self, model: &Model, start: Instant) {
+        if self.edit_count == 0 {
+            self.remarks.push("changed nothing".into());
+        }
+        self.node_count = model.graph.nodes.len();
+        self.weight_bytes = weight_bytes(model);
+        self.seconds = start.elapsed().as_secs_f64();
+    }
+
     /// Applies a plan, and adds it to what the step did.
     fn carry_out(
         &mut self,
@@ -71,19 +102,7 @@ pub(crate) fn run_step(
     context.exclude = Exclude::new(step.exclude.clone());
     check_exclude(model, &context.exclude).map_err(fail)?;
     let start = Instant::now();
-    let mut outcome = StepOutcome {
-        pass: step.pass.clone(),
-        edit_count: 0,
-        remarks: Vec::new(),
-        warnings: Vec::new(),
-        node_count_before: model.graph.nodes.len(),
-        node_count: 0,
-        weight_bytes_before: weight_bytes(model),
-        weight_bytes: 0,
-        seconds: 0.0,
-        quantization: None,
-        edits: Vec::new(),
-    };
+    let mut outcome = StepOutcome::before(&step.pass, model);
     outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
@@ -93,12 +112,7 @@ pub(crate) fn run_step(
             break;
         }
     }
-    if outcome.edit_count == 0 {
-        outcome.remarks.push("changed nothing".into());
-    }
-    outcome.node_count = model.graph.nodes.len();
-    outcome.weight_bytes = weight_bytes(model);
-    outcome.seconds = start.elapsed().as_secs_f64();
+    outcome.after(model, start);
     Ok(outcome)
 }
 

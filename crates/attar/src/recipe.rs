@@ -5,7 +5,8 @@ use std::path::Path;
 use attar_compress::{Pass, pass_entry};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::recover::Recover;
+use crate::{Error, STAGES};
 
 /// A recipe file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,8 +83,29 @@ impl Step {
             _ => Vec::new(),
         };
         let step = Self { pass: pass.into(), exclude, settings };
-        step.build()?;
+        step.check()?;
         Ok(step)
+    }
+
+    /// That there is such a step, and that it takes these settings.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn check(&self) -> Result<(), Error> {
+        match self.recover()? {
+            Some(_) => Ok(()),
+            None => self.build().map(|_| ()),
+        }
+    }
+
+    /// Whether it trains.
+    pub fn trains(&self) -> bool {
+        STAGES.iter().any(|stage| stage.name == self.pass)
+    }
+
+    /// Its settings, if it is a step that trains.
+    pub(crate) fn recover(&self) -> Result<Option<Recover>, Error> {
+        Recover::of(&self.pass, &self.settings)
     }
 
     /// The pass, ready to plan.
@@ -136,7 +158,7 @@ impl Recipe {
             Error::Recipe { place: format!("{place}:{line}"), message }
         })?;
         for (index, step) in recipe.steps.iter().enumerate() {
-            step.build().map_err(|error| match error {
+            step.check().map_err(|error| match error {
                 Error::Step { pass, source, .. } => {
                     Error::Step { step: Some(index + 1), pass, source }
                 }

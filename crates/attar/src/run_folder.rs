@@ -132,6 +132,11 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Where a step that trains keeps its checkpoints.
+    pub(crate) fn training_folder(&self, number: usize) -> PathBuf {
+        self.path.join("checkpoints").join(format!("training-{number}"))
+    }
+
     /// Takes back a run in which no step was done, so that the mended command may begin anew.
     pub(crate) fn discard_if_empty(&self) {
         if self.outcomes.is_empty() {

@@ -9,6 +9,7 @@ use attar_runtime::{RunOptions, Runtime, Session};
 use crate::{Error, load};
 
 /// A model, its preprocessing, and the name reports give it.
+#[derive(Clone)]
 pub struct Subject {
     pub name: String,
     pub path: PathBuf,

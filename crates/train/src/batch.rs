@@ -30,6 +30,9 @@ pub enum Targets {
     Outputs(Vec<Tensor>),
     /// Labels, and a teacher's outputs beside them.
     Taught { labels: Box<Targets>, outputs: Vec<Tensor> },
+    /// What a loss compares its outputs with, and what a teacher computes on the way: one f32
+    /// tensor for each of the last outputs.
+    Features { targets: Box<Targets>, features: Vec<Tensor> },
 }
 
 /// The class of a row that does not count: −100, as an unsigned number.
@@ -45,6 +48,7 @@ impl Targets {
             Self::Values(_) => "values",
             Self::Outputs(_) => "a teacher's outputs",
             Self::Taught { .. } => "labels with a teacher's outputs",
+            Self::Features { targets, .. } => targets.kind(),
         }
     }
 }

@@ -18,7 +18,7 @@ mod zeros;
 
 pub use batch::{Batch, IGNORED_CLASS, Source, Targets};
 pub use error::TrainError;
-pub use loss::{LOSSES, Loss, LossEntry, LossRun, Measured, build_loss};
+pub use loss::{LOSSES, Loss, LossEntry, LossRun, Measured, build_loss, with_features};
 pub use monitor::{Control, EpochReport, Monitor, Silent, StepReport, Validate, ValidationReport};
 pub use optimizer::{OPTIMIZERS, Optimizer, OptimizerEntry, Update, build_optimizer};
 pub use options::{BatchOptions, LengthOptions, MachineOptions, TrainerOptions, WeightOptions};

@@ -17,6 +17,9 @@ pub struct TrainerOptions {
     pub length: LengthOptions,
     /// Outputs that the loss reads, in its order; empty for the first of the model.
     pub outputs: Vec<String>,
+    /// What the distance to a teacher's features counts for; `None` where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_weight: Option<f64>,
     /// Norm of all gradients together above which they are scaled down to it.
     pub clip_norm: Option<f64>,
     #[serde(skip)]
@@ -125,6 +128,7 @@ impl TrainerOptions {
             batches: BatchOptions::default(),
             length: LengthOptions::default(),
             outputs: Vec::new(),
+            feature_weight: None,
             clip_norm: None,
             machine: MachineOptions::default(),
         }

@@ -11,6 +11,8 @@ use crate::Error;
 /// What training is watched by.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation<'a> {
+    /// By nothing: the last weights are the result.
+    None,
     /// The validation split of the data, if it has one.
     OwnSplit,
     /// A part of the training data, which is then not trained on.
@@ -49,6 +51,7 @@ impl TrainingData {
             Dataset::open_split(path, kind, skip_bad, Split::Train)?.ok_or_else(missing)?;
         let mut data = Self { train, validation: None, bad_count: 0 };
         let opened = match validation {
+            Validation::None => None,
             Validation::OwnSplit => Dataset::open_split(path, kind, skip_bad, Split::Validation)?,
             Validation::Path(path) => {
                 Some(match Dataset::open_split(path, kind, skip_bad, Split::Validation)? {

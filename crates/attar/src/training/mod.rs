@@ -3,6 +3,7 @@
 mod augment;
 mod choice;
 mod data;
+mod features;
 mod feeder;
 mod folder;
 mod prepare;
@@ -21,6 +22,7 @@ use serde::Serialize;
 pub use augment::Augment;
 pub use choice::{parse_choice, parse_schedule, set as set_choice};
 pub use data::{TrainingData, Validation};
+pub use features::shared_features;
 pub use folder::CurvePoint;
 pub use prepare::{TrainDefaults, training_defaults};
 pub use report::{TrainBegun, TrainProgress};
@@ -42,6 +44,9 @@ pub struct TrainRequest<'a> {
     pub augment: Augment,
     /// A model to learn from.
     pub teacher: Option<Subject>,
+    /// Values that both models compute and whose distance is made small too, by the patterns of
+    /// [`shared_features`]; filled in with their names.
+    pub features: Vec<String>,
     /// Steps from one checkpoint to the next; by default one a minute.
     pub checkpoint_every: Option<u64>,
     /// Steps from one line of the journal to the next.
@@ -92,12 +97,17 @@ pub fn train(
 ) -> Result<TrainOutcome, Error> {
     let started = std::time::Instant::now();
     let labels_remark = prepare::name_labels(&mut request.subject, &request.data.train);
+    let outputs = features::show(&mut request)?;
     let threads = request.options.machine.threads;
     let run_options = RunOptions { threads, observed: Vec::new() };
     let (source, mut remarks) = prepare::source(&request, &run_options)?;
     remarks.extend(labels_remark);
     let mut options = request.options.clone();
     options.outputs = vec![source.student.output.clone()];
+    options.outputs.extend(request.features.iter().cloned());
+    if !request.features.is_empty() {
+        options.feature_weight.get_or_insert(1.0);
+    }
     prepare::fit_length(&mut options, source.count);
     let mut watch = watch(&request, &options, &run_options)?;
     let mut trainer = Trainer::new(&request.subject.model, options.clone())?;
@@ -141,8 +151,9 @@ pub fn train(
         outcome.seconds = started.elapsed().as_secs_f64();
         return Ok(outcome);
     }
-    let model = trainer.model();
+    let mut model = trainer.model();
     drop(trainer);
+    outputs.restore(&mut request, &mut model);
     let target = publish(request.output, &request.subject, &model, None)?;
     drop(model);
     outcome.quality = quality(&request, &target, threads)?;

@@ -212,10 +212,14 @@ fn teacher_of<'a>(
             hint: "give both the same [image] in attar.toml".into(),
         });
     }
-    let output = session.outputs().iter().position(|output| output.name == feeder.output);
+    let place = |name: &String| {
+        let found = session.outputs().iter().position(|output| output.name == *name);
+        found.expect("the output was found by its name")
+    };
     Ok(Teacher {
         name: teacher.name.clone(),
-        output: output.expect("the output was found by its name"),
+        output: place(&feeder.output),
+        features: request.features.iter().map(place).collect(),
         feeder,
         session: Mutex::new(session),
     })
@@ -286,10 +290,13 @@ fn try_out(
 
 fn teacher_width(targets: &attar_train::Targets) -> Option<usize> {
     use attar_train::Targets;
-    let (Targets::Outputs(outputs) | Targets::Taught { outputs, .. }) = targets else {
-        return None;
-    };
-    outputs.first()?.shape().last().copied()
+    match targets {
+        Targets::Outputs(outputs) | Targets::Taught { outputs, .. } => {
+            outputs.first()?.shape().last().copied()
+        }
+        Targets::Features { targets, .. } => teacher_width(targets),
+        _ => None,
+    }
 }
 
 /// That the output has a score for every class of the data, and a number for every value.

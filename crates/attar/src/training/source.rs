@@ -34,6 +34,8 @@ pub(crate) struct Teacher<'a> {
     pub(crate) session: Mutex<Box<dyn Session>>,
     /// Which of the session's outputs is the one to learn.
     pub(crate) output: usize,
+    /// Which of them are features.
+    pub(crate) features: Vec<usize>,
 }
 
 /// A data set for one model, and perhaps its teacher.
@@ -107,10 +109,15 @@ impl BatchSource<'_> {
         let targets = match (&self.teacher, labels) {
             (None, labels) => labels,
             (Some(teacher), labels) => {
-                let outputs = vec![teacher.outputs(&taught)?];
-                match labels {
+                let (outputs, features) = teacher.outputs(&taught)?;
+                let targets = match labels {
                     Targets::None => Targets::Outputs(outputs),
                     labels => Targets::Taught { labels: Box::new(labels), outputs },
+                };
+                if features.is_empty() {
+                    targets
+                } else {
+                    Targets::Features { targets: Box::new(targets), features }
                 }
             }
         };
@@ -214,14 +221,15 @@ impl BatchSource<'_> {
 type Made = (Vec<(String, Tensor)>, Vec<(String, Tensor)>, Targets);
 
 impl Teacher<'_> {
-    /// The teacher's output for a batch.
-    fn outputs(&self, feeds: &[(String, Tensor)]) -> Result<Tensor, Error> {
+    /// The teacher's output for a batch, and its features.
+    fn outputs(&self, feeds: &[(String, Tensor)]) -> Result<(Vec<Tensor>, Vec<Tensor>), Error> {
         let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (&name[..], t)).collect();
         let mut session = self.session.lock().expect("a failed run ends the training");
         let run = session.run(&feeds);
-        let mut outputs =
+        let outputs =
             run.map_err(|source| Error::Runtime { subject: self.name.clone(), source })?;
-        Ok(outputs.swap_remove(self.output))
+        let features = self.features.iter().map(|&index| outputs[index].clone()).collect();
+        Ok((vec![outputs[self.output].clone()], features))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use attar::{
     Budget, CompressOutcome, CompressRequest, Error, Recipe, Shape, Step, StepOutcome, Subject,
-    compress, dry_run,
+    TrainingData, Validation, compress, dry_run,
 };
 use clap::Args;
 
@@ -46,6 +48,9 @@ pub(crate) struct Compress {
     /// Data to find ranges with; its labels are not used
     #[arg(long, value_name = "PATH")]
     calibration: Option<PathBuf>,
+    /// Data that steps which train learn from [default: the calibration data, all of it]
+    #[arg(long, value_name = "PATH")]
+    training: Option<PathBuf>,
     /// Examples to take of the calibration data, spread over it
     #[arg(long, value_name = "N", default_value = "300")]
     calibration_count: std::num::NonZeroUsize,
@@ -92,6 +97,7 @@ impl Compress {
             }
             None => None,
         };
+        let training = self.training(&recipe)?;
         let data = self.data.as_ref().map(|path| self.data_arguments.open(path)).transpose()?;
         let image = subject.preprocessing.as_ref().and_then(|p| p.image.as_ref());
         let length = self.length.map(std::num::NonZeroUsize::get);
@@ -103,6 +109,8 @@ impl Compress {
             calibration,
             calibration_count: self.calibration_count.get(),
             data,
+            training,
+            stop: Arc::new(AtomicBool::new(false)),
             runtimes: if output.is_some() { self.runtimes()? } else { Vec::new() },
             threads: self.runtime_arguments.threads(),
             is_timed: !self.no_timing,
@@ -131,19 +139,27 @@ impl Compress {
                  not used, but new texts may fare a little worse"
             );
         }
-        let place = request.output.display().to_string();
-        // A handler that cannot be set leaves Ctrl-C as it is, which loses nothing either.
-        let _ = ctrlc::set_handler(move || {
-            eprintln!("\nstopped; go on with the same command and `--resume` ({place})");
-            std::process::exit(130);
-        });
-        let outcome = compress(&request)?;
+        stop_at_interrupt(&request);
+        let outcome = match compress(&request) {
+            Err(Error::Stopped) => return Ok(stopped(request.output)),
+            outcome => outcome?,
+        };
         if json {
             print::json(&outcome);
         } else {
             print::answer(&outcome_text(&outcome));
         }
         Ok(ExitCode::from(u8::from(!outcome.within_budget)))
+    }
+
+    /// What steps that train learn from, if there are such.
+    fn training(&self, recipe: &Recipe) -> Result<Option<(&Path, TrainingData)>, Error> {
+        let path = self.training.as_ref().or(self.calibration.as_ref());
+        let Some(path) = path.filter(|_| recipe.steps.iter().any(Step::trains)) else {
+            return Ok(None);
+        };
+        let data = self.data_arguments.open_training(path, &Validation::None, 0)?;
+        Ok(Some((path, data)))
     }
 
     fn recipe(&self) -> Result<Recipe, Error> {
@@ -170,6 +186,26 @@ impl Compress {
         runtimes.extend(others.into_iter().filter(|other| other.name() != self.runtime));
         Ok(runtimes)
     }
+}
+
+/// Where a step trains, the first Ctrl-C lets it make a checkpoint; otherwise it ends the program,
+/// which loses no step that is done.
+fn stop_at_interrupt(request: &CompressRequest) {
+    let trains = request.recipe.steps.iter().any(Step::trains);
+    let (stop, place) = (request.stop.clone(), request.output.to_path_buf());
+    // A handler that cannot be set leaves Ctrl-C as it is, which loses nothing either.
+    let _ = ctrlc::set_handler(move || {
+        if !trains || stop.swap(true, Ordering::SeqCst) {
+            let _ = stopped(&place);
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping; once more to stop at once");
+    });
+}
+
+fn stopped(place: &Path) -> ExitCode {
+    eprintln!("\nstopped; go on with the same command and `--resume` ({})", place.display());
+    ExitCode::from(130)
 }
 
 fn step_text(number: usize, step: &StepOutcome) -> String {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use attar::{Error, PASSES};
+use attar::{Error, OptionEntry, PASSES, STAGES};
 use clap::Args;
 use serde_json::json;
 
@@ -23,24 +23,21 @@ pub(crate) struct Passes {}
 impl Passes {
     #[allow(clippy::unused_self, clippy::unnecessary_wraps)] // as every command
     pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
+        let passes = PASSES.iter().map(|entry| (entry.name, entry.summary, entry.options));
+        let stages = STAGES.iter().map(|entry| (entry.name, entry.summary, entry.options));
+        let entries: Vec<_> = passes.chain(stages).collect();
         if json {
-            let rows: Vec<_> = PASSES
-                .iter()
-                .map(|entry| {
-                    let options: Vec<_> = entry
-                        .options
-                        .iter()
-                        .map(|o| json!({ "key": o.key, "default": o.default, "help": o.help }))
-                        .collect();
-                    json!({ "pass": entry.name, "summary": entry.summary, "settings": options })
-                })
-                .collect();
-            print::json(&rows);
+            let option = |o: &OptionEntry| json!({ "key": o.key, "default": o.default, "help": o.help });
+            let row = |(name, summary, options): &(&str, &str, &[OptionEntry])| {
+                let options: Vec<_> = options.iter().map(option).collect();
+                json!({ "pass": name, "summary": summary, "settings": options })
+            };
+            print::json(&entries.iter().map(row).collect::<Vec<_>>());
             return Ok(ExitCode::SUCCESS);
         }
-        for entry in PASSES {
-            print::answer(&format!("{}\n  {}\n", entry.name, entry.summary));
-            for option in entry.options {
+        for (name, summary, options) in entries {
+            print::answer(&format!("{name}\n  {summary}\n"));
+            for option in options {
                 let default = if option.default.is_empty() {
                     "must be given".to_string()
                 } else {

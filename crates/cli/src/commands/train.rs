@@ -44,6 +44,10 @@ pub(crate) struct Train {
     /// Model to learn from
     #[arg(long, value_name = "MODEL", help_heading = "Loss")]
     teacher: Option<PathBuf>,
+    /// Values that are to be like the teacher's too, by name; `*` is any text, and `auto` what
+    /// each LayerNormalization gives. Can be given several times
+    #[arg(long = "feature", value_name = "PATTERN", help_heading = "Loss", requires = "teacher")]
+    features: Vec<String>,
     /// What to make small: NAME[:key=value,…] [default: by the kind of data]
     #[arg(long, value_name = "LOSS", help_heading = "Loss")]
     loss: Option<String>,
@@ -187,6 +191,7 @@ impl Train {
             options,
             augment: augment.unwrap_or_default(),
             teacher,
+            features: self.features.clone(),
             checkpoint_every: self.run.checkpoint_every.map(std::num::NonZeroU64::get),
             log_every: self.run.log_every.get(),
             output,

@@ -6,6 +6,7 @@ mod cosine;
 mod cross_entropy;
 mod distillation;
 mod divergence;
+mod features;
 mod margin;
 mod mean_squared;
 mod pairs;
@@ -149,4 +150,10 @@ pub fn build_loss(choice: &Choice) -> Result<Box<dyn Loss>, TrainError> {
         return Err(TrainError::Unknown { what: "loss", name: choice.name.clone(), known });
     };
     (entry.build)(choice, entry.settings)
+}
+
+/// A loss to which the distance to a teacher's features is added, times `weight`, wherever targets
+/// hold features ([`Targets::Features`]).
+pub fn with_features(loss: Box<dyn Loss>, weight: f64) -> Box<dyn Loss> {
+    Box::new(features::Features { outputs: loss, weight })
 }

@@ -20,6 +20,7 @@ use crate::selection::trained_initializers;
 use crate::zeros::HeldZeros;
 use crate::{
     Loss, Optimizer, Tape, TapeOptions, TrainError, TrainerOptions, build_loss, build_optimizer,
+    with_features,
 };
 use progress::Progress;
 
@@ -60,7 +61,10 @@ impl Trainer {
         if options.outputs.is_empty() {
             options.outputs = model.graph.outputs.iter().take(1).map(|o| o.name.clone()).collect();
         }
-        let loss = build_loss(&options.loss)?;
+        let mut loss = build_loss(&options.loss)?;
+        if let Some(weight) = options.feature_weight {
+            loss = with_features(loss, weight);
+        }
         let optimizer = build_optimizer(&options.optimizer)?;
         let trained = trained_initializers(model, &options.outputs, &options.weights)?;
         let tape_options = TapeOptions {
