@@ -11,7 +11,7 @@ use crate::{EvaluateError, Preprocessing};
 
 /// What `work` gives, or the message of its error. `tokenizers` asserts some of what a file says (the
 /// table of a `Precompiled` normalizer, for one), and a broken file is no reason to end.
-fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(crate) fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("a part of it is broken (see above)".into()),
@@ -140,7 +140,7 @@ impl TextEncoder {
     }
 }
 
-fn read_tokenizer(path: &Path) -> Result<Tokenizer, EvaluateError> {
+pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer, EvaluateError> {
     let fail = |message: String| EvaluateError::Tokenizer { path: path.into(), message };
     if !path.is_file() {
         return Err(fail("there is no such file".into()));

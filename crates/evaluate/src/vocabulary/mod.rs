@@ -2,6 +2,7 @@
 //! same bytes.
 
 mod merges;
+mod trim;
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

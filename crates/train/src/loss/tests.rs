@@ -4,7 +4,7 @@ use attar_ops::Pool;
 use attar_tensor::Tensor;
 use serde_json::json;
 
-use super::{LOSSES, LossRun, Measured, build_loss};
+use super::{LOSSES, LossRun, Measured, build_loss, with_features};
 use crate::{Choice, IGNORED_CLASS, Rng, Targets, TrainError};
 
 const SCALE: f32 = 0.5;
@@ -261,6 +261,44 @@ fn margin_is_its_equation() {
         (0..3).map(|i| short(i).max(0.0)).sum::<f64>() / 3.0
     };
     check(&choice, &[noise(&[9, 4], 22)], &Targets::None, &equation);
+}
+
+#[test]
+fn features_add_their_relative_distance_to_any_loss() {
+    let (weight, teacher) = (0.7, [noise(&[2, 3], 31), noise(&[2, 2, 2], 32)]);
+    let outputs = [noise(&[2, 3], 33), noise(&[2, 3], 34), noise(&[2, 2, 2], 35)];
+    let targets = Targets::Features {
+        targets: Box::new(Targets::Classes(vec![2, 0])),
+        features: teacher.to_vec(),
+    };
+    let loss = with_features(build_loss(&Choice::new("cross-entropy")).unwrap(), weight);
+    let pool = Pool::default();
+    let run = LossRun { outputs: &outputs, targets: &targets, scale: SCALE, pool: &pool };
+    let measured = loss.measure(&run).unwrap();
+    let plain = measure(&Choice::new("cross-entropy"), &outputs[..1], &Targets::Classes(vec![2, 0]));
+    let plain = plain.unwrap();
+    let mut wanted = plain.loss;
+    for (y, t) in outputs[1..].iter().zip(&teacher) {
+        let pairs = || y.slice::<f32>().iter().zip(t.slice::<f32>());
+        let off: f64 = pairs().map(|(&y, &t)| f64::from(y - t).powi(2)).sum();
+        let size: f64 = pairs().map(|(_, &t)| f64::from(t).powi(2)).sum();
+        wanted += weight / 2.0 * off / size;
+    }
+    assert!((measured.loss - wanted).abs() < 1e-6, "{} {wanted}", measured.loss);
+    let of = |gradients: &[Option<Tensor>], at: usize| {
+        gradients[at].as_ref().unwrap().slice::<f32>().to_vec()
+    };
+    assert_eq!(of(&measured.gradients, 0), of(&plain.gradients, 0));
+    for (at, t) in teacher.iter().enumerate() {
+        let size: f64 = t.slice::<f32>().iter().map(|&t| f64::from(t).powi(2)).sum();
+        let (y, t) = (outputs[at + 1].slice::<f32>(), t.slice::<f32>());
+        for (place, &found) in of(&measured.gradients, at + 1).iter().enumerate() {
+            let slope = f64::from(SCALE) * weight * f64::from(y[place] - t[place]) / size;
+            assert!((f64::from(found) - slope).abs() < 1e-6, "{found} {slope}");
+        }
+    }
+    let short = LossRun { outputs: &outputs[..1], ..run };
+    assert!(matches!(loss.measure(&short), Err(TrainError::Targets { .. })));
 }
 
 #[test]
