@@ -1,5 +1,6 @@
 //! Passes: each reads a model and returns a plan. Names no particular runtime and reads no file.
 
+mod channels;
 mod cleanup;
 mod fuse;
 mod pass;
@@ -8,6 +9,7 @@ mod quantize;
 pub mod saturation;
 mod types;
 
+pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
 pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
