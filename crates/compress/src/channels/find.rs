@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Links, Model};
-use attar_ops::channels::{Factor, Size};
+use attar_ops::channels::{Factor, Port, Size};
 use attar_ops::{Bindings, Facts, infer_graph};
-use attar_tensor::DType;
 
 use super::kind::kind_of;
 use super::places::Places;
@@ -126,17 +125,30 @@ impl ChannelGroups {
     }
 }
 
-/// Which axes are those of matrices and kernels.
+/// Which axes are channels of products, convolutions, recurrent layers and tables.
 fn weight_axes(model: &Model, places: &Places) -> Vec<bool> {
-    let constants: HashMap<&str, _> = model.graph.constants().collect();
-    let is_weight = |tensor: usize| {
-        let entry = &places.tensors[tensor];
-        entry.is_constant
-            && constants
-                .get(entry.name.as_str())
-                .is_some_and(|tensor| tensor.dtype() == DType::F32 && tensor.rank() >= 2)
-    };
-    places.axes.iter().map(|axis| axis.size > 0 && is_weight(axis.tensor)).collect()
+    let graph = &model.graph;
+    let mut is_weight = vec![false; places.axes.len()];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        // By input, the axes that hold channels.
+        let axes: &[(usize, &[usize])] = match node.op_type.as_str() {
+            "MatMul" | "Gemm" => &[(0, &[0, 1, 2, 3]), (1, &[0, 1, 2, 3])],
+            "Conv" | "ConvTranspose" => &[(1, &[0, 1])],
+            "LSTM" | "GRU" | "RNN" => &[(1, &[1, 2]), (2, &[2])],
+            "Gather" => &[(0, &[1])],
+            _ => continue,
+        };
+        for &(input, axes) in axes {
+            let Some(tensor) = places.at(graph, index, Port::Input(input)) else { continue };
+            if !places.tensors[tensor].is_constant || places.tensors[tensor].reader.is_some() {
+                continue;
+            }
+            for axis in places.axes_of(tensor) {
+                is_weight[axis] |= axes.contains(&places.axes[axis].axis) && places.axes[axis].size > 0;
+            }
+        }
+    }
+    is_weight
 }
 
 type ByAxes = Vec<(Vec<(usize, usize)>, Vec<Component>)>;
