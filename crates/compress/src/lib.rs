@@ -9,9 +9,9 @@ mod quantize;
 pub mod saturation;
 mod types;
 
-pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
+pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
 pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
 pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,

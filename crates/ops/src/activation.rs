@@ -3,9 +3,9 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::channels::{Channels, Tensors};
 use crate::binary::check_types;
 use crate::broadcast::{Operand, broadcast_shapes, zip, zip_rows};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::{elementwise, for_rows, slopes};
 use crate::number::{Number, by_number};

@@ -134,7 +134,14 @@ impl Channels {
     }
 
     /// `count` indices of `from`, starting with `first`, with those of `to` starting with `start`.
-    pub(crate) fn tie_range(&mut self, from: Axis, first: usize, to: Axis, start: usize, count: usize) {
+    pub(crate) fn tie_range(
+        &mut self,
+        from: Axis,
+        first: usize,
+        to: Axis,
+        start: usize,
+        count: usize,
+    ) {
         self.ties.push(Tie { from, to, map: Map::Range { from: first, to: start, count } });
     }
 
@@ -192,8 +199,7 @@ impl Channels {
     /// The rule of a reshape: runs of axes whose products agree stand for each other.
     pub(crate) fn reshaped(tensors: &Tensors) -> Self {
         let mut channels = Self::default();
-        let (Some(x), Some(y)) =
-            (tensors.shape(Port::Input(0)), tensors.shape(Port::Output(0)))
+        let (Some(x), Some(y)) = (tensors.shape(Port::Input(0)), tensors.shape(Port::Output(0)))
         else {
             return channels;
         };

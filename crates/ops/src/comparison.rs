@@ -3,9 +3,9 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::channels::{Channels, Tensors};
 use crate::binary::check_types;
 use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes, zip};
+use crate::channels::{Channels, Tensors};
 use crate::number::by_number;
 use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required, shape_logic};
 

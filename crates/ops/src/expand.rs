@@ -3,8 +3,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use crate::channels::{Channels, Place, Port, Tensors, input, output};
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::channels::{Channels, Place, Port, Tensors, input, output};
 use crate::gradient::{gradient, sum_to};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};

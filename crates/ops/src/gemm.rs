@@ -3,8 +3,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::channels::{Channels, Tensors, input, output};
 use crate::broadcast::{Loops, broadcast_shapes};
+use crate::channels::{Channels, Tensors, input, output};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};

@@ -5,8 +5,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::channels::{Channels, Port, Tensors, input};
 use crate::broadcast::{broadcast_shapes, broadcast_strides};
+use crate::channels::{Channels, Port, Tensors, input};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
 use crate::gradient::{add_assign, gradient};

@@ -3,8 +3,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Element, Tensor};
 
-use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::fact::product;
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;

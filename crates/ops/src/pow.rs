@@ -3,8 +3,8 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
-use crate::channels::{Channels, Tensors};
 use crate::broadcast::{broadcast_facts, zip};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::slopes;
 use crate::number::{Number, by_integer, by_number};

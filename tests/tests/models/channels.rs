@@ -69,7 +69,9 @@ fn zero(model: &mut Model, group: &ChannelGroup, channel: usize) {
 fn difference(a: &Model, b: &Model, entry: &Entry) -> f64 {
     let mut worst = 0.0_f64;
     let mut sessions = [a, b].map(|model| {
-        Builtin.load(model, &RunOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", entry.path))
+        Builtin
+            .load(model, &RunOptions::default())
+            .unwrap_or_else(|e| panic!("{}: {e}", entry.path))
     });
     let feeds = entry.feeds[0]();
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, tensor)| (*name, tensor)).collect();
@@ -85,7 +87,13 @@ fn difference(a: &Model, b: &Model, entry: &Entry) -> f64 {
 }
 
 /// How far a model with one channel of each group cut is from the one with it zeroed.
-fn compare(entry: &Entry, model: &Model, found: &ChannelGroups, groups: &[&ChannelGroup], at: f64) -> f64 {
+fn compare(
+    entry: &Entry,
+    model: &Model,
+    found: &ChannelGroups,
+    groups: &[&ChannelGroup],
+    at: f64,
+) -> f64 {
     let mut cut = Cut::default();
     let mut zeroed = model.clone();
     for group in groups {
@@ -144,10 +152,16 @@ fn a_channel_cut_is_a_channel_zeroed() {
                 for group in groups {
                     let apart = compare(entry, &model, &found, &[group], at);
                     let (kind, name) = (group.kind.name(), &group.name);
-                    let axes: Vec<String> = group.axes.iter().map(|axis| {
-                        format!("{}:{}", axis.tensor, axis.axis)
-                    }).collect();
-                    assert!(apart <= TOLERANCE, "{} {kind} `{name}`: {apart:e} {axes:?}", entry.path);
+                    let axes: Vec<String> = group
+                        .axes
+                        .iter()
+                        .map(|axis| format!("{}:{}", axis.tensor, axis.axis))
+                        .collect();
+                    assert!(
+                        apart <= TOLERANCE,
+                        "{} {kind} `{name}`: {apart:e} {axes:?}",
+                        entry.path
+                    );
                 }
                 panic!("{}: {apart:e}, but each group alone is right", entry.path);
             }

@@ -67,7 +67,9 @@ impl ChannelGroups {
         let mut after = model.clone();
         apply(&mut after.graph, plan)?;
         let facts = infer_graph(&after);
-        if let Some((node, error)) = facts.problems.iter().find(|p| !self.facts.problems.contains(p)) {
+        if let Some((node, error)) =
+            facts.problems.iter().find(|p| !self.facts.problems.contains(p))
+        {
             return Err(PassError::Cut { node: node.clone(), message: error.to_string() });
         }
         for (dim, removed) in &cut.removed {
@@ -215,8 +217,8 @@ impl Cutter<'_> {
         let name = format!("{value}/cut_{count}");
         match shape {
             NewShape::Constant(tensor) => {
-                let only = self.links.constant(&value).is_some()
-                    && self.links.only_use(&value).is_some();
+                let only =
+                    self.links.constant(&value).is_some() && self.links.only_use(&value).is_some();
                 let name = if only { value } else { name };
                 self.plan.push(Edit::SetInitializer { name: name.clone(), tensor });
                 self.node(index).inputs[input] = name;

@@ -54,9 +54,7 @@ impl ChannelGroups {
                 let same = by_axes.entry(axes.clone()).or_default();
                 let mut group = group_of(&places, &axes, &channels);
                 group.factors = 1 << bit;
-                if let Some(&known) =
-                    same.iter().find(|&&known| found[known].axes == group.axes)
-                {
+                if let Some(&known) = same.iter().find(|&&known| found[known].axes == group.axes) {
                     found[known].factors |= 1 << bit;
                     continue;
                 }
@@ -100,7 +98,8 @@ impl ChannelGroups {
                     *share = share.max(part);
                 }
             }
-            let of_node = |(node, part): (&usize, &f64)| costs[*node].macs.unwrap_or(0) as f64 * part;
+            let of_node =
+                |(node, part): (&usize, &f64)| costs[*node].macs.unwrap_or(0) as f64 * part;
             group.macs = by_node.iter().map(of_node).sum::<f64>() as u64;
         }
     }
@@ -144,7 +143,8 @@ fn weight_axes(model: &Model, places: &Places) -> Vec<bool> {
                 continue;
             }
             for axis in places.axes_of(tensor) {
-                is_weight[axis] |= axes.contains(&places.axes[axis].axis) && places.axes[axis].size > 0;
+                is_weight[axis] |=
+                    axes.contains(&places.axes[axis].axis) && places.axes[axis].size > 0;
             }
         }
     }
@@ -158,7 +158,8 @@ type ByAxes = Vec<(Vec<(usize, usize)>, Vec<Component>)>;
 fn components(places: &Places, ties: &mut Ties) -> (ByAxes, Vec<(usize, super::ties::Reason)>) {
     let mut reason_of: Vec<Option<super::ties::Reason>> = vec![None; places.count];
     let mut counts = vec![0_u32; places.count];
-    let each_place = |axis: usize| places.axes[axis].base..places.axes[axis].base + places.axes[axis].size;
+    let each_place =
+        |axis: usize| places.axes[axis].base..places.axes[axis].base + places.axes[axis].size;
     for axis in 0..places.axes.len() {
         for place in each_place(axis) {
             let root = ties.root(place);

@@ -8,7 +8,10 @@ use attar_tensor::Tensor;
 pub(super) enum NewShape {
     Constant(Tensor),
     /// The node, and its parts with their new elements.
-    Concat { node: usize, parts: Vec<(usize, Tensor)> },
+    Concat {
+        node: usize,
+        parts: Vec<(usize, Tensor)>,
+    },
 }
 
 /// Whether [`set`] can set this element.
@@ -73,7 +76,8 @@ pub(super) fn sizes_read(graph: &Graph, facts: &Facts, shape: &Node) -> Option<V
     for used in links.uses(output) {
         let node = &graph.nodes[used.node];
         let integers = |input: usize| facts.get(node.input(input)?)?.known_elements();
-        let from_end = |index: i64| usize::try_from(if index < 0 { index + rank as i64 } else { index }).ok();
+        let from_end =
+            |index: i64| usize::try_from(if index < 0 { index + rank as i64 } else { index }).ok();
         if node.is("Gather") && used.input == Some(0) {
             for index in integers(1)? {
                 read.push(from_end(index)?);

@@ -234,7 +234,9 @@ fn rule(model: &Model, facts: &Facts, node: &Node, factor: Factor) -> Option<Cha
             .iter()
             .map(|name| match name.as_str() {
                 "" => Some(None),
-                name => facts.get(name).filter(|fact| fact.shape.is_some()).map(|f| Some(f.clone())),
+                name => {
+                    facts.get(name).filter(|fact| fact.shape.is_some()).map(|f| Some(f.clone()))
+                }
             })
             .collect()
     };
