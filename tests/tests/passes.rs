@@ -45,7 +45,7 @@ fn context() -> Context<'static> {
 /// The required settings of each pass.
 fn settings(pass: &str) -> toml::Table {
     match pass {
-        "prune.magnitude" => "sparsity = 0.5".parse().expect("it is TOML"),
+        "prune.magnitude" | "prune.channels" => "sparsity = 0.5".parse().expect("it is TOML"),
         _ => toml::Table::new(),
     }
 }

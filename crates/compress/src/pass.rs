@@ -121,6 +121,11 @@ pub const PASSES: &[PassEntry] = &[
         "set the weights of least magnitude to zero (unstructured)",
         prune::MAGNITUDE_OPTIONS,
     ),
+    PassEntry::of::<prune::ChannelPrune>(
+        "prune.channels",
+        "cut channels, neurons, attention heads and hidden units out of the graph (structured)",
+        prune::CHANNEL_OPTIONS,
+    ),
     PassEntry::of::<quantize::DynamicQuantize>(
         "quantize.dynamic",
         "8-bit weights; activations quantized while running, by the range of each batch",
@@ -176,6 +181,9 @@ pub enum PassError {
     #[error("`exclude` pattern `{pattern}` matches no node and no tensor")]
     UnmatchedExclude { pattern: String },
 
+    #[error("channels cannot be cut at `{node}`: {message}")]
+    Cut { node: String, message: String },
+
     #[error("calibration data: {message}")]
     Data { message: String, hint: String },
 
@@ -205,6 +213,7 @@ impl PassError {
             Self::EmptyCalibration => "give at least one example".into(),
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
+            Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
             Self::Data { hint, .. } => hint.clone(),
             Self::Runtime(error) => return error.hint(),
             Self::Graph(_) => return None,

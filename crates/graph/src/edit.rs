@@ -155,6 +155,7 @@ pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
     drop_orphans(graph, &mut edited);
     sort_nodes(&mut edited)?;
     drop_stale_types(graph, &mut edited);
+    drop_resized_types(graph, plan, &mut edited);
     validate(&edited)?;
     *graph = edited;
     Ok(())
@@ -220,6 +221,39 @@ fn drop_stale_types(before: &Graph, after: &mut Graph) {
     after.values.retain(|value| kept.contains(&value.name));
 }
 
+/// Drops the recorded types of all that follows from a constant of another shape, or from a node
+/// put in the place of one: sizes may have changed.
+fn drop_resized_types(before: &Graph, plan: &Plan, after: &mut Graph) {
+    if after.values.is_empty() {
+        return;
+    }
+    let mut resized: HashSet<&str> = HashSet::new();
+    for edit in &plan.edits {
+        match edit {
+            Edit::SetInitializer { name, tensor } => {
+                let is_resized = |old: &Tensor| old.shape() != tensor.shape();
+                if before.constant(name).is_some_and(is_resized) {
+                    resized.insert(name);
+                }
+            }
+            Edit::ReplaceNode { node, .. } => {
+                resized.extend(node.outputs.iter().map(String::as_str));
+            }
+            _ => {}
+        }
+    }
+    for node in &after.nodes {
+        let mut is_resized = node.inputs.iter().any(|name| resized.contains(name.as_str()));
+        for subgraph in node.subgraphs() {
+            for_each_name_read(subgraph, &mut |name| is_resized |= resized.contains(name));
+        }
+        if is_resized {
+            resized.extend(node.outputs.iter().map(String::as_str));
+        }
+    }
+    after.values.retain(|value| !resized.contains(value.name.as_str()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +278,19 @@ mod tests {
         apply(&mut graph, &plan).unwrap();
         let names: Vec<&String> = graph.initializers.keys().collect();
         assert_eq!(names, ["w"]);
+    }
+
+    #[test]
+    fn types_recorded_behind_a_resized_constant_go() {
+        let mut graph = graph_from_text("w = [1 2]\na = Relu(x)\nb = Mul(a, w)\ny = Abs(b)");
+        for name in ["a", "b"] {
+            graph.values.push(crate::Value::tensor(name, attar_tensor::DType::F32, vec![2.into()]));
+        }
+        let mut plan = Plan::default();
+        plan.push(Edit::SetInitializer { name: "w".into(), tensor: Tensor::new(&[1], &[1.0_f32]) });
+        apply(&mut graph, &plan).unwrap();
+        let names: Vec<&str> = graph.values.iter().map(|value| value.name.as_str()).collect();
+        assert_eq!(names, ["a"]);
     }
 
     #[test]

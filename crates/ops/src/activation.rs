@@ -5,6 +5,7 @@ use attar_tensor::{DType, Tensor};
 
 use crate::binary::check_types;
 use crate::broadcast::{Operand, broadcast_shapes, zip, zip_rows};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::{elementwise, for_rows, slopes};
 use crate::number::{Number, by_number};
@@ -125,6 +126,10 @@ impl Operator for PRelu {
         Ok(vec![x.with_dtype(x.dtype)])
     }
 
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::elementwise(tensors, 0..tensors.inputs.len()))
+    }
+
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(|run: &mut Run| {
             check_types(run)?;
@@ -201,6 +206,10 @@ impl Operator for Shrink {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -44,6 +44,10 @@ macro_rules! arithmetic {
                 infer(inputs, $dims)
             }
 
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                Some($crate::channels::Channels::elementwise(tensors, 0..tensors.inputs.len()))
+            }
+
             fn kernel(
                 &self,
                 node: &Node,

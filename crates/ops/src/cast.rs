@@ -4,6 +4,7 @@
 use attar_graph::Node;
 use attar_tensor::{Casting, DType, ScaleRounding, Tensor, TensorError};
 
+use crate::channels::{Channels, Tensors};
 use crate::gradient::reshape_gradient;
 use crate::kernels::for_rows;
 use crate::onnx_type::dtype_attribute;
@@ -70,6 +71,10 @@ impl Operator for Cast {
         Ok(vec![cast_fact(required(inputs, 0)?, target(node)?)])
     }
 
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
+    }
+
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let (to, casting) = (target(node)?, casting(node)?);
         Ok(Box::new(move |run: &mut Run| cast(run, to, casting)))
@@ -98,6 +103,10 @@ impl Operator for CastLike {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         Ok(vec![cast_fact(required(inputs, 0)?, required(inputs, 1)?.dtype)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

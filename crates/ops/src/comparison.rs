@@ -5,6 +5,7 @@ use attar_tensor::{DType, Tensor};
 
 use crate::binary::check_types;
 use crate::broadcast::{Loops, broadcast_facts, broadcast_shapes, zip};
+use crate::channels::{Channels, Tensors};
 use crate::number::by_number;
 use crate::{Fact, Kernel, OpError, Operator, Pool, Run, required, shape_logic};
 
@@ -30,6 +31,10 @@ macro_rules! comparisons {
                 let mut fact = broadcast_facts(&[a, b], DType::Bool)?;
                 shape_logic::follow(self.op_type(), [a, b], &mut fact);
                 Ok(vec![fact])
+            }
+
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                Some($crate::channels::Channels::elementwise(tensors, 0..tensors.inputs.len()))
             }
 
             fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -120,6 +125,10 @@ impl Operator for Not {
             fact.set_elements(elements.iter().map(shape_logic::negated).collect());
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::fact::resolve_axis;
 use crate::gradient::gradient;
 use crate::split::take_columns;
@@ -51,6 +52,22 @@ impl Operator for Concat {
             fact.set_elements(elements.concat());
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let axis = axis_of(node, tensors.rank(Port::Output(0))?).ok()?;
+        let mut channels = Channels::default();
+        let mut start = 0;
+        for index in 0..tensors.inputs.len() {
+            channels.tie_all(tensors, Port::Input(index), Port::Output(0), &[axis]);
+            let Some(count) = tensors.size(input(index, axis)) else {
+                channels.whole.push(output(0, axis));
+                continue;
+            };
+            channels.tie_range(input(index, axis), 0, output(0, axis), start, count);
+            start += count;
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -8,6 +8,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Place, Tensors, input, output};
 use crate::conv::backward::{Window, column_sums};
 use crate::conv::engine::{Engine, Job};
 use crate::conv::layout::{to_channels_first, to_channels_last};
@@ -52,6 +53,32 @@ impl Operator for ConvTranspose {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs, self.is_channels_last)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        if self.is_channels_last {
+            return None;
+        }
+        let mut channels = Channels::default();
+        channels.tie(tensors, input(0, 0), output(0, 0));
+        channels.tie(tensors, input(0, 1), input(1, 0));
+        if node.input(2).is_some() {
+            channels.tie(tensors, input(2, 0), output(0, 1));
+        }
+        let (x, w) = (input(0, 1), input(1, 1));
+        let group = usize::try_from(node.int_or("group", 1).ok()?).ok()?.max(1);
+        let (inputs, each) = (tensors.size(x)?, tensors.size(w)?);
+        if group == 1 {
+            channels.tie(tensors, w, output(0, 1));
+        } else if group == inputs {
+            channels.tie_factor(output(0, 1), x, [each, inputs, 1]);
+            // The window's own axis of outputs is as long as before.
+            channels.held(tensors, Place::Attribute("group"), x);
+        } else {
+            channels.tie_factor(output(0, 1), w, [1, each, 1]);
+            channels.tie_factor(x, x, [1, inputs / group, 1]);
+        }
+        Some(channels)
     }
 
     fn kernel(

@@ -3,6 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Tensors};
 use crate::clip::in_place_or_copy;
 use crate::kernels::for_rows;
 use crate::{
@@ -25,6 +26,10 @@ impl Operator for Dropout {
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok([x.clone(), x.with_dtype(DType::Bool)][..node.outputs.len().min(2)].to_vec())
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -4,6 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::channels::{Channels, Place, Port, Tensors, input, output};
 use crate::gradient::{gradient, sum_to};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
@@ -39,6 +40,24 @@ impl Operator for Expand {
             },
             _ => Fact::unranked(x.dtype),
         }])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let mut channels = Channels::default();
+        channels.tie_broadcast(tensors, 0);
+        let (rank, out) = (tensors.rank(Port::Input(0))?, tensors.rank(Port::Output(0))?);
+        let given = tensors.size(input(1, 0)).filter(|&given| given <= out)?;
+        for axis in 0..out {
+            // An axis that the input repeats, or lacks, holds the same value everywhere.
+            let own = (axis + rank).checked_sub(out).map(|own| input(0, own));
+            if own.is_none_or(|own| tensors.size(own) == Some(1)) {
+                channels.free.push(output(0, axis));
+            }
+            if let Some(element) = (axis + given).checked_sub(out) {
+                channels.held(tensors, Place::InputElement(1, element), output(0, axis));
+            }
+        }
+        Some(channels)
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

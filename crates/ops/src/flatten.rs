@@ -3,6 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Tensors};
 use crate::fact::product;
 use crate::gradient::reshape_gradient;
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
@@ -37,6 +38,10 @@ impl Operator for Flatten {
             }
             None => Fact::new(x.dtype, vec![attar_graph::Dim::Unknown; 2]),
         }])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::reshaped(tensors))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::fact::resolve_axis;
 use crate::gradient::{add_rows, gradient};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
@@ -47,6 +48,18 @@ impl Operator for Gather {
             }
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let (rank, picked) = (tensors.rank(Port::Input(0))?, tensors.rank(Port::Input(1))?);
+        let axis = axis_of(node, rank).ok()?;
+        let mut channels = Channels::default();
+        for other in (0..rank).filter(|&other| other != axis) {
+            let to = if other < axis { other } else { other + picked - 1 };
+            channels.tie(tensors, input(0, other), output(0, to));
+        }
+        (0..picked).for_each(|own| channels.tie(tensors, input(1, own), output(0, axis + own)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

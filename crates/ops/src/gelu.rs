@@ -4,6 +4,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Tensors};
 use crate::gradient::gradient;
 use crate::kernels::{elementwise, for_rows, gradient as kernels};
 use crate::unary::{Function, apply, erf_f64, function};
@@ -23,6 +24,10 @@ impl Operator for Gelu {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

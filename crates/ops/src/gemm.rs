@@ -4,6 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{Loops, broadcast_shapes};
+use crate::channels::{Channels, Tensors, input, output};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
@@ -64,6 +65,18 @@ impl Operator for Gemm {
             None => Dim::Unknown,
         };
         Ok(vec![Fact::new(a.dtype, vec![dim(a, m_axis), dim(b, n_axis)])])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let settings = Settings::new(node).ok()?;
+        let mut channels = Channels::default();
+        let (k_of_a, k_of_b) =
+            (usize::from(!settings.transpose_a), usize::from(settings.transpose_b));
+        channels.tie(tensors, input(0, k_of_a), input(1, k_of_b));
+        channels.tie(tensors, input(0, 1 - k_of_a), output(0, 0));
+        channels.tie(tensors, input(1, 1 - k_of_b), output(0, 1));
+        channels.tie_broadcast(tensors, 2);
+        Some(channels)
     }
 
     fn kernel(

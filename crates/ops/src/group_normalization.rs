@@ -6,6 +6,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Place, Port, Size, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::kernels::{for_rows, normalize as rows};
 use crate::real::{by_real, rounded_to, widened};
@@ -28,6 +29,13 @@ impl Operator for InstanceNormalization {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let spatial: Vec<usize> = (2..tensors.rank(Port::Input(0))?).collect();
+        let mut channels = Channels::like_input(tensors, &spatial);
+        (1..3).for_each(|index| channels.tie(tensors, input(index, 0), output(0, 1)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -60,6 +68,20 @@ impl Operator for GroupNormalization {
         group_count(node)?;
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let spatial: Vec<usize> = (2..tensors.rank(Port::Input(0))?).collect();
+        let mut channels = Channels::like_input(tensors, &spatial);
+        (1..3).for_each(|index| channels.tie(tensors, input(index, 0), output(0, 1)));
+        // A group goes as a whole: the others keep their statistics.
+        let (x, groups) = (input(0, 1), group_count(node).ok()?);
+        let size = tensors.size(x)?;
+        let each = size / groups;
+        channels.tie_factor(x, x, [each, groups, each]);
+        let place = Place::Attribute("num_groups");
+        channels.sizes.push(Size { place, axis: x, up_to: size, per: each });
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -3,6 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Tensors};
 use crate::gradient::reshape_gradient;
 use crate::{
     Body, DataKernel, DataRun, Fact, Gradient, Kernel, OpError, Operator, OverData, Run, Training,
@@ -22,6 +23,10 @@ impl Operator for Identity {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         Ok(vec![required(inputs, 0)?.clone()])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -3,6 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Tensors};
 use crate::{Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct IsNaN;
@@ -22,6 +23,10 @@ impl Operator for IsNaN {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         Ok(vec![required(inputs, 0)?.with_dtype(DType::Bool)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -46,6 +51,10 @@ impl Operator for IsInf {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         Ok(vec![required(inputs, 0)?.with_dtype(DType::Bool)])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::like_input(tensors, &[]))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -6,6 +6,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{broadcast_shapes, broadcast_strides};
+use crate::channels::{Channels, Port, Tensors, input};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
 use crate::gradient::{add_assign, gradient};
@@ -47,6 +48,16 @@ impl Operator for LayerNormalization {
             facts.resize(node.outputs.len(), statistics);
         }
         Ok(facts)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let first = resolve_axis(node.int_or("axis", -1).ok()?, rank)?;
+        let mut channels = Channels::default();
+        channels.tie_all(tensors, Port::Input(0), Port::Output(0), &[]);
+        (1..tensors.inputs.len()).for_each(|index| channels.tie_broadcast(tensors, index));
+        channels.statistics.extend((first..rank).map(|axis| input(0, axis)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -2,6 +2,7 @@
 
 mod body;
 mod broadcast;
+pub mod channels;
 mod datum;
 mod fact;
 mod fold;
@@ -444,6 +445,11 @@ pub trait Operator: Sync {
     /// [`OpError::NoGradient`] where the operator has none, or attributes it does not take.
     fn gradient(&self, _node: &Node, _training: &Training) -> Result<Box<dyn Gradient>, OpError> {
         Err(OpError::NoGradient)
+    }
+
+    /// What of its tensors can only be cut together; `None` where nothing can be cut.
+    fn channels(&self, _node: &Node, _tensors: &channels::Tensors) -> Option<channels::Channels> {
+        None
     }
 
     /// Whether training runs the node in another way than inference even where no gradient flows.

@@ -4,6 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Element, Tensor};
 
 use crate::broadcast::{Loops, broadcast_dims, broadcast_shapes};
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::fact::product;
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::for_rows_of_work;
@@ -86,6 +87,26 @@ pub(crate) fn infer_product(inputs: &[Option<&Fact>], dtype: DType) -> Result<Ve
     }])
 }
 
+/// What a product sums over is cut from both sides; rows, columns and batches pass.
+pub(crate) fn product_channels(tensors: &Tensors) -> Option<Channels> {
+    let rank = |port| tensors.rank(port).filter(|&rank| rank >= 2);
+    let ranks = [rank(Port::Input(0))?, rank(Port::Input(1))?];
+    let out = rank(Port::Output(0))?;
+    let mut channels = Channels::default();
+    channels.tie(tensors, input(0, ranks[0] - 1), input(1, ranks[1] - 2));
+    channels.tie(tensors, input(0, ranks[0] - 2), output(0, out - 2));
+    channels.tie(tensors, input(1, ranks[1] - 1), output(0, out - 1));
+    for (index, rank) in ranks.into_iter().enumerate() {
+        for back in 3..=rank {
+            let own = input(index, rank - back);
+            if tensors.size(own) != Some(1) {
+                channels.tie(tensors, own, output(0, out - back));
+            }
+        }
+    }
+    Some(channels)
+}
+
 /// m·k·n over all batches.
 pub(crate) fn product_macs(inputs: &[Option<&Fact>], outputs: &[Fact]) -> Dim {
     let depth = inputs[0].and_then(|a| a.shape.as_ref()?.last().cloned()).unwrap_or(Dim::Unknown);
@@ -106,6 +127,10 @@ impl Operator for MatMul {
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer_product(inputs, required(inputs, 0)?.dtype)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        product_channels(tensors)
     }
 
     fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -4,6 +4,7 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::{broadcast_facts, zip};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::slopes;
 use crate::number::{Number, by_integer, by_number};
@@ -28,6 +29,10 @@ impl Operator for Pow {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
         Ok(vec![broadcast_facts(&[a, b], a.dtype)?])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::elementwise(tensors, 0..tensors.inputs.len()))
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

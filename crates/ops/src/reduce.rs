@@ -9,6 +9,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::broadcast::Loops;
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::number::{Number, by_number};
 use crate::squeeze::{axes_of, resolve_axes};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
@@ -43,6 +44,10 @@ macro_rules! reductions {
 
             fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
                 infer(node, inputs)
+            }
+
+            fn channels(&self, node: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                channels(node, tensors)
             }
 
             fn kernel(
@@ -89,6 +94,28 @@ fn reduced_axes(node: &Node, given: Option<Vec<i64>>, rank: usize) -> Result<Vec
         _ if node.int_or("noop_with_empty_axes", 0)? != 0 => Ok(Vec::new()),
         _ => Ok((0..rank).collect()),
     }
+}
+
+/// Axes that are not reduced pass. What is reduced stays whole: a mean divides by its size, and
+/// what was added before a sum is no zero.
+fn channels(node: &Node, tensors: &Tensors) -> Option<Channels> {
+    let rank = tensors.rank(Port::Input(0))?;
+    let given = match tensors.inputs.get(1).copied().flatten() {
+        Some(_) => Some(tensors.integers(1)?),
+        None => None,
+    };
+    let axes = reduced_axes(node, given, rank).ok()?;
+    let keeps = node.int_or("keepdims", 1).ok()? != 0;
+    let mut channels = Channels::default();
+    let mut to = 0;
+    for axis in 0..rank {
+        let is_reduced = axes.contains(&axis);
+        if !is_reduced {
+            channels.tie(tensors, input(0, axis), output(0, to));
+        }
+        to += usize::from(keeps || !is_reduced);
+    }
+    Some(channels)
 }
 
 fn infer(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {

@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Place, Port, Tensors, output};
 use crate::fact::product;
 use crate::gradient::reshape_gradient;
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
@@ -79,6 +80,14 @@ impl Operator for Reshape {
             fact.set_elements(elements.to_vec());
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let mut channels = Channels::reshaped(tensors);
+        for axis in 0..tensors.rank(Port::Output(0))? {
+            channels.held(tensors, Place::InputElement(1, axis), output(0, axis));
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -4,6 +4,7 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Port, Tensors, input};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
 use crate::gradient::gradient;
@@ -32,6 +33,14 @@ impl Operator for RmsNormalization {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let (x, scale) = (required(inputs, 0)?, required(inputs, 1)?);
         Ok(vec![x.with_dtype(scale.dtype)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let first = resolve_axis(node.int_or("axis", -1).ok()?, rank)?;
+        let mut channels = Channels::elementwise(tensors, 0..tensors.inputs.len());
+        channels.statistics.extend((first..rank).map(|axis| input(0, axis)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

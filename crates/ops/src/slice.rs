@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Place, Port, Size, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::squeeze::resolve_axes;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
@@ -139,6 +140,44 @@ impl Operator for Slice {
             fact.set_elements(elements);
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let optional = |index: usize| match tensors.inputs.get(index).copied().flatten() {
+            Some(_) => tensors.integers(index).map(Some),
+            None => Some(None),
+        };
+        let count = tensors.size(input(1, 0))?;
+        let axes = optional(3)?.unwrap_or_else(|| (0..count as i64).collect());
+        let axes: Vec<usize> = axes
+            .iter()
+            .map(|axis| Some(*resolve_axes(&[*axis], rank).ok()?.first()?))
+            .collect::<Option<_>>()?;
+        let mut channels = Channels::like_input(tensors, &axes);
+        let (Some(starts), Some(ends)) = (tensors.integers(1), tensors.integers(2)) else {
+            return Some(channels);
+        };
+        let ranges = Ranges::new(starts, ends, Some(axes.iter().map(|&a| a as i64).collect()), {
+            optional(4)?
+        });
+        for (i, (axis, start, end, step)) in ranges.ok()?.cuts(rank).ok()?.into_iter().enumerate() {
+            let Some(size) = tensors.size(input(0, axis)).filter(|_| step == 1) else { continue };
+            let Cut { start, count, .. } = cut(size as i64, start, end, step).ok()?;
+            let start = usize::try_from(start).ok()?;
+            channels.tie_range(output(0, axis), 0, input(0, axis), start, count);
+            let up_to = |element: Place, up_to: usize| Size {
+                place: element,
+                axis: input(0, axis),
+                up_to,
+                per: 1,
+            };
+            channels.sizes.push(up_to(Place::InputElement(1, i), start));
+            if end < size as i64 {
+                channels.sizes.push(up_to(Place::InputElement(2, i), start + count));
+            }
+        }
+        Some(channels)
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -43,6 +43,12 @@ macro_rules! along_an_axis {
                 Ok(vec![x.with_dtype(x.dtype)])
             }
 
+            fn channels(&self, node: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                let rank = tensors.rank($crate::channels::Port::Input(0))?;
+                let axis = $crate::fact::resolve_axis(node.int_or("axis", -1).ok()?, rank)?;
+                Some($crate::channels::Channels::like_input(tensors, &[axis]))
+            }
+
             fn kernel(
                 &self,
                 node: &Node,

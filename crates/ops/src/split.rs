@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Place, Port, Tensors, input, output};
 use crate::concat::copy_columns;
 use crate::fact::resolve_axis;
 use crate::gradient::gradient;
@@ -79,6 +80,29 @@ impl Operator for Split {
             fact
         });
         Ok(facts.collect())
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let axis = resolve_axis(node.int_or("axis", 0).ok()?, rank)?;
+        let mut channels = Channels::default();
+        let mut start = 0;
+        for index in 0..tensors.outputs.len() {
+            channels.tie_all(tensors, Port::Output(index), Port::Input(0), &[axis]);
+            let part = output(index, axis);
+            let count = tensors.size(part)?;
+            channels.tie_range(part, 0, input(0, axis), start, count);
+            start += count;
+            if node.input(1).is_some() {
+                channels.held(tensors, Place::InputElement(1, index), part);
+            } else if node.attribute("split").is_some() {
+                channels.held(tensors, Place::AttributeElement("split", index), part);
+            } else {
+                // Even parts stay even.
+                channels.tie(tensors, part, output(0, axis));
+            }
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

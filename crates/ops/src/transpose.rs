@@ -3,6 +3,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
@@ -43,6 +44,15 @@ impl Operator for Transpose {
             }
             None => Fact::unranked(x.dtype),
         }])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let mut channels = Channels::default();
+        let permutation = permutation(node, tensors.rank(Port::Input(0))?).ok()?;
+        for (to, from) in permutation.into_iter().enumerate() {
+            channels.tie(tensors, input(0, from), output(0, to));
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

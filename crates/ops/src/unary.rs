@@ -57,6 +57,10 @@ macro_rules! functions {
                 Ok(vec![x.with_dtype(x.dtype)])
             }
 
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                Some($crate::channels::Channels::like_input(tensors, &[]))
+            }
+
             fn kernel(
                 &self,
                 $node: &Node,

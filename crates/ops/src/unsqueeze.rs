@@ -3,6 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Tensors};
 use crate::gradient::reshape_gradient;
 use crate::squeeze::{axes_of, resolve_axes};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
@@ -44,6 +45,10 @@ impl Operator for Unsqueeze {
             fact.set_elements(elements.to_vec());
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::reshaped(tensors))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -35,6 +35,10 @@ macro_rules! variadic {
                 Ok(vec![broadcast_facts(&facts, facts[0].dtype)?])
             }
 
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                Some($crate::channels::Channels::elementwise(tensors, 0..tensors.inputs.len()))
+            }
+
             fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
                 Ok(Box::new(|run: &mut Run| {
                     let mut y = run.input(0)?.clone();

@@ -4,6 +4,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use crate::broadcast::{Loops, Operand, broadcast_facts, broadcast_shapes};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Pool, Reads, Run, Training, required};
@@ -32,6 +33,10 @@ impl Operator for Where {
             fact.set_elements(elements);
         }
         Ok(vec![fact])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        Some(Channels::elementwise(tensors, 0..tensors.inputs.len()))
     }
 
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

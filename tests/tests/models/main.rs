@@ -4,6 +4,7 @@
 //! `ATTAR_MODELS=NAME cargo test -p attar-tests --test models -- --nocapture` shows the models with
 //! NAME in theirs.
 
+mod channels;
 mod training;
 
 use std::path::Path;

@@ -8,6 +8,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
 use self::gradient::Norm;
+use crate::channels::{Channels, Tensors, input, output};
 use crate::kernels::for_rows;
 use crate::real::{by_real, rounded_to, widened};
 use crate::row_math::RowMath;
@@ -64,6 +65,15 @@ impl Operator for BatchNormalization {
             facts.push(Fact::new(running.dtype, vec![channels.unwrap_or(Dim::Unknown)]));
         }
         Ok(facts)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        if !self.domain.is_empty() || tensors.outputs.len() > 1 {
+            return None;
+        }
+        let mut channels = Channels::like_input(tensors, &[]);
+        (1..5).for_each(|index| channels.tie(tensors, input(index, 0), output(0, 1)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

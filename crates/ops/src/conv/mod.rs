@@ -23,6 +23,7 @@ use attar_tensor::{DType, Tensor};
 use self::engine::{Engine, Job};
 use self::layout::{to_channels_first, to_channels_last};
 use self::settings::Settings;
+use crate::channels::{Channels, Place, Tensors, input, output};
 use crate::geometry::{Axis, Geometry};
 use crate::{ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
@@ -65,6 +66,34 @@ impl Operator for Convolution {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs, self.is_channels_last)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        if !self.domain.is_empty() || self.is_channels_last {
+            return None;
+        }
+        let mut channels = Channels::default();
+        channels.tie(tensors, input(0, 0), output(0, 0));
+        channels.tie(tensors, input(1, 0), output(0, 1));
+        if node.input(2).is_some() {
+            channels.tie(tensors, input(2, 0), output(0, 1));
+        }
+        let (x, w) = (input(0, 1), input(1, 1));
+        let group = usize::try_from(node.int_or("group", 1).ok()?).ok()?.max(1);
+        let (inputs, each) = (tensors.size(x)?, tensors.size(w)?);
+        let outputs = tensors.size(output(0, 1))?;
+        if group == 1 {
+            channels.tie(tensors, x, w);
+        } else if group == inputs && each == 1 {
+            // Depthwise: each input has outputs of its own.
+            channels.tie_factor(output(0, 1), x, [outputs / inputs, inputs, 1]);
+            channels.held(tensors, Place::Attribute("group"), x);
+        } else {
+            // The same place in every group, so that groups stay of one size.
+            channels.tie_factor(output(0, 1), output(0, 1), [1, outputs / group, 1]);
+            channels.tie_factor(x, w, [1, each, 1]);
+        }
+        Some(channels)
     }
 
     fn kernel(

@@ -38,6 +38,10 @@ macro_rules! gelus {
                 Ok(vec![x.with_dtype(x.dtype)])
             }
 
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                Some($crate::channels::Channels::elementwise(tensors, 0..tensors.inputs.len()))
+            }
+
             fn kernel(
                 &self,
                 $node: &Node,

@@ -48,6 +48,14 @@ macro_rules! poolings {
                 infer(node, inputs)
             }
 
+            fn channels(&self, _: &Node, tensors: &$crate::channels::Tensors) -> Option<$crate::channels::Channels> {
+                if tensors.outputs.len() > 1 {
+                    return None;
+                }
+                let spatial: Vec<usize> = (2..tensors.rank($crate::channels::Port::Input(0))?).collect();
+                Some($crate::channels::Channels::like_input(tensors, &spatial))
+            }
+
             fn kernel(
                 &self,
                 node: &Node,

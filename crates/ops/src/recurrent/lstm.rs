@@ -6,7 +6,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::{Layer, cell, hidden_dim, infer, macs, training};
+use super::{Layer, cell, hidden_dim, infer, macs, training, unit_channels};
+use crate::channels::{Channels, Tensors};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Training};
 
 pub(crate) struct Lstm;
@@ -26,6 +27,10 @@ impl Operator for Lstm {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs, Layer::Lstm)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        unit_channels(tensors)
     }
 
     fn kernel(

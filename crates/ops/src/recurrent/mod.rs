@@ -23,6 +23,7 @@ pub(crate) use lstm::Lstm;
 pub(crate) use quantized::DynamicQuantizeLstm;
 pub(crate) use rnn::Rnn;
 
+use crate::channels::{Channels, Place, Port, Tensors, input};
 use crate::{Fact, OpError, required};
 
 /// Which of the three layers.
@@ -49,6 +50,34 @@ impl Layer {
             Self::Lstm => &[Activation::Sigmoid, Activation::Tanh, Activation::Tanh],
         }
     }
+}
+
+/// A hidden unit has a row for each gate in W, R and the biases, a column of R, and its place in the
+/// states and outputs, of every direction.
+fn unit_channels(tensors: &Tensors) -> Option<Channels> {
+    let unit = input(2, 2);
+    let size = tensors.size(unit)?;
+    let mut channels = Channels::default();
+    channels.tie(tensors, input(0, 2), input(1, 2));
+    // W, R, B and P: gate after gate.
+    for index in [1, 2, 3, 7] {
+        if tensors.rank(Port::Input(index)).is_some() {
+            channels.tie_factor(input(index, 1), unit, [1, size, 1]);
+        }
+    }
+    for (port, axis) in [
+        (Port::Input(5), 2),
+        (Port::Input(6), 2),
+        (Port::Output(0), 3),
+        (Port::Output(1), 2),
+        (Port::Output(2), 2),
+    ] {
+        if tensors.rank(port).is_some() {
+            channels.tie(tensors, crate::channels::Axis { port, axis }, unit);
+        }
+    }
+    channels.held(tensors, Place::Attribute("hidden_size"), unit);
+    Some(channels)
 }
 
 /// What the attributes say.

@@ -3,7 +3,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use super::{Layer, cell, hidden_dim, infer, macs, training};
+use super::{Layer, cell, hidden_dim, infer, macs, training, unit_channels};
+use crate::channels::{Channels, Tensors};
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Training};
 
 pub(crate) struct Rnn;
@@ -23,6 +24,10 @@ impl Operator for Rnn {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs, Layer::Rnn)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        unit_channels(tensors)
     }
 
     fn kernel(

@@ -11,6 +11,7 @@ use attar_tensor::{DType, Tensor};
 
 use self::settings::{Mode, Settings};
 use self::taps::Taps;
+use crate::channels::{Channels, Place, Port, Tensors, output};
 use crate::real::rounded_to;
 use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
 
@@ -31,6 +32,21 @@ impl Operator for Resize {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        if node.attribute("axes").is_some() {
+            return None;
+        }
+        let spatial: Vec<usize> = (2..tensors.rank(Port::Input(0))?).collect();
+        let mut channels = Channels::default();
+        channels.tie_all(tensors, Port::Input(0), Port::Output(0), &spatial);
+        if node.input(3).is_some() {
+            (0..2).for_each(|axis| {
+                channels.held(tensors, Place::InputElement(3, axis), output(0, axis));
+            });
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -5,6 +5,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
+use crate::channels::{Channels, Port, Tensors};
 use crate::fact::resolve_axis;
 use crate::gradient::gradient;
 use crate::indexing::{integers, integers_of, strides_of};
@@ -89,6 +90,17 @@ impl Operator for Pad {
         let pads = per_axis(pads, axes.as_deref(), shape.len(), &Dim::Known(0))?;
         let dims = shape.iter().zip(&pads).map(|(dim, [begin, end])| &(dim + begin) + end);
         Ok(vec![Fact::new(x.dtype, dims.collect())])
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let axes = match tensors.inputs.get(3).copied().flatten() {
+            Some(_) => Some(tensors.integers(3)?),
+            None => None,
+        };
+        let pads = per_axis(&tensors.integers(1)?, axes.as_deref(), rank, &0).ok()?;
+        let padded: Vec<usize> = (0..rank).filter(|&axis| pads[axis] != [0, 0]).collect();
+        Some(Channels::like_input(tensors, &padded))
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

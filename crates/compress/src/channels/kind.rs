@@ -1,0 +1,48 @@
+//! What the channels of a group are, by the nodes that read their weights.
+
+use attar_graph::{Links, Model, Node};
+
+use super::{ChannelGroup, ChannelKind, GroupAxis};
+
+/// The kind of a group and the node that it is named for; `None` where no node reads a matrix or
+/// kernel of it.
+pub(super) fn kind_of(
+    model: &Model,
+    links: &Links,
+    group: &ChannelGroup,
+) -> Option<(ChannelKind, String)> {
+    let mut readers: Vec<(&Node, usize, usize, &GroupAxis)> = Vec::new();
+    for axis in group.axes.iter().filter(|axis| axis.is_constant && axis.reader.is_none()) {
+        for used in links.uses(&axis.tensor) {
+            let node = &model.graph.nodes[used.node];
+            readers.push((node, used.node, used.input?, axis));
+        }
+    }
+    let is_any = |ops: &[&str]| readers.iter().any(|(node, ..)| ops.iter().any(|op| node.is(op)));
+    let is_unit = |(node, _, input, axis): &(&Node, usize, usize, &GroupAxis)| {
+        ["LSTM", "GRU", "RNN"].iter().any(|op| node.is(op)) && (*input, axis.axis) == (2, 2)
+    };
+    let product = readers
+        .iter()
+        .filter(|(node, _, input, _)| *input == 1 && !node.is("Gather"))
+        .min_by_key(|(_, index, ..)| *index)?;
+    let several = readers
+        .iter()
+        .filter(|(node, ..)| node.is("MatMul") || node.is("Gemm"))
+        .find(|(.., axis)| axis.per_channel > 1);
+    let kind = if !group.is_exact {
+        ChannelKind::Width
+    } else if readers.iter().any(is_unit) {
+        ChannelKind::Recurrent
+    } else if is_any(&["Conv", "ConvTranspose"]) {
+        ChannelKind::Conv
+    } else if let Some((.., axis)) = several {
+        let is_block = axis.indices[1] == axis.indices[0] + 1;
+        if is_block { ChannelKind::Heads } else { ChannelKind::HeadDims }
+    } else if is_any(&["Gather"]) {
+        ChannelKind::Width
+    } else {
+        ChannelKind::Columns
+    };
+    Some((kind, product.0.label().to_string()))
+}

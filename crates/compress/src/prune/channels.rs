@@ -1,0 +1,247 @@
+//! Structured pruning: whole channels are cut out, so that the model gets smaller and faster
+//! (Li et al., 2017, arXiv:1608.08710, by the size of weights; coupled channels as in `DepGraph`,
+//! Fang et al., 2023, arXiv:2301.12900).
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+
+use attar_graph::{Model, Plan};
+use attar_ops::fold_constants;
+use attar_tensor::Tensor;
+use serde::Deserialize;
+
+use super::score::{ChannelImportance, channel_scores};
+use crate::{
+    ChannelGroup, ChannelGroups, ChannelKind, Context, Cut, Exclude, Fraction, OptionEntry, Pass,
+    PassError,
+};
+
+/// Cuts the channels of least importance out of weights, shapes and attributes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChannelPrune {
+    sparsity: Sparsity,
+    #[serde(default)]
+    importance: ChannelImportance,
+    #[serde(default)]
+    scope: Scope,
+    #[serde(default = "default_kinds")]
+    kinds: Vec<ChannelKind>,
+    #[serde(default = "one")]
+    round_to: NonZeroUsize,
+}
+
+/// One for all groups, or by kind or group.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Sparsity {
+    All(Fraction),
+    /// By the name of a kind, or a pattern of names of groups.
+    By(BTreeMap<String, Fraction>),
+}
+
+impl Sparsity {
+    /// That of a group; the first entry that fits, names of groups before kinds.
+    fn of(&self, group: &ChannelGroup) -> Option<Fraction> {
+        let by = match self {
+            Self::All(fraction) => return Some(*fraction),
+            Self::By(by) => by,
+        };
+        let fits = |pattern: &str| Exclude::new(vec![pattern.to_string()]).matches(&group.name);
+        by.iter()
+            .find(|(pattern, _)| fits(pattern))
+            .or_else(|| by.iter().find(|(kind, _)| *kind == group.kind.name()))
+            .map(|(_, fraction)| *fraction)
+    }
+}
+
+/// Which channels compete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Scope {
+    #[default]
+    Group,
+    Global,
+}
+
+fn default_kinds() -> Vec<ChannelKind> {
+    vec![ChannelKind::Conv, ChannelKind::Columns, ChannelKind::Heads, ChannelKind::Recurrent]
+}
+
+fn one() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
+pub(crate) const OPTIONS: &[OptionEntry] = &[
+    OptionEntry {
+        key: "sparsity",
+        default: "",
+        help: "fraction of the channels cut, or a table of fractions by kind or name of a group",
+    },
+    OptionEntry {
+        key: "importance",
+        default: "\"l2\"",
+        help: "\"l1\", \"l2\": by the size of weights; \"random\", as a control",
+    },
+    OptionEntry {
+        key: "scope",
+        default: "\"group\"",
+        help: "\"group\": that fraction of each group; \"global\": of all groups ranked together",
+    },
+    OptionEntry {
+        key: "kinds",
+        default: "[\"conv\", \"columns\", \"heads\", \"recurrent\"]",
+        help: "what is cut; also \"head-dims\" and \"width\"",
+    },
+    OptionEntry {
+        key: "round_to",
+        default: "1",
+        help: "channels kept of each group are a multiple of this; heads are not rounded",
+    },
+];
+
+impl Pass for ChannelPrune {
+    fn prepare(&self, model: &Model) -> Plan {
+        fold_constants(model, true)
+    }
+
+    fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
+        let found = ChannelGroups::find(model, &context.exclude);
+        let mut remarks = Vec::new();
+        let chosen = self.chosen(&found, &mut remarks);
+        let mut cut = Cut::default();
+        let removed = self.removed(model, &chosen)?;
+        for (group, channels) in chosen.iter().zip(&removed) {
+            cut.remove(group, channels.iter().copied());
+        }
+        let mut plan = if cut.is_empty() {
+            Plan::default()
+        } else {
+            found.edits(model, &cut, &BTreeMap::new())?
+        };
+        for remark in remarks.into_iter().chain(counts(&chosen, &removed)).chain(blocked(&found)) {
+            plan.remark(remark);
+        }
+        Ok(plan)
+    }
+}
+
+impl ChannelPrune {
+    /// The groups to cut, none of which is in another's way.
+    fn chosen<'a>(
+        &self,
+        found: &'a ChannelGroups,
+        remarks: &mut Vec<String>,
+    ) -> Vec<&'a ChannelGroup> {
+        let mut chosen: Vec<&ChannelGroup> = Vec::new();
+        for kind in &self.kinds {
+            for group in found.groups.iter().filter(|group| group.kind == *kind) {
+                if self.sparsity.of(group).is_none() {
+                    continue;
+                }
+                match chosen.iter().find(|other| !found.go_together(other, group)) {
+                    None => chosen.push(group),
+                    Some(other) => remarks.push(format!(
+                        "{} of `{}` stay: they lie where {} of `{}` are cut",
+                        group.kind.name(),
+                        group.name,
+                        other.kind.name(),
+                        other.name
+                    )),
+                }
+            }
+        }
+        chosen
+    }
+
+    /// The channels to cut of each group, in order.
+    fn removed(
+        &self,
+        model: &Model,
+        chosen: &[&ChannelGroup],
+    ) -> Result<Vec<Vec<usize>>, PassError> {
+        let constants: HashMap<&str, &Tensor> = model.graph.constants().collect();
+        let scores = chosen
+            .iter()
+            .map(|group| channel_scores(group, &constants, self.importance))
+            .collect::<Result<Vec<_>, _>>()?;
+        let counts = match self.scope {
+            Scope::Group => chosen.iter().map(|group| self.wanted(group)).collect(),
+            Scope::Global => self.global_counts(chosen, &scores),
+        };
+        let least = |(group, (scores, count)): (&&ChannelGroup, (&Vec<f64>, usize))| {
+            let mut order: Vec<usize> = (0..group.channel_count).collect();
+            order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+            order.truncate(self.rounded(group, count));
+            order.sort_unstable();
+            order
+        };
+        Ok(chosen.iter().zip(scores.iter().zip(counts)).map(least).collect())
+    }
+
+    fn wanted(&self, group: &ChannelGroup) -> usize {
+        self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
+    }
+
+    /// How many go of each group when all are ranked together, by their score against the mean of
+    /// their group.
+    fn global_counts(&self, chosen: &[&ChannelGroup], scores: &[Vec<f64>]) -> Vec<usize> {
+        let total: usize = chosen.iter().map(|group| self.wanted(group)).sum();
+        let mut all: Vec<(f64, usize)> = Vec::new();
+        for (index, scores) in scores.iter().enumerate() {
+            let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+            let mean = if mean > 0.0 { mean } else { 1.0 };
+            all.extend(scores.iter().map(|score| (score / mean, index)));
+        }
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut counts = vec![0; chosen.len()];
+        for &(_, index) in all.iter().take(total) {
+            counts[index] += 1;
+        }
+        counts
+    }
+
+    /// `count` or fewer, so that what is kept is a multiple of `round_to` and not nothing.
+    fn rounded(&self, group: &ChannelGroup, count: usize) -> usize {
+        let step = if group.kind == ChannelKind::Heads { 1 } else { self.round_to.get() };
+        let kept = (group.channel_count - count).max(1).next_multiple_of(step);
+        group.channel_count - kept.min(group.channel_count)
+    }
+}
+
+/// What is cut, by kind.
+fn counts(chosen: &[&ChannelGroup], removed: &[Vec<usize>]) -> Vec<String> {
+    let mut by_kind: BTreeMap<ChannelKind, [usize; 3]> = BTreeMap::new();
+    for (group, channels) in chosen.iter().zip(removed) {
+        let [groups, of, cut] = by_kind.entry(group.kind).or_default();
+        *groups += 1;
+        *of += group.channel_count;
+        *cut += channels.len();
+    }
+    let text = |(kind, [groups, of, cut]): (&ChannelKind, &[usize; 3])| {
+        let s = if *groups == 1 { "" } else { "s" };
+        format!("{}: {cut} of {of} cut, in {groups} group{s}", kind.name())
+    };
+    by_kind.iter().map(text).collect()
+}
+
+/// Reasons named, and weights named for each.
+const REASONS_NAMED: usize = 8;
+
+/// What forbids cuts, the most frequent first.
+fn blocked(found: &ChannelGroups) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (tensor, axis, reason) in &found.blocked {
+        by_reason.entry(reason).or_default().push(format!("axis {axis} of `{tensor}`"));
+    }
+    let mut by_reason: Vec<_> = by_reason.into_iter().collect();
+    by_reason.sort_by_key(|(_, axes)| std::cmp::Reverse(axes.len()));
+    let text = |(reason, axes): &(&str, Vec<String>)| match axes.as_slice() {
+        [only] => format!("{only} stays whole because of {reason}"),
+        [first, rest @ ..] => {
+            format!("{first} and {} more stay whole because of {reason}", rest.len())
+        }
+        [] => String::new(),
+    };
+    by_reason.iter().take(REASONS_NAMED).map(text).collect()
+}

