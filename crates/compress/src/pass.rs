@@ -3,6 +3,7 @@
 use attar_graph::{GraphError, Model, Plan, Value};
 use attar_runtime::{Runtime, RuntimeError};
 use attar_tensor::Tensor;
+use attar_train::TrainError;
 use serde::de::DeserializeOwned;
 
 use crate::{Exclude, QuantizationRecord, cleanup, fuse, prune, quantize};
@@ -121,6 +122,16 @@ pub const PASSES: &[PassEntry] = &[
         "set the weights of least magnitude to zero (unstructured)",
         prune::MAGNITUDE_OPTIONS,
     ),
+    PassEntry::of::<prune::UnstructuredPrune>(
+        "prune.unstructured",
+        "set the weights of least importance to zero: single ones, N of every M, or blocks",
+        prune::UNSTRUCTURED_OPTIONS,
+    ),
+    PassEntry::of::<prune::ThresholdPrune>(
+        "prune.threshold",
+        "set every weight to zero whose importance is at most alpha",
+        prune::THRESHOLD_OPTIONS,
+    ),
     PassEntry::of::<quantize::DynamicQuantize>(
         "quantize.dynamic",
         "8-bit weights; activations quantized while running, by the range of each batch",
@@ -179,6 +190,15 @@ pub enum PassError {
     #[error("calibration data: {message}")]
     Data { message: String, hint: String },
 
+    #[error(
+        "the importance \"activation\" needs to know what `{tensor}` is multiplied with, and no \
+         product says it"
+    )]
+    NoActivation { tensor: String },
+
+    #[error(transparent)]
+    Train(#[from] TrainError),
+
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 
@@ -206,6 +226,12 @@ impl PassError {
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Data { hint, .. } => hint.clone(),
+            Self::NoActivation { tensor } => {
+                format!(
+                    "leave it out with `exclude = [\"{tensor}\"]`, or choose another importance"
+                )
+            }
+            Self::Train(error) => error.hint(),
             Self::Runtime(error) => return error.hint(),
             Self::Graph(_) => return None,
         })
