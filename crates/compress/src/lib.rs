@@ -19,5 +19,8 @@ pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassE
 pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
 };
-pub use sensitivity::{Estimate, LevelSensitivity, Sensitivity, TensorSensitivity};
+pub use sensitivity::{
+    Estimate, LevelSensitivity, Measured, Sensitivity, SensitivityOptions, TensorSensitivity,
+    ratio, sensitivity,
+};
 pub use types::Fraction;

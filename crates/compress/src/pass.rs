@@ -132,6 +132,11 @@ pub const PASSES: &[PassEntry] = &[
         "set every weight to zero whose importance is at most alpha",
         prune::THRESHOLD_OPTIONS,
     ),
+    PassEntry::of::<prune::ObsPrune>(
+        "prune.obs",
+        "set weights to zero and the others so that each product changes least (SparseGPT)",
+        prune::OBS_OPTIONS,
+    ),
     PassEntry::of::<quantize::DynamicQuantize>(
         "quantize.dynamic",
         "8-bit weights; activations quantized while running, by the range of each batch",

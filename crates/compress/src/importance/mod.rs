@@ -116,10 +116,6 @@ impl Importance {
         name.to_string().try_into().expect("the name is in the table")
     }
 
-    pub(crate) fn name(self) -> &'static str {
-        self.0.name
-    }
-
     /// Scores of all tensors of `scoring`, ready to be asked for.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! Pruning: weights that matter least become zero.
 
+mod compensate;
 mod cut;
 mod lowest;
 mod magnitude;
+mod obs;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -10,9 +12,10 @@ mod threshold;
 mod unstructured;
 mod weights;
 
-use cut::Cut;
+pub(crate) use cut::Cut;
 use lowest::{Amount, Lowest, Scope};
 pub(crate) use magnitude::{MagnitudePrune, OPTIONS as MAGNITUDE_OPTIONS};
+pub(crate) use obs::{OPTIONS as OBS_OPTIONS, ObsPrune};
 use pattern::Pattern;
 pub(crate) use threshold::{OPTIONS as THRESHOLD_OPTIONS, ThresholdPrune};
 pub(crate) use unstructured::{OPTIONS as UNSTRUCTURED_OPTIONS, UnstructuredPrune};

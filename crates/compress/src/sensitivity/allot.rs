@@ -186,6 +186,7 @@ mod tests {
             sparsity: 0.25 * (index + 1) as f64,
             error: estimate(error),
             output_error: output.map(|share| estimate(share * error)),
+            metric: None,
         };
         TensorSensitivity {
             name: name.into(),

@@ -38,4 +38,16 @@ pub struct LevelSensitivity {
     /// ‖ŷ − y‖ / ‖y‖ of the model's outputs, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_error: Option<Estimate>,
+    /// By how much the data set's metric changes, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Estimate>,
+}
+
+/// What was measured of a model that one tensor of is pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// ‖ŷ − y‖ / ‖y‖ of the outputs.
+    pub output_error: Option<Estimate>,
+    /// Change of the data set's metric.
+    pub metric: Option<Estimate>,
 }

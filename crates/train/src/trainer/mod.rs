@@ -4,6 +4,9 @@ mod checkpoint;
 mod diagnosis;
 mod producer;
 mod progress;
+mod pruning;
+#[cfg(test)]
+mod pruning_tests;
 mod run;
 mod step;
 #[cfg(test)]
@@ -22,6 +25,7 @@ use crate::{
     Loss, Optimizer, Tape, TapeOptions, TrainError, TrainerOptions, build_loss, build_optimizer,
 };
 use progress::Progress;
+use pruning::Pruning;
 
 pub use checkpoint::Checkpoints;
 pub use run::Outcome;
@@ -45,6 +49,7 @@ pub struct Trainer {
     moments: Vec<Moments>,
     /// By trained initializer.
     held: Vec<Option<HeldZeros>>,
+    pruning: Option<Pruning>,
     progress: Progress,
     pool: Pool,
     threads: Arc<rayon::ThreadPool>,
@@ -74,6 +79,13 @@ impl Trainer {
             tensor.map(single).ok_or(TrainError::NoInitializer { name: name.clone() })
         };
         let variables = tape.variables().iter().map(contents).collect::<Result<Vec<_>, _>>()?;
+        let held = |weight| options.weights.hold_zeros.then(|| HeldZeros::of(weight)).flatten();
+        let weights = &variables[..tape.trained().len()];
+        let mut held: Vec<Option<HeldZeros>> = weights.iter().map(held).collect();
+        let pruning = options.prune.as_ref();
+        let pruning =
+            pruning.map(|prune| Pruning::new(prune, model, tape.trained(), weights, &mut held));
+        let pruning = pruning.transpose()?;
         let mut model = model.clone();
         // They stand in `variables` from here on; held here too, the first step would copy them.
         for name in tape.variables() {
@@ -82,7 +94,6 @@ impl Trainer {
         }
         let weights = &variables[..tape.trained().len()];
         let zeros = |weight: &Tensor| Moments::zeros(weight.shape(), optimizer.moments().len());
-        let held = |weight| options.weights.hold_zeros.then(|| HeldZeros::of(weight)).flatten();
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(options.machine.threads.get())
             .thread_name(|index| format!("attar-train-{index}"))
@@ -91,7 +102,8 @@ impl Trainer {
         Ok(Self {
             model,
             moments: weights.iter().map(zeros).collect(),
-            held: weights.iter().map(held).collect(),
+            held,
+            pruning,
             average: options.weights.average.map(|_| variables.clone()),
             best: None,
             progress: Progress::default(),
