@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use attar::STAGES;
-use attar_compress::PASSES;
+use attar_compress::{IMPORTANCES, PASSES};
 use attar_import::{ARCHITECTURES, ArchitectureOption, COMMON_OPTIONS};
 use attar_ops::{OPERATORS, has_gradient};
 
@@ -59,6 +59,16 @@ fn the_reference_of_passes_is_that_of_the_code() {
             };
             text.push_str(&format!("| `{}` | {default} | {} |\n", option.key, option.help));
         }
+    }
+    text.push_str(
+        "\n## Importances\n\nWhat passes that prune go by: a score per weight. Made from \
+         `IMPORTANCES` in `crates/compress`.\n\n| importance | score | calibration data |\n\
+         | --- | --- | --- |\n",
+    );
+    for entry in IMPORTANCES {
+        let data = if entry.needs_data { "yes" } else { "" };
+        let summary = entry.summary.replace('|', "\\|");
+        text.push_str(&format!("| `{}` | {summary} | {data} |\n", entry.name));
     }
     check("passes.md", &text);
 }

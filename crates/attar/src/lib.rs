@@ -17,10 +17,14 @@ mod recipe;
 mod recover;
 mod run_folder;
 mod runtimes;
+mod sensitivity;
 mod subject;
 mod training;
 
-pub use attar_compress::{OptionEntry, PASSES, PassEntry};
+pub use attar_compress::{
+    Estimate, IMPORTANCES, ImportanceEntry, LevelSensitivity, OptionEntry, PASSES, PassEntry,
+    Sensitivity, SensitivityOptions, TensorSensitivity,
+};
 pub use attar_evaluate::{
     Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent, Split,
     TokenizerKind, TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordnet_topics,
@@ -30,8 +34,8 @@ pub use attar_import::{ARCHITECTURES, Architecture, ArchitectureOption, COMMON_O
 pub use attar_ops::{Bindings, OPERATORS, has_gradient};
 pub use attar_runtime::{RunOptions, Runtime};
 pub use attar_train::{
-    Choice, Control, EpochReport, LOSSES, OPTIMIZERS, Schedule, SettingEntry, Span, StepReport,
-    TrainerOptions, ValidationReport,
+    Choice, Control, EpochReport, LOSSES, OPTIMIZERS, PRUNE_IMPORTANCES, PruneOptions, PruneScope,
+    Schedule, SettingEntry, Span, StepReport, TrainerOptions, ValidationReport,
 };
 pub use calibration::CalibrationSample;
 pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};
@@ -48,6 +52,7 @@ pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use recover::{STAGES, StageEntry, TrainingRecord};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
+pub use sensitivity::{SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map};
 pub use subject::Subject;
 pub use training::{
     Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,
@@ -62,6 +67,17 @@ use std::path::Path;
 /// A file that is not there or no ONNX model, naming the place.
 pub fn load(path: &Path) -> Result<Model, Error> {
     attar_onnx::load(path).map_err(|source| Error::Model { path: path.into(), source })
+}
+
+/// Writes a text beside its target and renames it into place.
+///
+/// # Errors
+/// What writing reports.
+pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+    written.map_err(Error::file(path))
 }
 
 /// Writes a model beside its target and renames it into place.

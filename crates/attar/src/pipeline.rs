@@ -116,7 +116,7 @@ pub(crate) fn run_step(
     Ok(outcome)
 }
 
-fn check_exclude(model: &Model, exclude: &Exclude) -> Result<(), PassError> {
+pub(crate) fn check_exclude(model: &Model, exclude: &Exclude) -> Result<(), PassError> {
     let nodes = model.graph.nodes.iter().map(attar_graph::Node::label);
     let names: Vec<&str> = nodes.chain(model.graph.constants().map(|(name, _)| name)).collect();
     match exclude.unmatched(&names).first() {

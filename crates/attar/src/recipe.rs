@@ -6,6 +6,7 @@ use attar_compress::{Pass, pass_entry};
 use serde::{Deserialize, Serialize};
 
 use crate::recover::Recover;
+use crate::sensitivity::read_sensitivity;
 use crate::{Error, STAGES};
 
 /// A recipe file.
@@ -113,10 +114,29 @@ impl Step {
     /// # Errors
     /// An unknown pass, or settings it does not take.
     pub fn build(&self) -> Result<Box<dyn Pass>, Error> {
-        let built = pass_entry(&self.pass).and_then(|entry| entry.build(self.settings.clone()));
+        let settings = self.settings_with_content()?;
+        let built = pass_entry(&self.pass).and_then(|entry| entry.build(settings));
         built.map_err(|source| Error::Step { step: None, pass: self.pass.clone(), source })
     }
+
+    /// The settings, with what stands in a file that one of them names: passes read none.
+    fn settings_with_content(&self) -> Result<toml::Table, Error> {
+        let mut settings = self.settings.clone();
+        let path = settings.get(FILE_SETTING).and_then(toml::Value::as_str).unwrap_or_default();
+        if !path.is_empty() {
+            let found = read_sensitivity(Path::new(path))?;
+            let content = toml::Value::try_from(found).map_err(|error| Error::Recipe {
+                place: path.into(),
+                message: error.to_string(),
+            })?;
+            settings.insert(FILE_SETTING.into(), content);
+        }
+        Ok(settings)
+    }
 }
+
+/// The setting that names a file, by its path from where attar is run.
+const FILE_SETTING: &str = "sensitivity";
 
 /// `key=value,…` as a table; a value is TOML, or else text.
 fn settings(text: &str) -> Result<toml::Table, Error> {

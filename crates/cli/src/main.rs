@@ -41,6 +41,7 @@ enum Command {
     Compress(commands::compress::Compress),
     Evaluate(commands::evaluate::Evaluate),
     Bench(commands::bench::Bench),
+    Sensitivity(commands::sensitivity::Sensitivity),
     Operators(commands::operators::Operators),
     Passes(commands::passes::Passes),
 }
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Compress(command) => command.run(cli.json),
         Command::Evaluate(command) => command.run(cli.json),
         Command::Bench(command) => command.run(cli.json),
+        Command::Sensitivity(command) => command.run(cli.json),
         Command::Operators(command) => command.run(cli.json),
         Command::Passes(command) => command.run(cli.json),
     };

@@ -3,17 +3,26 @@
 mod channels;
 mod cleanup;
 mod fuse;
+mod importance;
+mod layout;
+mod moments;
 mod pass;
 mod prune;
 mod quantize;
 pub mod saturation;
+mod sensitivity;
 mod types;
 
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
 pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
+pub use importance::{IMPORTANCES, ImportanceEntry};
 pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
 pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
+};
+pub use sensitivity::{
+    Estimate, LevelSensitivity, Measured, Sensitivity, SensitivityOptions, TensorSensitivity,
+    ratio, sensitivity,
 };
 pub use types::Fraction;

@@ -3,6 +3,7 @@
 use attar_graph::{GraphError, Model, Plan, Value};
 use attar_runtime::{Runtime, RuntimeError};
 use attar_tensor::Tensor;
+use attar_train::TrainError;
 use serde::de::DeserializeOwned;
 
 use crate::{Exclude, QuantizationRecord, cleanup, fuse, prune, quantize};
@@ -126,6 +127,21 @@ pub const PASSES: &[PassEntry] = &[
         "cut channels, neurons, attention heads and hidden units out of the graph (structured)",
         prune::CHANNEL_OPTIONS,
     ),
+    PassEntry::of::<prune::UnstructuredPrune>(
+        "prune.unstructured",
+        "set the weights of least importance to zero: single ones, N of every M, or blocks",
+        prune::UNSTRUCTURED_OPTIONS,
+    ),
+    PassEntry::of::<prune::ThresholdPrune>(
+        "prune.threshold",
+        "set every weight to zero whose importance is at most alpha",
+        prune::THRESHOLD_OPTIONS,
+    ),
+    PassEntry::of::<prune::ObsPrune>(
+        "prune.obs",
+        "set weights to zero and the others so that each product changes least (SparseGPT)",
+        prune::OBS_OPTIONS,
+    ),
     PassEntry::of::<quantize::DynamicQuantize>(
         "quantize.dynamic",
         "8-bit weights; activations quantized while running, by the range of each batch",
@@ -187,6 +203,15 @@ pub enum PassError {
     #[error("calibration data: {message}")]
     Data { message: String, hint: String },
 
+    #[error(
+        "the importance \"activation\" needs to know what `{tensor}` is multiplied with, and no \
+         product says it"
+    )]
+    NoActivation { tensor: String },
+
+    #[error(transparent)]
+    Train(#[from] TrainError),
+
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 
@@ -215,6 +240,12 @@ impl PassError {
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
             Self::Data { hint, .. } => hint.clone(),
+            Self::NoActivation { tensor } => {
+                format!(
+                    "leave it out with `exclude = [\"{tensor}\"]`, or choose another importance"
+                )
+            }
+            Self::Train(error) => error.hint(),
             Self::Runtime(error) => return error.hint(),
             Self::Graph(_) => return None,
         })

@@ -8,6 +8,15 @@ use serde::Deserialize;
 pub struct Fraction(f64);
 
 impl Fraction {
+    pub(crate) const NOTHING: Self = Self(0.0);
+    pub(crate) const HALF: Self = Self(0.5);
+
+    /// The fraction whose part of `total` is `count`, rounding and all.
+    pub(crate) fn of_count(count: usize, total: usize) -> Self {
+        let share = (count as f64 + 0.25) / total.max(1) as f64;
+        Self(share.min(1.0))
+    }
+
     pub fn get(self) -> f64 {
         self.0
     }

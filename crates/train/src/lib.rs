@@ -3,6 +3,7 @@
 
 mod batch;
 mod error;
+mod gradual;
 mod loss;
 mod monitor;
 mod optimizer;
@@ -18,6 +19,7 @@ mod zeros;
 
 pub use batch::{Batch, IGNORED_CLASS, Source, Targets};
 pub use error::TrainError;
+pub use gradual::{PRUNE_IMPORTANCES, PruneImportance, PruneOptions, PruneScope};
 pub use loss::{LOSSES, Loss, LossEntry, LossRun, Measured, build_loss, with_features};
 pub use monitor::{Control, EpochReport, Monitor, Silent, StepReport, Validate, ValidationReport};
 pub use optimizer::{OPTIMIZERS, Optimizer, OptimizerEntry, Update, build_optimizer};

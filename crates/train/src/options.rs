@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Choice, Schedule};
+use crate::{Choice, PruneOptions, Schedule};
 
 /// How to train. The same options, model and data give the same weights, bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct TrainerOptions {
     pub feature_weight: Option<f64>,
     /// Norm of all gradients together above which they are scaled down to it.
     pub clip_norm: Option<f64>,
+    /// Which weights become zero on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune: Option<PruneOptions>,
     #[serde(skip)]
     pub machine: MachineOptions,
 }
@@ -130,6 +133,7 @@ impl TrainerOptions {
             outputs: Vec::new(),
             feature_weight: None,
             clip_norm: None,
+            prune: None,
             machine: MachineOptions::default(),
         }
     }

@@ -28,6 +28,50 @@ impl HeldZeros {
         Some(Self { words: values.chunks(64).map(word).collect() })
     }
 
+    /// Nothing of a weight of `count` elements.
+    pub(crate) fn none(count: usize) -> Self {
+        Self { words: vec![0; count.div_ceil(64)] }
+    }
+
+    /// How many elements are held.
+    pub(crate) fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    pub(crate) fn is_held(&self, place: usize) -> bool {
+        self.words[place / 64] >> (place % 64) & 1 == 1
+    }
+
+    pub(crate) fn set(&mut self, place: usize, is_held: bool) {
+        let bit = 1 << (place % 64);
+        let word = &mut self.words[place / 64];
+        *word = if is_held { *word | bit } else { *word & !bit };
+    }
+
+    /// Sets what is held to zero in a tensor of the weight's shape.
+    pub(crate) fn clear(&self, tensor: &mut Tensor) {
+        for (place, x) in tensor.slice_mut::<f32>().iter_mut().enumerate() {
+            if self.is_held(place) {
+                *x = 0.0;
+            }
+        }
+    }
+
+    /// As a tensor of `shape`, 1 where it is held.
+    pub(crate) fn to_tensor(&self, shape: &[usize]) -> Tensor {
+        let count = shape.iter().product();
+        let ones: Vec<f32> = (0..count).map(|at| f32::from(u8::from(self.is_held(at)))).collect();
+        Tensor::new(shape, &ones)
+    }
+
+    /// From such a tensor.
+    pub(crate) fn of_ones(ones: &Tensor) -> Self {
+        let values = ones.slice::<f32>();
+        let mut mask = Self::none(values.len());
+        (0..values.len()).filter(|&at| values[at] != 0.0).for_each(|at| mask.set(at, true));
+        mask
+    }
+
     /// Sets the gradient to zero where the weight is held, so that neither it nor its moments move.
     pub(crate) fn hold(&self, gradient: &mut Flow) {
         match gradient {
@@ -47,7 +91,7 @@ impl HeldZeros {
                 for (row, &index) in rows.zip(indices.iter()) {
                     for (offset, x) in row.iter_mut().enumerate() {
                         let at = index * width + offset;
-                        if self.words[at / 64] >> (at % 64) & 1 == 1 {
+                        if self.is_held(at) {
                             *x = 0.0;
                         }
                     }

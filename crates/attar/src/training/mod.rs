@@ -83,6 +83,9 @@ pub struct TrainOutcome {
     pub is_early: bool,
     /// Original and result on the validation data.
     pub quality: Option<Evaluation>,
+    /// Zeros among the weights that were pruned on the way, and how many these are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pruned_counts: Option<[usize; 2]>,
     pub remarks: Vec<String>,
 }
 
@@ -151,6 +154,7 @@ pub fn train(
         outcome.seconds = started.elapsed().as_secs_f64();
         return Ok(outcome);
     }
+    outcome.pruned_counts = trainer.pruned_counts();
     let mut model = trainer.model();
     drop(trainer);
     outputs.restore(&mut request, &mut model);
@@ -210,6 +214,7 @@ fn outcome(
         is_stopped: ran.is_stopped,
         is_early: ran.is_early,
         quality: None,
+        pruned_counts: None,
         remarks: Vec::new(),
     }
 }

@@ -10,5 +10,7 @@ pub(crate) mod new;
 pub(crate) mod operators;
 pub(crate) mod passes;
 pub(crate) mod prepare;
+mod pruning;
 mod quality;
+pub(crate) mod sensitivity;
 pub(crate) mod train;

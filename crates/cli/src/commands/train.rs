@@ -13,6 +13,7 @@ use attar::{
 };
 use clap::Args;
 
+use super::pruning::PruneArguments;
 use super::quality::quality_table;
 use crate::arguments::DataArguments;
 use crate::print;
@@ -61,6 +62,8 @@ pub(crate) struct Train {
     steps: StepArguments,
     #[command(flatten)]
     weights: WeightArguments,
+    #[command(flatten)]
+    pruning: PruneArguments,
     #[command(flatten)]
     run: RunArguments,
     #[command(flatten)]
@@ -162,6 +165,7 @@ const EXAMPLES: &str = "Examples:
       --learning-rate 2e-5 --batch 64 -o runs/search
   attar train student.onnx --data texts.txt --teacher minilm/minilm.onnx --loss cosine -o runs/small
   attar train runs/pruned --data topics/ --hold-zeros --steps 500 -o runs/retrained
+  attar train cnn/model.onnx --data fashion-mnist/ --prune-to 0.9 --epochs 10 -o runs/sparse
   attar train --list
 
 Every command above goes on after Ctrl-C or a crash when it is given again with --resume.";
@@ -270,6 +274,7 @@ impl Train {
         options.length.validate_every = self.run.validate_every.map(std::num::NonZeroU64::get);
         options.length.patience = self.run.patience;
         options.clip_norm = steps.clip;
+        options.prune = self.pruning.options()?;
         options.machine.recompute = self.run.recompute;
         options.machine.threads = self.run.threads.unwrap_or_else(attar::default_threads);
         Ok(options)
@@ -356,6 +361,10 @@ fn outcome_text(outcome: &TrainOutcome) -> String {
     let steps = if outcome.step == 1 { "step" } else { "steps" };
     let seconds = outcome.seconds;
     text.push_str(&format!("{} {steps}, {epochs} whole epochs, {seconds:.1} s\n", outcome.step));
+    if let Some([zeros, count]) = outcome.pruned_counts {
+        let share = 100.0 * zeros as f64 / count.max(1) as f64;
+        text.push_str(&format!("{zeros} of {count} weights of products are zero ({share:.1} %)\n"));
+    }
     if outcome.is_early {
         text.push_str("ended early: the metric no longer rose\n");
     }

@@ -1,8 +1,26 @@
 //! Pruning: weights that matter least become zero, channels go.
 
 mod channels;
+mod compensate;
+mod cut;
+mod lowest;
 mod magnitude;
+mod obs;
+mod pattern;
 mod score;
+#[cfg(test)]
+mod tests;
+mod threshold;
+mod unstructured;
+mod weights;
 
 pub(crate) use channels::{ChannelPrune, OPTIONS as CHANNEL_OPTIONS};
+pub(crate) use cut::Cut;
+use lowest::{Amount, Lowest, Scope};
 pub(crate) use magnitude::{MagnitudePrune, OPTIONS as MAGNITUDE_OPTIONS};
+pub(crate) use obs::{OPTIONS as OBS_OPTIONS, ObsPrune};
+use pattern::Pattern;
+pub(crate) use threshold::{OPTIONS as THRESHOLD_OPTIONS, ThresholdPrune};
+pub(crate) use unstructured::{OPTIONS as UNSTRUCTURED_OPTIONS, UnstructuredPrune};
+use weights::matrices;
+pub(crate) use weights::prunable;

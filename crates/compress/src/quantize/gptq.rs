@@ -71,7 +71,7 @@ pub(crate) fn round(
 
 /// L with L·Lᵀ = `h` in the lower triangle, or `None` where there is none. What stands above the
 /// diagonal is of no meaning.
-fn cholesky(mut h: Vec<f32>, size: usize) -> Option<Vec<f32>> {
+pub(crate) fn cholesky(mut h: Vec<f32>, size: usize) -> Option<Vec<f32>> {
     let mut first = 0;
     while first < size {
         let end = (first + BLOCK).min(size);

@@ -29,6 +29,23 @@ impl Gram {
         Self { axis, size: 0, sums: Vec::new(), waiting: Vec::new(), rows: 0 }
     }
 
+    /// For rows of `size` channels, handed to [`push`](Self::push).
+    pub(crate) fn of_size(size: usize) -> Self {
+        Self { size, sums: vec![0.0; size * size], ..Self::new(ChannelAxis::Last) }
+    }
+
+    /// Takes in one row, unless enough were seen.
+    pub(crate) fn push(&mut self, row: &[f32]) {
+        if row.len() != self.size || self.rows >= ROWS_MAX.max(ROWS_PER_CHANNEL * self.size) {
+            return;
+        }
+        self.waiting.extend_from_slice(row);
+        self.rows += 1;
+        if self.waiting.len() >= ROWS_AT_ONCE * self.size {
+            self.flush();
+        }
+    }
+
     /// Takes in one batch, unless enough was seen.
     pub(crate) fn fold(&mut self, tensor: &Tensor) {
         let [outer, channels, inner] = self.axis.split(tensor.shape());

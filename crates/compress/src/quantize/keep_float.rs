@@ -97,7 +97,7 @@ mod tests {
             kept(&costs, setting).into_iter().map(|(index, _)| index).collect()
         };
         assert_eq!(indices(KeepFloat::Count(2)), [5, 7]);
-        assert_eq!(indices(KeepFloat::Count(0)), []);
+        assert_eq!(indices(KeepFloat::Count(0)), [0_usize; 0]);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 mod attention;
 mod bias;
-mod calibrate;
+pub(crate) mod calibrate;
 mod descent;
 mod dynamic;
 mod embedding;
 mod equalize;
-mod gptq;
-mod gram;
+pub(crate) mod gptq;
+pub(crate) mod gram;
 mod histogram;
 mod importance;
 mod keep_float;
@@ -23,7 +23,7 @@ mod safe_weight;
 mod sites;
 mod smooth;
 mod static_;
-mod statistics;
+pub(crate) mod statistics;
 mod weight;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Trainer;
 use super::progress::Progress;
 use crate::TrainError;
+use crate::zeros::HeldZeros;
 
 /// Where and how often a run is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,9 +66,26 @@ impl Trainer {
         if let Some(average) = &self.average {
             tensors.extend(named("average", self.tape.variables(), average));
         }
+        let masks = self.masks();
+        tensors.extend(masks.iter().map(|(name, mask)| (format!("mask/{name}"), mask)));
+        if let Some(pruning) = &self.pruning {
+            let names = pruning.tensors.iter().map(|&index| &self.trained()[index]);
+            let gathered = names.zip(&pruning.gathered);
+            tensors.extend(gathered.map(|(name, sums)| (format!("importance/{name}"), sums)));
+        }
         write(&path, tensors, self.progress.clone(), self.fingerprint(checkpoints))?;
         remove_older(folder)?;
         Ok(path)
+    }
+
+    /// The masks of gradual pruning, by name.
+    pub(super) fn masks(&self) -> Vec<(&String, Tensor)> {
+        let Some(pruning) = &self.pruning else { return Vec::new() };
+        let mask = |&index: &usize| {
+            let mask = self.held[index].as_ref()?;
+            Some((&self.trained()[index], mask.to_tensor(self.variables[index].shape())))
+        };
+        pruning.tensors.iter().filter_map(mask).collect()
     }
 
     /// Keeps the weights that measured best.
@@ -134,6 +152,17 @@ impl Trainer {
                 kept.map(|moment| take(moment, name, like)).collect::<Result<Vec<_>, _>>()?;
             moments.push(Moments::of(kept, like.shape()));
         }
+        let mut masks = Vec::new();
+        let mut gathered = Vec::new();
+        if let Some(pruning) = &self.pruning {
+            for (at, &index) in pruning.tensors.iter().enumerate() {
+                let (name, like) = (&self.trained()[index], &self.variables[index]);
+                masks.push((index, HeldZeros::of_ones(&take("mask", name, like)?)));
+                if pruning.gathered.get(at).is_some() {
+                    gathered.push(take("importance", name, like)?);
+                }
+            }
+        }
         let best = match header.progress.best {
             None => None,
             Some(best) => {
@@ -146,6 +175,10 @@ impl Trainer {
         };
         (self.variables, self.average, self.moments) = (variables, average, moments);
         (self.best, self.progress) = (best, header.progress);
+        masks.into_iter().for_each(|(index, mask)| self.held[index] = Some(mask));
+        if let Some(pruning) = &mut self.pruning {
+            pruning.gathered = gathered;
+        }
         Ok(())
     }
 

@@ -4,6 +4,9 @@ mod checkpoint;
 mod diagnosis;
 mod producer;
 mod progress;
+mod pruning;
+#[cfg(test)]
+mod pruning_tests;
 mod run;
 mod step;
 #[cfg(test)]
@@ -23,6 +26,7 @@ use crate::{
     with_features,
 };
 use progress::Progress;
+use pruning::Pruning;
 
 pub use checkpoint::Checkpoints;
 pub use run::Outcome;
@@ -46,6 +50,7 @@ pub struct Trainer {
     moments: Vec<Moments>,
     /// By trained initializer.
     held: Vec<Option<HeldZeros>>,
+    pruning: Option<Pruning>,
     progress: Progress,
     pool: Pool,
     threads: Arc<rayon::ThreadPool>,
@@ -78,6 +83,13 @@ impl Trainer {
             tensor.map(single).ok_or(TrainError::NoInitializer { name: name.clone() })
         };
         let variables = tape.variables().iter().map(contents).collect::<Result<Vec<_>, _>>()?;
+        let held = |weight| options.weights.hold_zeros.then(|| HeldZeros::of(weight)).flatten();
+        let weights = &variables[..tape.trained().len()];
+        let mut held: Vec<Option<HeldZeros>> = weights.iter().map(held).collect();
+        let pruning = options.prune.as_ref();
+        let pruning =
+            pruning.map(|prune| Pruning::new(prune, model, tape.trained(), weights, &mut held));
+        let pruning = pruning.transpose()?;
         let mut model = model.clone();
         // They stand in `variables` from here on; held here too, the first step would copy them.
         for name in tape.variables() {
@@ -86,7 +98,6 @@ impl Trainer {
         }
         let weights = &variables[..tape.trained().len()];
         let zeros = |weight: &Tensor| Moments::zeros(weight.shape(), optimizer.moments().len());
-        let held = |weight| options.weights.hold_zeros.then(|| HeldZeros::of(weight)).flatten();
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(options.machine.threads.get())
             .thread_name(|index| format!("attar-train-{index}"))
@@ -95,7 +106,8 @@ impl Trainer {
         Ok(Self {
             model,
             moments: weights.iter().map(zeros).collect(),
-            held: weights.iter().map(held).collect(),
+            held,
+            pruning,
             average: options.weights.average.map(|_| variables.clone()),
             best: None,
             progress: Progress::default(),

@@ -56,6 +56,7 @@ impl Trainer {
         let steps_each = batch_count.div_ceil(options.batches.accumulate.get()) as u64;
         let step_count = steps_each.saturating_mul(options.length.epochs as u64);
         let step_count = options.length.steps_max.map_or(step_count, |max| step_count.min(max));
+        self.check_pruning(step_count)?;
         std::thread::scope(|scope| {
             let epochs = self.progress.epoch..options.length.epochs;
             let first = self.progress.batch;
@@ -146,6 +147,7 @@ impl Session<'_, '_> {
         let trainer = &mut *self.trainer;
         let learning_rate = trainer.options.schedule.rate(trainer.progress.step, self.step_count);
         let count = batches.len();
+        trainer.note_pruning(self.step_count);
         let outcome = trainer.step(batches, learning_rate)?;
         self.is_changed = true;
         let (progress, length) = (&mut trainer.progress, &trainer.options.length);
@@ -195,7 +197,14 @@ impl Session<'_, '_> {
         let begun = Instant::now();
         let trainer = &mut *self.trainer;
         let metric = validate.measure(&trainer.model_with(trainer.measured()))?;
-        let is_best = trainer.progress.measured(metric, validate.higher_is_better());
+        // A model with more weights than were asked for is no result, however good.
+        let is_candidate = !trainer.is_pruning(self.step_count);
+        let is_best = if is_candidate {
+            trainer.progress.measured(metric, validate.higher_is_better())
+        } else {
+            trainer.progress.validated_step = trainer.progress.step;
+            false
+        };
         self.is_changed = true;
         if is_best {
             trainer.best = Some(trainer.measured().clone());

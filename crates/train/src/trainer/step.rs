@@ -120,15 +120,14 @@ impl Trainer {
         learning_rate: f64,
         loss: f64,
     ) -> Result<Option<f64>, TrainError> {
-        let gradients: Vec<Option<Flow>> = (sums.into_iter().zip(&self.held))
-            .map(|(sum, held)| {
-                let mut gradient = merged(sum?, &self.pool);
-                if let Some(held) = held {
-                    held.hold(&mut gradient);
-                }
-                Some(gradient)
-            })
-            .collect();
+        let merge = |sum: Option<Flow>| Some(merged(sum?, &self.pool));
+        let mut gradients: Vec<Option<Flow>> = sums.into_iter().map(merge).collect();
+        self.prune(&mut gradients);
+        for (gradient, held) in gradients.iter_mut().zip(&self.held) {
+            if let (Some(gradient), Some(held)) = (gradient, held) {
+                held.hold(gradient);
+            }
+        }
         let (norm, scale) = self.clipping(&gradients, loss)?;
         let step = self.progress.step + 1;
         let decays_all = self.options.weights.decay_vectors;

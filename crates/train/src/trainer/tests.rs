@@ -12,13 +12,13 @@ use crate::{
 };
 
 /// Points of two classes, split by a line; as they are, or moved a little at random.
-struct Points {
+pub(super) struct Points {
     lengths: Vec<usize>,
     noise: f64,
 }
 
 impl Points {
-    fn new(noise: f64) -> Self {
+    pub(super) fn new(noise: f64) -> Self {
         Self { lengths: (0..50).map(|index| 1 + index % 4).collect(), noise }
     }
 }
@@ -52,7 +52,7 @@ const LINE: &str = "x: f32[n, 2]
     y = Add(h, b)";
 
 /// Two layers, squared between.
-const LAYERS: &str = "x: f32[n, 2]
+pub(super) const LAYERS: &str = "x: f32[n, 2]
     w = [0.4 -0.3 0 0.2; 0.2 0.5 -0.4 0]
     b = [0.1 0 -0.1 0.2]
     v = [0.3 -0.3; -0.2 0.2; 0.1 0.1; 0.4 -0.1]
@@ -61,7 +61,7 @@ const LAYERS: &str = "x: f32[n, 2]
     j = Mul(i, i)
     y = MatMul(j, v)";
 
-fn model(text: &str) -> Model {
+pub(super) fn model(text: &str) -> Model {
     let opsets = [(String::new(), 17)].into_iter().collect();
     Model { ir_version: 8, opsets, graph: graph_from_text(text), ..Model::default() }
 }
@@ -75,7 +75,7 @@ fn options(optimizer: Choice, learning_rate: f64, epochs: usize) -> TrainerOptio
 }
 
 /// Everything that has a state: moments, an average, a schedule, accumulation, validation.
-fn full_options() -> TrainerOptions {
+pub(super) fn full_options() -> TrainerOptions {
     let mut options = options(Choice::new("adamw"), 0.02, 6);
     options.schedule.decay = Decay::Cosine { end: 0.1 };
     options.schedule.warm_up = Span::Fraction(0.2);
@@ -87,18 +87,22 @@ fn full_options() -> TrainerOptions {
     options
 }
 
-fn train(text: &str, options: TrainerOptions, source: &dyn Source) -> (Trainer, Outcome) {
+pub(super) fn train(
+    text: &str,
+    options: TrainerOptions,
+    source: &dyn Source,
+) -> (Trainer, Outcome) {
     let mut trainer = Trainer::new(&model(text), options).unwrap();
     let outcome = trainer.run(source, None, &mut Silent, Some(&mut Spread)).unwrap();
     (trainer, outcome)
 }
 
-fn weight(model: &Model, name: &str) -> Vec<f32> {
+pub(super) fn weight(model: &Model, name: &str) -> Vec<f32> {
     model.graph.constant(name).unwrap().values::<f32>().into_owned()
 }
 
 /// A metric of the weights alone, whose best is not at the end.
-struct Spread;
+pub(super) struct Spread;
 
 impl Validate for Spread {
     fn measure(&mut self, model: &Model) -> Result<f64, TrainError> {
@@ -108,7 +112,7 @@ impl Validate for Spread {
 }
 
 /// Stops after some steps of a session.
-struct StopAfter(usize);
+pub(super) struct StopAfter(pub(super) usize);
 
 impl Monitor for StopAfter {
     fn step(&mut self, _: &StepReport) -> Control {
@@ -122,16 +126,16 @@ impl Monitor for StopAfter {
 }
 
 /// A folder of one test alone, removed when it ends.
-struct Folder(std::path::PathBuf);
+pub(super) struct Folder(std::path::PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("attar-train-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         Self(path)
     }
 
-    fn checkpoints(&self) -> Checkpoints {
+    pub(super) fn checkpoints(&self) -> Checkpoints {
         Checkpoints {
             folder: self.0.clone(),
             every_steps: Some(3),

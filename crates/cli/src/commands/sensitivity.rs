@@ -1,0 +1,196 @@
+//! `attar sensitivity`: what the weights of each tensor are worth.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use attar::{
+    Error, Estimate, LevelSensitivity, SensitivityOptions, SensitivityOutcome, SensitivityRequest,
+    Subject, TensorSensitivity, find_sensitivity, heat_map,
+};
+use clap::{Args, ValueEnum};
+
+use crate::arguments::DataArguments;
+use crate::print;
+use crate::table::Table;
+
+/// Tell what pruning each tensor costs, at every sparsity.
+///
+/// One pass over a sample of the data keeps some rows of what each product reads; from them the
+/// relative error of its output is computed for every sparsity, with a 95 % interval. With
+/// `--measure`, the model is also run with one tensor pruned at a time, and its own output compared.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Sensitivity {
+    /// Model to look at (.onnx, or a run folder)
+    model: PathBuf,
+    /// Data to run it on; labels are needed by --metric alone
+    #[arg(long, value_name = "SET")]
+    data: PathBuf,
+    /// Examples taken of the data
+    #[arg(long, value_name = "N", default_value = "64")]
+    examples: std::num::NonZeroUsize,
+    /// Which weights go first: l1, l2, relative, activation, taylor, taylor2 or random
+    #[arg(long, value_name = "NAME", default_value = "l1")]
+    importance: String,
+    /// Sparsities to look at
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0.3,0.5,0.6,0.7,0.8,0.9,0.95"
+    )]
+    sparsity: Vec<f64>,
+    /// Sparsities at which the model is run with each tensor pruned by itself
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    measure: Vec<f64>,
+    /// Measure the data set's metric there too, on all of it
+    #[arg(long, requires = "measure")]
+    metric: bool,
+    /// Rows of the table
+    #[arg(long, value_name = "WHAT", default_value = "tensor")]
+    by: By,
+    /// Nodes and tensors to leave out, by name; `*` is any text. Can be given several times
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// File to draw a heat map into
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Seed of whatever is drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    data_arguments: DataArguments,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    Tensor,
+    /// The part of the model up to the first number of a node's name
+    Block,
+}
+
+const EXAMPLES: &str = "Examples:
+  attar sensitivity minilm.onnx --data texts.txt
+  attar sensitivity minilm.onnx --data beir/ --by block --svg minilm.svg
+  attar sensitivity cnn.onnx --data fashion-mnist/ --measure 0.5,0.9 --metric
+  attar sensitivity minilm.onnx --data texts.txt --json > minilm.json
+  attar compress minilm.onnx --step prune.unstructured:sparsity=0.6,sensitivity=minilm.json -o runs/p";
+
+impl Sensitivity {
+    pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
+        let subject = Subject::open(&self.model)?;
+        let data = self.data_arguments.open(&self.data)?;
+        let bar = print::Bar::default();
+        let mut sparsities: Vec<f64> = self.sparsity.iter().chain(&self.measure).copied().collect();
+        sparsities.sort_by(f64::total_cmp);
+        sparsities.dedup();
+        let request = SensitivityRequest {
+            subject,
+            data: &data,
+            example_count: self.examples.get(),
+            options: SensitivityOptions {
+                importance: self.importance.clone(),
+                sparsities,
+                measured: self.measure.clone(),
+                seed: self.seed,
+            },
+            measures_metric: self.metric,
+            exclude: self.exclude.clone(),
+            threads: self.threads.unwrap_or_else(attar::default_threads),
+            progress: &bar,
+        };
+        let outcome = find_sensitivity(&request)?;
+        if let Some(path) = &self.svg {
+            let title = format!("{}, importance {}", self.model.display(), self.importance);
+            attar::write_text(path, &heat_map(&outcome.found, &title))?;
+        }
+        if json {
+            print::json(&outcome);
+        } else {
+            print::answer(&self.text(&outcome));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn text(&self, outcome: &SensitivityOutcome) -> String {
+        let blocks = by_block(&outcome.found.tensors);
+        let rows = if self.by == By::Block { &blocks } else { &outcome.found.tensors };
+        let mut text = table(rows, "lost at", |level| Some(level.error));
+        if !self.measure.is_empty() {
+            text.push('\n');
+            text.push_str(&table(&outcome.found.tensors, "output at", |level| level.output_error));
+        }
+        if let Some((name, value)) = outcome.metric {
+            text.push('\n');
+            text.push_str(&format!("change of {name}, which was {value:.4}, in hundredths\n"));
+            text.push_str(&table(&outcome.found.tensors, "at", |level| level.metric));
+        }
+        let (count, seconds) = (outcome.example_count, outcome.seconds);
+        text.push_str(&format!("% of what is computed; {count} examples, {seconds:.1} s\n"));
+        text
+    }
+}
+
+/// A column for each sparsity of which `of` has something.
+fn table(
+    rows: &[TensorSensitivity],
+    heading: &str,
+    of: impl Fn(&LevelSensitivity) -> Option<Estimate>,
+) -> String {
+    let levels = rows.first().map_or(&[][..], |row| &row.levels);
+    let shown = levels.iter().filter(|level| of(level).is_some());
+    let mut header = vec!["tensor".to_string(), "weights".to_string()];
+    header.extend(shown.map(|level| format!("{heading} {}", level.sparsity)));
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = Table::new(&header);
+    for row in rows {
+        let mut cells = vec![row.name.clone(), print::count(row.element_count as u64)];
+        let found = row.levels.iter().filter_map(&of);
+        cells.extend(found.map(|found| {
+            let half = 50.0 * (found.high - found.low);
+            format!("{:.1} ±{half:.1}", 100.0 * found.value)
+        }));
+        table.row(cells);
+    }
+    table.to_string()
+}
+
+/// The tensors of each block together: the root of the mean square error, by weights.
+fn by_block(tensors: &[TensorSensitivity]) -> Vec<TensorSensitivity> {
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut blocks: Vec<Vec<&TensorSensitivity>> = Vec::new();
+    for tensor in tensors {
+        let place = *places.entry(&tensor.block).or_insert_with(|| {
+            blocks.push(Vec::new());
+            blocks.len() - 1
+        });
+        blocks[place].push(tensor);
+    }
+    blocks.iter().map(|block| together(block)).collect()
+}
+
+fn together(block: &[&TensorSensitivity]) -> TensorSensitivity {
+    let count: usize = block.iter().map(|tensor| tensor.element_count).sum();
+    let level = |index: usize| {
+        let mean = |of: fn(&Estimate) -> f64| {
+            let square = |tensor: &&TensorSensitivity| {
+                of(&tensor.levels[index].error).powi(2) * tensor.element_count as f64
+            };
+            (block.iter().map(square).sum::<f64>() / count.max(1) as f64).sqrt()
+        };
+        let error =
+            Estimate { value: mean(|e| e.value), low: mean(|e| e.low), high: mean(|e| e.high) };
+        let sparsity = block[0].levels[index].sparsity;
+        LevelSensitivity { sparsity, error, output_error: None, metric: None }
+    };
+    TensorSensitivity {
+        name: block[0].block.clone(),
+        element_count: count,
+        levels: (0..block[0].levels.len()).map(level).collect(),
+        ..block[0].clone()
+    }
+}

@@ -1,0 +1,114 @@
+//! Gradients of a model's outputs over calibration data, without labels.
+//!
+//! At the original's own outputs every loss that compares with them is flat, and first derivatives
+//! of it are zero. What tells weights apart is how far the outputs y move: for a vector v of random
+//! signs, E[(∂(v·y)/∂w)²] = Σₖ (∂yₖ/∂w)², the diagonal of the Gauss-Newton matrix of ½‖y − y₀‖²
+//! (Hutchinson, 1990). So one gradient of v·y is taken for every batch.
+
+use attar_graph::Value;
+use attar_ops::{Flow, Pool};
+use attar_tensor::{DType, Tensor};
+use attar_train::{Rng, StepContext, Tape, TapeOptions};
+
+use super::Scoring;
+use crate::PassError;
+
+/// Sums `term(w, g)` over the batches, for every weight of every tensor, and divides by how many
+/// there were. A batch of several examples adds the gradients of each, with signs of their own.
+///
+/// # Errors
+/// No data, a model through which no gradient flows, or values that are not finite.
+pub(super) fn means(
+    scoring: &Scoring,
+    term: fn(f32, f32) -> f32,
+) -> Result<Vec<Vec<f32>>, PassError> {
+    let calibration = scoring.context.calibration.ok_or(PassError::NoCalibration)?;
+    let mut sums: Vec<Vec<f32>> =
+        (0..scoring.names.len()).map(|i| vec![0.0; scoring.tensor(i).element_count()]).collect();
+    if scoring.names.is_empty() {
+        return Ok(sums);
+    }
+    let graph = &scoring.model.graph;
+    let is_float = |output: &&Value| output.dtype().is_none_or(DType::is_float);
+    let outputs = graph.outputs.iter().filter(is_float).map(|output| output.name.clone());
+    let options = TapeOptions { outputs: outputs.collect(), ..TapeOptions::default() };
+    let tape = Tape::new(scoring.model, scoring.names, &options)?;
+    let content = |name: &String| graph.constant(name).expect("variables are constants").aligned();
+    let variables: Vec<Tensor> = tape.variables().iter().map(content).collect();
+    let place = |name: &String| scoring.names.iter().position(|known| known == name);
+    let places: Vec<usize> = tape.trained().iter().filter_map(place).collect();
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(scoring.context.threads.get())
+        .build()
+        .map_err(|error| PassError::Data {
+            message: error.to_string(),
+            hint: "ask for fewer threads".into(),
+        })?;
+    let pool = Pool::default();
+    let inputs = tape.inputs().to_vec();
+    let mut batch = 0;
+    calibration.for_each_batch(&inputs, &mut |feeds| {
+        let seed = scoring.seed;
+        let gradients =
+            threads.install(|| gradient(&tape, &variables, feeds, [seed, batch], &pool))?;
+        for (at, flow) in gradients.into_iter().enumerate() {
+            let Some(flow) = flow else { continue };
+            let index = places[at];
+            let gradient = flow.into_dense(&pool);
+            let (w, g) = (variables[at].slice::<f32>(), gradient.slice::<f32>());
+            let mut is_finite = true;
+            for ((sum, &w), &g) in sums[index].iter_mut().zip(w).zip(g) {
+                *sum += term(w, g);
+                is_finite &= sum.is_finite();
+            }
+            if !is_finite {
+                let tensor = format!("gradient of {}", scoring.names[index]);
+                return Err(PassError::NotFinite { tensor, batch: batch as usize });
+            }
+            pool.recycle(gradient);
+        }
+        batch += 1;
+        Ok(())
+    })?;
+    if batch == 0 {
+        return Err(PassError::EmptyCalibration);
+    }
+    sums.iter_mut().flatten().for_each(|sum| *sum /= batch as f32);
+    Ok(sums)
+}
+
+/// The gradient of v·y, one flow per trained initializer.
+fn gradient(
+    tape: &Tape,
+    variables: &[Tensor],
+    feeds: &[(&str, &Tensor)],
+    place: [u64; 2],
+    pool: &Pool,
+) -> Result<Vec<Option<Flow>>, PassError> {
+    let mut fed = Vec::new();
+    for input in tape.inputs() {
+        let found = feeds.iter().find(|(name, _)| *name == input.name);
+        let (_, tensor) = found.ok_or_else(|| PassError::Data {
+            message: format!("input `{}` is not fed", input.name),
+            hint: "see what the model reads: `attar inspect MODEL`".into(),
+        })?;
+        fed.push((*tensor).clone());
+    }
+    let recording = tape.forward(variables, fed, StepContext { seed: place[0] }, pool)?;
+    let signs = |(index, output): (usize, &Tensor)| {
+        (output.dtype() == DType::F32).then(|| {
+            let mut rng = Rng::new(&[place[0], place[1], index as u64]);
+            let mut bits = 0;
+            let draw = |at: usize| {
+                bits = if at.is_multiple_of(64) { rng.next_u64() } else { bits >> 1 };
+                if bits & 1 == 1 { 1.0_f32 } else { -1.0 }
+            };
+            let signs: Vec<f32> = (0..output.element_count()).map(draw).collect();
+            Tensor::new(output.shape(), &signs)
+        })
+    };
+    let gradients = recording.outputs.iter().enumerate().map(signs).collect();
+    let mut sums: Vec<Option<Flow>> = vec![None; tape.trained().len()];
+    tape.backward(variables, recording, gradients, &mut sums, pool)?;
+    Ok(sums)
+}
