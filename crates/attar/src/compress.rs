@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use attar_compress::{Context, Exclude};
 use attar_evaluate::{Dataset, Progress, Shape};
-use attar_graph::Model;
 use attar_runtime::{Builtin, Runtime};
 use serde::Serialize;
 
 use crate::pipeline::{StepOutcome, run_step};
 use crate::recover::{Recover, RecoverRun};
 use crate::run_folder::RunFolder;
+use crate::stages::Stage;
+use crate::vocabulary::Vocabulary;
 use crate::{
     CalibrationSample, Error, EvaluateOptions, Evaluation, LatencyRow, Recipe, RuntimeInvariance,
     Subject, TrainingData, evaluate_models, latency_of, runtime_invariance,
@@ -80,21 +81,35 @@ pub fn dry_run(request: &CompressRequest) -> Result<Vec<StepOutcome>, Error> {
     if request.recipe.steps.is_empty() {
         return Err(no_step());
     }
-    let mut model = request.subject.model.clone();
-    let sample = calibration_sample(request)?;
+    let mut current = request.subject.clone();
+    let mut outcomes = Vec::new();
+    for (index, step) in request.recipe.steps.iter().enumerate() {
+        outcomes.push(if step.stage()?.is_some() {
+            let mut outcome = StepOutcome::before(&step.pass, &current.model);
+            outcome.after(&current.model, Instant::now());
+            outcome.remarks = vec!["done only into a run folder".into()];
+            outcome
+        } else {
+            pass_step(request, &mut current, index + 1, true)?
+        });
+    }
+    Ok(outcomes)
+}
+
+/// A step that is a pass.
+fn pass_step(
+    request: &CompressRequest,
+    current: &mut Subject,
+    number: usize,
+    keeps_edits: bool,
+) -> Result<StepOutcome, Error> {
+    let mut model = current.model.clone();
+    let sample = calibration_sample(request, current)?;
+    let step = &request.recipe.steps[number - 1];
     let mut context = context(request, sample.as_ref());
-    let steps = request.recipe.steps.iter().enumerate();
-    steps
-        .map(|(index, step)| {
-            if step.recover()?.is_none() {
-                return run_step(&mut model, step, index + 1, &mut context, true);
-            }
-            let mut outcome = StepOutcome::before(&step.pass, &model);
-            outcome.after(&model, Instant::now());
-            outcome.remarks = vec!["trains only into a run folder".into()];
-            Ok(outcome)
-        })
-        .collect()
+    let outcome = run_step(&mut model, step, number, &mut context, keeps_edits)?;
+    current.model = model;
+    Ok(outcome)
 }
 
 fn no_step() -> Error {
@@ -106,10 +121,11 @@ fn no_step() -> Error {
 
 fn calibration_sample<'a>(
     request: &'a CompressRequest,
+    subject: &'a Subject,
 ) -> Result<Option<CalibrationSample<'a>>, Error> {
     let Some((_, data)) = &request.calibration else { return Ok(None) };
     let (count, progress) = (request.calibration_count, request.progress);
-    CalibrationSample::new(data, &request.subject, count, progress).map(Some)
+    CalibrationSample::new(data, subject, count, progress).map(Some)
 }
 
 fn context<'a>(
@@ -138,35 +154,46 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     if let Some(runtime) = request.runtimes.first().filter(|_| request.is_timed) {
         subject.session(runtime.as_ref(), &attar_runtime::RunOptions::default())?;
     }
-    let sample = calibration_sample(request)?;
+    calibration_sample(request, subject)?;
+    let mut current = subject.anywhere()?;
     let mut run = RunFolder::open(
         request.output,
         subject,
         &request.recipe,
         (calibration_path, request.calibration_count),
+        request.training.as_ref().map(|(path, _)| *path),
         request.resume,
     )?;
-    let mut model = run.resumed_model()?.unwrap_or_else(|| subject.model.clone());
-    let mut context = context(request, sample.as_ref());
+    if let Some(model) = run.resumed_model()? {
+        current.model = model;
+        use_tokenizer(&mut current, run.resumed_tokenizer());
+    }
     let done = run.outcomes.len();
     for (index, step) in request.recipe.steps.iter().enumerate().skip(done) {
-        let outcome = match step.recover()? {
-            None => run_step(&mut model, step, index + 1, &mut context, false),
-            Some(recover) => recover_step(request, &run, &recover, index + 1, &mut model),
+        current.path = run.checkpoint.clone().unwrap_or_else(|| subject.path.clone());
+        let number = index + 1;
+        let outcome = match step.stage()? {
+            None => pass_step(request, &mut current, number, false),
+            Some(Stage::Recover(recover)) => {
+                recover_step(request, &run, &recover, number, &mut current)
+            }
+            Some(Stage::Vocabulary(vocabulary)) => {
+                vocabulary_step(request, &run, &vocabulary, number, &mut current)
+            }
         };
         let outcome = outcome.inspect_err(|error| {
             // A training that was begun is gone on with.
-            if !matches!(error, Error::Stopped) && !run.training_folder(index + 1).exists() {
+            if !matches!(error, Error::Stopped) && !run.training_folder(number).exists() {
                 run.discard_if_empty();
             }
         })?;
-        run.step_done(&model, &outcome)?;
+        run.step_done(&current.model, &outcome)?;
         if request.stop.load(Ordering::SeqCst) {
             return Err(Error::Stopped);
         }
     }
-    let target = run.publish(subject, &model)?;
-    drop(model);
+    let target = run.publish(&current)?;
+    drop(current);
     let mut result = Subject::open(&target)?;
     result.name = "result".into();
     let outcome = measured(request, &result, std::mem::take(&mut run.outcomes))?;
@@ -176,20 +203,28 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     Ok(outcome)
 }
 
+fn use_tokenizer(subject: &mut Subject, path: Option<PathBuf>) {
+    let text = subject.preprocessing.as_mut().and_then(|p| p.text.as_mut());
+    if let (Some(text), Some(path)) = (text, path) {
+        text.tokenizer = path;
+    }
+}
+
 /// Trains what the steps before have left.
 fn recover_step(
     request: &CompressRequest,
     run: &RunFolder,
     recover: &Recover,
     number: usize,
-    model: &mut Model,
+    current: &mut Subject,
 ) -> Result<StepOutcome, Error> {
     let start = Instant::now();
-    let mut outcome = StepOutcome::before(&request.recipe.steps[number - 1].pass, model);
+    let step = &request.recipe.steps[number - 1];
+    let mut outcome = StepOutcome::before(&step.pass, &current.model);
     let trained = recover.run(&RecoverRun {
         original: &request.subject,
-        model,
-        file: run.checkpoint.clone().unwrap_or_else(|| request.subject.path.clone()),
+        subject: current,
+        frozen: &step.exclude,
         data: request.training.as_ref().map(|(path, data)| (*path, data)),
         threads: request.threads,
         folder: run.training_folder(number),
@@ -197,11 +232,10 @@ fn recover_step(
         progress: request.progress,
     })?;
     let Some((trained, record)) = trained else { return Err(Error::Stopped) };
-    let weights = |model: &Model| -> Vec<(String, attar_tensor::Tensor)> {
-        model.graph.constants().map(|(name, tensor)| (name.into(), tensor.clone())).collect()
+    let is_changed = |(name, tensor): &(&str, &attar_tensor::Tensor)| {
+        trained.graph.constant(name).is_none_or(|now| now.bytes() != tensor.bytes())
     };
-    let changed = weights(model).into_iter().zip(weights(&trained));
-    outcome.edit_count = changed.filter(|((_, a), (_, b))| a.bytes() != b.bytes()).count();
+    outcome.edit_count = current.model.graph.constants().filter(is_changed).count();
     outcome.remarks.push(format!(
         "{} steps of {}, learning rate {}: loss {:.3e} → {:.3e}",
         record.step_count,
@@ -210,9 +244,34 @@ fn recover_step(
         record.loss_first,
         record.loss_last
     ));
-    *model = trained;
-    outcome.after(model, start);
+    current.model = trained;
+    outcome.after(&current.model, start);
     outcome.training = Some(record);
+    Ok(outcome)
+}
+
+/// Leaves tokens out.
+fn vocabulary_step(
+    request: &CompressRequest,
+    run: &RunFolder,
+    vocabulary: &Vocabulary,
+    number: usize,
+    current: &mut Subject,
+) -> Result<StepOutcome, Error> {
+    let start = Instant::now();
+    let mut outcome =
+        StepOutcome::before(&request.recipe.steps[number - 1].pass, &current.model);
+    let texts = request.training.as_ref().map_or(Vec::new(), |(_, data)| data.train.texts());
+    let (plan, json) = vocabulary.plan(number, current, &texts, request.progress)?;
+    let fail = |source| Error::Step { step: Some(number), pass: outcome.pass.clone(), source };
+    let mut model = current.model.clone();
+    attar_graph::apply(&mut model.graph, &plan).map_err(|source| fail(source.into()))?;
+    current.model = model;
+    use_tokenizer(current, Some(run.write_tokenizer(number, &json)?));
+    outcome.edit_count = plan.edits.len();
+    outcome.remarks.extend(plan.remarks);
+    outcome.warnings.extend(plan.warnings);
+    outcome.after(&current.model, start);
     Ok(outcome)
 }
 

@@ -18,8 +18,10 @@ mod recover;
 mod run_folder;
 mod runtimes;
 mod sensitivity;
+mod stages;
 mod subject;
 mod training;
+mod vocabulary;
 
 pub use attar_compress::{
     Estimate, IMPORTANCES, ImportanceEntry, LevelSensitivity, OptionEntry, PASSES, PassEntry,
@@ -50,9 +52,10 @@ pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRo
 pub use making::{NewRequest, TokenizerOutcome, TokenizerRequest, new_model, new_tokenizer};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
-pub use recover::{STAGES, StageEntry, TrainingRecord};
+pub use recover::TrainingRecord;
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use sensitivity::{SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map};
+pub use stages::{STAGES, StageEntry};
 pub use subject::Subject;
 pub use training::{
     Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,

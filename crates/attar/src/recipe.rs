@@ -5,8 +5,8 @@ use std::path::Path;
 use attar_compress::{Pass, pass_entry};
 use serde::{Deserialize, Serialize};
 
-use crate::recover::Recover;
 use crate::sensitivity::read_sensitivity;
+use crate::stages::Stage;
 use crate::{Error, STAGES};
 
 /// A recipe file.
@@ -93,20 +93,20 @@ impl Step {
     /// # Errors
     /// As [`build`](Self::build).
     pub fn check(&self) -> Result<(), Error> {
-        match self.recover()? {
+        match self.stage()? {
             Some(_) => Ok(()),
             None => self.build().map(|_| ()),
         }
     }
 
-    /// Whether it trains.
-    pub fn trains(&self) -> bool {
+    /// Whether it reads data of its own: to train on, or for its texts.
+    pub fn reads_data(&self) -> bool {
         STAGES.iter().any(|stage| stage.name == self.pass)
     }
 
-    /// Its settings, if it is a step that trains.
-    pub(crate) fn recover(&self) -> Result<Option<Recover>, Error> {
-        Recover::of(&self.pass, &self.settings)
+    /// Its settings, if it is no pass.
+    pub(crate) fn stage(&self) -> Result<Option<Stage>, Error> {
+        Stage::of(&self.pass, &self.settings)
     }
 
     /// The pass, ready to plan.

@@ -16,22 +16,15 @@ use crate::training::{
     Augment, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest, TrainingData, parse_choice,
     parse_schedule, shared_features, train, training_defaults,
 };
+use crate::stages::StageEntry;
 use crate::{Error, Subject};
 
-/// A step that is no pass: it needs data and time, and makes checkpoints of its own.
-pub struct StageEntry {
-    pub name: &'static str,
-    pub summary: &'static str,
-    pub options: &'static [OptionEntry],
-}
-
-/// Steps of a recipe that are no passes.
-pub const STAGES: &[StageEntry] = &[StageEntry {
+pub(crate) const ENTRY: StageEntry = StageEntry {
     name: NAME,
     summary: "train what earlier steps left: from the original's outputs, or from labels; weights \
               that are zero stay zero",
     options: OPTIONS,
-}];
+};
 
 const NAME: &str = "recover";
 
@@ -116,9 +109,10 @@ pub struct TrainingRecord {
 /// Where and with what a step trains.
 pub(crate) struct RecoverRun<'a> {
     pub(crate) original: &'a Subject,
-    pub(crate) model: &'a Model,
-    /// The file of what is trained, whose checksum tells runs apart.
-    pub(crate) file: PathBuf,
+    /// What is trained; the checksum of its file tells runs apart.
+    pub(crate) subject: &'a Subject,
+    /// Patterns of weights that stay as they are.
+    pub(crate) frozen: &'a [String],
     pub(crate) data: Option<(&'a Path, &'a TrainingData)>,
     pub(crate) threads: NonZeroUsize,
     /// Where it keeps its own checkpoints until it is done.
@@ -129,25 +123,18 @@ pub(crate) struct RecoverRun<'a> {
 }
 
 impl Recover {
-    /// The settings, if the step is of this kind.
+    /// What types do not say of the settings.
     ///
     /// # Errors
-    /// Settings that it does not take.
-    pub(crate) fn of(pass: &str, settings: &toml::Table) -> Result<Option<Self>, Error> {
-        if pass != NAME {
-            return Ok(None);
+    /// A loss, augmentation or rate that is none.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.loss.as_deref().map(parse_choice).transpose()?;
+        self.augment()?;
+        if self.learning_rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+            let message = "`learning_rate` is to be a number above 0".into();
+            return Err(Error::Recipe { place: format!("step `{NAME}`"), message });
         }
-        let fail = |message: String| Error::Recipe { place: format!("step `{NAME}`"), message };
-        let recover: Self = settings.clone().try_into().map_err(|error: toml::de::Error| {
-            let known = OPTIONS.iter().map(|option| option.key).collect::<Vec<_>>().join(", ");
-            fail(format!("{}; its settings are {known}", error.message()))
-        })?;
-        recover.loss.as_deref().map(parse_choice).transpose()?;
-        recover.augment()?;
-        if recover.learning_rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-            return Err(fail("`learning_rate` is to be a number above 0".into()));
-        }
-        Ok(Some(recover))
+        Ok(())
     }
 
     fn augment(&self) -> Result<Augment, Error> {
@@ -163,20 +150,15 @@ impl Recover {
             message: format!("`{NAME}` has nothing to learn from"),
             hint: "give it data: `--training SET`, or `--calibration SET`".into(),
         })?;
-        let subject = Subject {
-            name: run.file.display().to_string(),
-            path: run.file.clone(),
-            model: run.model.clone(),
-            size_bytes: 0,
-            preprocessing: preprocessing_anywhere(run.original)?,
-        };
+        let subject = run.subject.clone();
         let taught = self.targets != LearnFrom::Labels;
         let teacher = taught.then(|| run.original.clone());
         let features = match &teacher {
-            Some(teacher) => self.features(&subject.model, &teacher.model)?,
+            Some(teacher) => self.features(&subject, teacher)?,
             None => Vec::new(),
         };
-        let options = self.options(&subject, data, taught, run.threads)?;
+        let mut options = self.options(&subject, data, taught, run.threads)?;
+        options.weights.freeze = run.frozen.to_vec();
         let (loss, learning_rate) = (options.loss.clone(), options.schedule.learning_rate);
         let resume = run.folder.join("journal.jsonl").exists();
         let mut follow = Follow { run, first: (0.0, 0), last: 0.0 };
@@ -209,14 +191,19 @@ impl Recover {
         Ok(Some((model, record)))
     }
 
-    /// The features that both models have; `auto` alone may find none.
-    fn features(&self, student: &Model, teacher: &Model) -> Result<Vec<String>, Error> {
-        let is_auto = |name: &String| name == "auto";
-        if self.features.is_empty() {
+    /// The features that both models have; `auto` alone may find none, and takes none of models
+    /// that split texts otherwise.
+    fn features(&self, student: &Subject, teacher: &Subject) -> Result<Vec<String>, Error> {
+        let is_auto = self.features.iter().all(|name| name == "auto");
+        let tokenizer = |subject: &Subject| {
+            let text = subject.preprocessing.as_ref().and_then(|p| p.text.as_ref())?;
+            std::fs::read(subject.folder().join(&text.tokenizer)).ok()
+        };
+        if self.features.is_empty() || (is_auto && tokenizer(student) != tokenizer(teacher)) {
             return Ok(Vec::new());
         }
-        match shared_features(student, teacher, &self.features) {
-            Err(_) if self.features.iter().all(is_auto) => Ok(Vec::new()),
+        match shared_features(&student.model, &teacher.model, &self.features) {
+            Err(_) if is_auto => Ok(Vec::new()),
             found => found,
         }
     }
@@ -255,19 +242,6 @@ impl Recover {
         options.machine.threads = threads;
         Ok(options)
     }
-}
-
-/// The original's preprocessing, its tokenizer named so that it is found from any folder.
-fn preprocessing_anywhere(
-    original: &Subject,
-) -> Result<Option<attar_evaluate::Preprocessing>, Error> {
-    let mut preprocessing = original.preprocessing.clone();
-    if let Some(text) = preprocessing.as_mut().and_then(|p| p.text.as_mut()) {
-        let path = original.folder().join(&text.tokenizer);
-        let path = path.canonicalize().map_err(Error::file(&path))?;
-        text.tokenizer = path;
-    }
-    Ok(preprocessing)
 }
 
 /// Steps whose mean loss stands for that of the beginning.

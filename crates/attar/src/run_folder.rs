@@ -24,6 +24,8 @@ enum Entry {
         recipe: Recipe,
         calibration: Option<String>,
         calibration_count: usize,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        training: Option<String>,
     },
     Step {
         number: usize,
@@ -52,6 +54,7 @@ impl RunFolder {
         subject: &Subject,
         recipe: &Recipe,
         calibration: (Option<&Path>, usize),
+        training: Option<&Path>,
         resume: bool,
     ) -> Result<Self, Error> {
         let started = Entry::Started {
@@ -60,6 +63,7 @@ impl RunFolder {
             recipe: recipe.clone(),
             calibration: calibration.0.map(|path| path.display().to_string()),
             calibration_count: calibration.1,
+            training: training.map(|path| path.display().to_string()),
         };
         let journal_path = path.join("journal.jsonl");
         let (mut outcomes, mut checkpoint) = (Vec::new(), None);
@@ -137,6 +141,25 @@ impl RunFolder {
         self.path.join("checkpoints").join(format!("training-{number}"))
     }
 
+    /// Keeps the tokenizer that a step makes.
+    ///
+    /// # Errors
+    /// A disk that is full, for one.
+    pub(crate) fn write_tokenizer(&self, number: usize, json: &str) -> Result<PathBuf, Error> {
+        self.write(&tokenizer_name(number), json.as_bytes())?;
+        self.tokenizer(number)
+    }
+
+    fn tokenizer(&self, number: usize) -> Result<PathBuf, Error> {
+        let path = self.path.join(tokenizer_name(number));
+        path.canonicalize().map_err(Error::file(&path))
+    }
+
+    /// The last tokenizer that steps which are done have made.
+    pub(crate) fn resumed_tokenizer(&self) -> Option<PathBuf> {
+        (1..=self.outcomes.len()).rev().find_map(|number| self.tokenizer(number).ok())
+    }
+
     /// Takes back a run in which no step was done, so that the mended command may begin anew.
     pub(crate) fn discard_if_empty(&self) {
         if self.outcomes.is_empty() {
@@ -149,10 +172,10 @@ impl RunFolder {
     }
 
     /// Puts the result in place: the last checkpoint becomes `model.onnx`.
-    pub(crate) fn publish(&mut self, subject: &Subject, model: &Model) -> Result<PathBuf, Error> {
+    pub(crate) fn publish(&mut self, subject: &Subject) -> Result<PathBuf, Error> {
         let mut latest = self.outcomes.iter().rev();
         let record = latest.find_map(|outcome| outcome.quantization.as_ref());
-        publish(&self.path, subject, model, record)
+        publish(&self.path, subject, &subject.model, record)
     }
 
     /// The run is over; its checkpoints are no longer needed.
@@ -161,6 +184,10 @@ impl RunFolder {
         let _ = fs::remove_dir_all(self.path.join("checkpoints"));
         Ok(())
     }
+}
+
+fn tokenizer_name(number: usize) -> String {
+    format!("checkpoints/tokenizer-{number}.json")
 }
 
 /// Writes a file of a run by rename.
@@ -238,7 +265,8 @@ fn check_resumable(
 fn remove_parts(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "onnx") {
+        let is_part = path.extension().is_none_or(|x| x != "onnx" && x != "json");
+        if is_part && path.is_file() {
             let _ = fs::remove_file(path);
         }
     }

@@ -34,6 +34,19 @@ impl Subject {
         })
     }
 
+    /// The same model, found from any folder: its tokenizer is named in full.
+    ///
+    /// # Errors
+    /// A tokenizer that is not there.
+    pub(crate) fn anywhere(&self) -> Result<Self, Error> {
+        let mut subject = self.clone();
+        if let Some(text) = subject.preprocessing.as_mut().and_then(|p| p.text.as_mut()) {
+            let path = self.folder().join(&text.tokenizer);
+            text.tokenizer = path.canonicalize().map_err(Error::file(&path))?;
+        }
+        Ok(subject)
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("."))
     }

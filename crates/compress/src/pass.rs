@@ -200,6 +200,9 @@ pub enum PassError {
     #[error("channels cannot be cut at `{node}`: {message}")]
     Cut { node: String, message: String },
 
+    #[error("tokens cannot be left out: `{node}` {reason} (`{tensor}`)")]
+    Tokens { node: String, tensor: String, reason: &'static str },
+
     #[error("calibration data: {message}")]
     Data { message: String, hint: String },
 
@@ -239,6 +242,7 @@ impl PassError {
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
+            Self::Tokens { .. } => "the model needs all its tokens: leave this step out".into(),
             Self::Data { hint, .. } => hint.clone(),
             Self::NoActivation { tensor } => {
                 format!(

@@ -28,7 +28,10 @@ pub use prepare::{TopicsSummary, WordnetSummary, prepare_wordnet, prepare_wordne
 pub use preprocessing::{ImageInput, Preprocessing, Resample, TextInput};
 pub use size::model_size_bytes;
 pub use text_input::{Encoded, TextEncoder, tokenizer_size};
-pub use vocabulary::{MadeTokenizer, TokenizerKind, TokenizerOptions, make_tokenizer};
+pub use vocabulary::{
+    MadeTokenizer, TokenizerKind, TokenizerOptions, TrimOptions, TrimmedTokenizer, make_tokenizer,
+    trim_tokenizer,
+};
 
 /// Hears how far long work has come.
 pub trait Progress: Sync {

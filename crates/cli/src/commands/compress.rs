@@ -48,7 +48,7 @@ pub(crate) struct Compress {
     /// Data to find ranges with; its labels are not used
     #[arg(long, value_name = "PATH")]
     calibration: Option<PathBuf>,
-    /// Data that steps which train learn from [default: the calibration data, all of it]
+    /// Data that `recover` learns from and whose tokens `prune.vocabulary` keeps [default: the calibration data, all of it]
     #[arg(long, value_name = "PATH")]
     training: Option<PathBuf>,
     /// Examples to take of the calibration data, spread over it
@@ -152,10 +152,10 @@ impl Compress {
         Ok(ExitCode::from(u8::from(!outcome.within_budget)))
     }
 
-    /// What steps that train learn from, if there are such.
+    /// What steps that train, or look at texts, read; if there are such.
     fn training(&self, recipe: &Recipe) -> Result<Option<(&Path, TrainingData)>, Error> {
         let path = self.training.as_ref().or(self.calibration.as_ref());
-        let Some(path) = path.filter(|_| recipe.steps.iter().any(Step::trains)) else {
+        let Some(path) = path.filter(|_| recipe.steps.iter().any(Step::reads_data)) else {
             return Ok(None);
         };
         let data = self.data_arguments.open_training(path, &Validation::None, 0)?;
@@ -191,7 +191,7 @@ impl Compress {
 /// Where a step trains, the first Ctrl-C lets it make a checkpoint; otherwise it ends the program,
 /// which loses no step that is done.
 fn stop_at_interrupt(request: &CompressRequest) {
-    let trains = request.recipe.steps.iter().any(Step::trains);
+    let trains = request.recipe.steps.iter().any(Step::reads_data);
     let (stop, place) = (request.stop.clone(), request.output.to_path_buf());
     // A handler that cannot be set leaves Ctrl-C as it is, which loses nothing either.
     let _ = ctrlc::set_handler(move || {

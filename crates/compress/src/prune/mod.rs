@@ -12,6 +12,7 @@ mod score;
 mod tests;
 mod threshold;
 mod unstructured;
+mod vocabulary;
 mod weights;
 
 pub(crate) use channels::{ChannelPrune, OPTIONS as CHANNEL_OPTIONS};
@@ -22,5 +23,6 @@ pub(crate) use obs::{OPTIONS as OBS_OPTIONS, ObsPrune};
 use pattern::Pattern;
 pub(crate) use threshold::{OPTIONS as THRESHOLD_OPTIONS, ThresholdPrune};
 pub(crate) use unstructured::{OPTIONS as UNSTRUCTURED_OPTIONS, UnstructuredPrune};
+pub use vocabulary::{KeptTokens, plan_vocabulary};
 use weights::matrices;
 pub(crate) use weights::prunable;

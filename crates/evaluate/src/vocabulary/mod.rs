@@ -15,6 +15,7 @@ use tokenizers::{
 };
 
 use self::merges::Pieces;
+pub use self::trim::{TrimOptions, TrimmedTokenizer, trim_tokenizer};
 use crate::{EvaluateError, Progress};
 
 /// What tokens are.
