@@ -46,6 +46,7 @@ fn context() -> Context<'static> {
 fn settings(pass: &str) -> toml::Table {
     match pass {
         "prune.magnitude" | "prune.channels" => "sparsity = 0.5".parse().expect("it is TOML"),
+        "prune.blocks" => "count = 1".parse().expect("it is TOML"),
         "prune.threshold" => "alpha = 1e-6".parse().expect("it is TOML"),
         _ => toml::Table::new(),
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use attar_compress::OptionEntry;
 use attar_evaluate::Progress;
 use attar_graph::Model;
-use attar_train::{Choice, Control, StepReport, TrainerOptions};
+use attar_train::{Choice, Control, PruneOptions, StepReport, TrainerOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::training::{
@@ -51,6 +51,12 @@ const OPTIONS: &[OptionEntry] = &[
     OptionEntry { key: "batch", default: "32", help: "examples that go through together" },
     OptionEntry { key: "learning_rate", default: "by the data", help: "highest, of AdamW" },
     OptionEntry {
+        key: "prune",
+        default: "no pruning",
+        help: "gradual pruning on the way, a table: sparsity, importance, scope, start, end, \
+               every, regrow, as the flags of `attar train`",
+    },
+    OptionEntry {
         key: "augment",
         default: "\"\"",
         help: "changes of images, as in `attar train --augment`",
@@ -68,6 +74,7 @@ pub(crate) struct Recover {
     steps: Option<NonZeroU64>,
     batch: NonZeroUsize,
     learning_rate: Option<f64>,
+    prune: Option<PruneOptions>,
     augment: String,
 }
 
@@ -90,6 +97,7 @@ impl Default for Recover {
             steps: None,
             batch: const { NonZeroUsize::new(32).expect("32 is not 0") },
             learning_rate: None,
+            prune: None,
             augment: String::new(),
         }
     }
@@ -239,6 +247,7 @@ impl Recover {
             (None, None) => defaults.epochs,
         };
         options.clip_norm = Some(1.0);
+        options.prune.clone_from(&self.prune);
         options.machine.threads = threads;
         Ok(options)
     }

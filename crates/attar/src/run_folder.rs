@@ -334,7 +334,7 @@ mod tests {
         fn open(&self, subject: &Subject, resume: bool) -> Result<RunFolder, Error> {
             let recipe =
                 Recipe { steps: vec![Step::parse("cleanup").unwrap(); 3], ..Recipe::default() };
-            RunFolder::open(&self.0.join("run"), subject, &recipe, (None, 300), resume)
+            RunFolder::open(&self.0.join("run"), subject, &recipe, (None, 300), None, resume)
         }
     }
 
@@ -396,7 +396,7 @@ mod tests {
         let subject = folder.subject();
         folder.open(&subject, false).unwrap();
         let path = folder.0.join("run");
-        let other = RunFolder::open(&path, &subject, &Recipe::default(), (None, 300), true);
+        let other = RunFolder::open(&path, &subject, &Recipe::default(), (None, 300), None, true);
         assert!(other.err().unwrap().to_string().contains("another model, recipe or sample"));
     }
 }

@@ -127,6 +127,11 @@ pub const PASSES: &[PassEntry] = &[
         "cut channels, neurons, attention heads and hidden units out of the graph (structured)",
         prune::CHANNEL_OPTIONS,
     ),
+    PassEntry::of::<prune::BlockPrune>(
+        "prune.blocks",
+        "take whole residual blocks out: attention or feed-forward parts, blocks of a ResNet",
+        prune::BLOCK_OPTIONS,
+    ),
     PassEntry::of::<prune::UnstructuredPrune>(
         "prune.unstructured",
         "set the weights of least importance to zero: single ones, N of every M, or blocks",
@@ -200,6 +205,9 @@ pub enum PassError {
     #[error("channels cannot be cut at `{node}`: {message}")]
     Cut { node: String, message: String },
 
+    #[error("`{pattern}` names no residual block; there are {known}")]
+    NoBlock { pattern: String, known: String },
+
     #[error("tokens cannot be left out: `{node}` {reason} (`{tensor}`)")]
     Tokens { node: String, tensor: String, reason: &'static str },
 
@@ -242,6 +250,7 @@ impl PassError {
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
+            Self::NoBlock { .. } => "blocks are named by the node that ends them".into(),
             Self::Tokens { .. } => "the model needs all its tokens: leave this step out".into(),
             Self::Data { hint, .. } => hint.clone(),
             Self::NoActivation { tensor } => {

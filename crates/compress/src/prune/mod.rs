@@ -1,5 +1,6 @@
 //! Pruning: weights that matter least become zero, channels go.
 
+mod blocks;
 mod channels;
 mod compensate;
 mod cut;
@@ -15,6 +16,7 @@ mod unstructured;
 mod vocabulary;
 mod weights;
 
+pub(crate) use blocks::{BlockPrune, OPTIONS as BLOCK_OPTIONS};
 pub(crate) use channels::{ChannelPrune, OPTIONS as CHANNEL_OPTIONS};
 pub(crate) use cut::Cut;
 use lowest::{Amount, Lowest, Scope};

@@ -289,3 +289,117 @@ fn renumber(value: &mut Value, of: &dyn Fn(&Value) -> Option<u32>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokenizers::Tokenizer;
+
+    use super::*;
+    use crate::Silent;
+
+    fn file(name: &str, model: &Value, pre_tokenizer: &Value) -> std::path::PathBuf {
+        let file = json!({
+            "version": "1.0", "truncation": null,
+            "padding": { "strategy": "BatchLongest", "direction": "Right",
+                "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]" },
+            "added_tokens": [
+                { "id": 0, "content": "[PAD]", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true },
+                { "id": 3, "content": "[SEP]", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true }],
+            "normalizer": null, "pre_tokenizer": pre_tokenizer,
+            "post_processor": { "type": "TemplateProcessing",
+                "single": [{ "Sequence": { "id": "A", "type_id": 0 } },
+                    { "SpecialToken": { "id": "[SEP]", "type_id": 0 } }],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } },
+                    { "Sequence": { "id": "B", "type_id": 1 } }],
+                "special_tokens": {
+                    "[SEP]": { "id": "[SEP]", "ids": [3], "tokens": ["[SEP]"] } } },
+            "decoder": null, "model": model
+        });
+        let path = std::env::temp_dir().join(format!("attar-trim-{name}-{}", std::process::id()));
+        std::fs::write(&path, file.to_string()).unwrap();
+        path
+    }
+
+    /// Trims for `texts`; checks that they get the tokens they had, by their numbers before.
+    fn trimmed(
+        name: &str,
+        model: &Value,
+        texts: &[&str],
+        options: TrimOptions,
+    ) -> (TrimmedTokenizer, Vec<String>) {
+        let path = file(name, model, &json!({ "type": "WhitespaceSplit" }));
+        let before = Tokenizer::from_file(&path).unwrap();
+        let trimmed = trim_tokenizer(&path, texts, options, &Silent).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let after: Tokenizer = trimmed.json.parse().unwrap();
+        if trimmed.dropped_count == 0 {
+            for text in texts {
+                let wanted = before.encode(*text, true).unwrap();
+                let found = after.encode(*text, true).unwrap();
+                assert_eq!(wanted.get_tokens(), found.get_tokens(), "{name}: {text}");
+                let numbers = found.get_ids().iter().map(|&id| trimmed.kept[id as usize]);
+                assert_eq!(wanted.get_ids(), numbers.collect::<Vec<_>>(), "{name}: {text}");
+            }
+        }
+        let mut tokens: Vec<(u32, String)> =
+            after.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+        tokens.sort();
+        assert_eq!(tokens.len(), trimmed.kept.len(), "numbers have no gaps");
+        (trimmed, tokens.into_iter().map(|(_, token)| token).collect())
+    }
+
+    const USED: TrimOptions = TrimOptions { tokens_max: None, characters: false };
+
+    fn wordpiece() -> Value {
+        json!({ "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": { "[PAD]": 0, "[UNK]": 1, "unused": 2, "[SEP]": 3, "play": 4, "##ing": 5,
+                "##ed": 6, "p": 7, "##l": 8, "dog": 9, "##s": 10, "cat": 11 } })
+    }
+
+    #[test]
+    fn wordpiece_keeps_what_texts_use_and_letters_if_asked() {
+        let texts = ["playing cats", "dogs playing"];
+        let (trimmed, tokens) = trimmed("used", &wordpiece(), &texts, USED);
+        let wanted = ["[PAD]", "[UNK]", "[SEP]", "play", "##ing", "dog", "##s", "cat"];
+        assert_eq!(tokens, wanted);
+        assert_eq!((trimmed.size_before, trimmed.used_count), (12, 6));
+        assert_eq!(trimmed.padding, Some((0, 0)));
+        let letters = TrimOptions { characters: true, ..USED };
+        let (_, tokens) = self::trimmed("letters", &wordpiece(), &texts, letters);
+        assert_eq!(tokens.len(), 10);
+        assert!(tokens.contains(&"p".into()) && tokens.contains(&"##l".into()));
+    }
+
+    #[test]
+    fn the_most_frequent_tokens_stay_where_there_is_room_for_some() {
+        let few = TrimOptions { tokens_max: Some(5), ..USED };
+        let (trimmed, tokens) =
+            trimmed("few", &wordpiece(), &["play play playing dog", "play dog"], few);
+        assert_eq!(tokens, ["[PAD]", "[UNK]", "[SEP]", "play", "dog"]);
+        assert_eq!((trimmed.used_count, trimmed.dropped_count), (4, 1));
+    }
+
+    #[test]
+    fn bpe_keeps_what_is_joined_on_the_way() {
+        let model = json!({ "type": "BPE", "dropout": null, "unk_token": "[UNK]",
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "vocab": { "[PAD]": 0, "[UNK]": 1, "a": 2, "[SEP]": 3, "b": 4, "c": 5, "d": 6, "ab": 7,
+                "bc": 8, "abc": 9, "cd": 10, "abcd": 11 },
+            "merges": ["b c", "a bc", "c d", "a b", "ab cd"] });
+        let (_, tokens) = trimmed("bpe", &model, &["abc", "abc d"], USED);
+        assert_eq!(tokens, ["[PAD]", "[UNK]", "a", "[SEP]", "b", "c", "d", "bc", "abc"]);
+    }
+
+    #[test]
+    fn unigram_still_takes_the_likeliest_path() {
+        let model = json!({ "type": "Unigram", "unk_id": 1, "byte_fallback": false, "vocab": [
+            ["[PAD]", 0.0], ["[UNK]", 0.0], ["x", -9.0], ["[SEP]", 0.0], ["he", -3.0],
+            ["llo", -3.5], ["hello", -8.0], ["h", -5.0], ["ello", -4.0]] });
+        let (_, tokens) = trimmed("unigram", &model, &["hello", "he"], USED);
+        assert_eq!(tokens, ["[PAD]", "[UNK]", "[SEP]", "he", "llo"]);
+    }
+}
