@@ -2,6 +2,7 @@
 
 mod channels;
 mod magnitude;
+mod refit;
 mod score;
 
 pub(crate) use channels::{ChannelPrune, OPTIONS as CHANNEL_OPTIONS};
