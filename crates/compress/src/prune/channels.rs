@@ -10,9 +10,10 @@ use attar_ops::fold_constants;
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
+use super::refit::{Choice, Refit};
 use super::score::{ChannelImportance, channel_scores};
 use crate::{
-    ChannelGroup, ChannelGroups, ChannelKind, Context, Cut, Exclude, Fraction, OptionEntry, Pass,
+    ChannelGroup, ChannelGroups, ChannelKind, Context, Exclude, Fraction, OptionEntry, Pass,
     PassError,
 };
 
@@ -29,6 +30,9 @@ pub(crate) struct ChannelPrune {
     kinds: Vec<ChannelKind>,
     #[serde(default = "one")]
     round_to: NonZeroUsize,
+    /// λ of the refit, relative to the mean second moment; 0 for none.
+    #[serde(default)]
+    ridge: f64,
 }
 
 /// One for all groups, or by kind or group.
@@ -81,7 +85,8 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "importance",
         default: "\"l2\"",
-        help: "\"l1\", \"l2\": by the size of weights; \"random\", as a control",
+        help: "\"l1\", \"l2\": by the size of weights; \"second-order\": by what the next product loses \
+               once it is refitted, from calibration data; \"random\", as a control",
     },
     OptionEntry {
         key: "scope",
@@ -98,6 +103,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         default: "1",
         help: "channels kept of each group are a multiple of this; heads are not rounded",
     },
+    OptionEntry {
+        key: "ridge",
+        default: "0.0",
+        help: "above 0, the product behind a cut is refitted from calibration data, layer after \
+               layer; its pull towards the original weights, relative to the mean second moment",
+    },
 ];
 
 impl Pass for ChannelPrune {
@@ -109,16 +120,23 @@ impl Pass for ChannelPrune {
         let found = ChannelGroups::find(model, &context.exclude);
         let mut remarks = Vec::new();
         let chosen = self.chosen(&found, &mut remarks);
-        let mut cut = Cut::default();
-        let removed = self.removed(model, &chosen)?;
-        for (group, channels) in chosen.iter().zip(&removed) {
-            cut.remove(group, channels.iter().copied());
-        }
-        let mut plan = if cut.is_empty() {
+        let mut refit = Refit::new(model, &found, context, self.ridge);
+        let is_second_order = self.importance == ChannelImportance::SecondOrder;
+        let removed = if self.ridge > 0.0 || is_second_order {
+            refit.run(&chosen, self.choices(model, &chosen)?)?
+        } else {
+            let removed = self.removed(model, &chosen)?;
+            for (group, channels) in chosen.iter().zip(&removed) {
+                refit.cut.remove(group, channels.iter().copied());
+            }
+            removed
+        };
+        let mut plan = if refit.cut.is_empty() {
             Plan::default()
         } else {
-            found.edits(model, &cut, &BTreeMap::new())?
+            found.edits(model, &refit.cut, &refit.replaced)?
         };
+        remarks.append(&mut refit.remarks);
         for remark in remarks.into_iter().chain(counts(&chosen, &removed)).chain(blocked(&found)) {
             plan.remark(remark);
         }
@@ -152,6 +170,15 @@ impl ChannelPrune {
             }
         }
         chosen
+    }
+
+    /// What goes of each group where products are refitted on the way.
+    fn choices(&self, model: &Model, chosen: &[&ChannelGroup]) -> Result<Vec<Choice>, PassError> {
+        if self.importance == ChannelImportance::SecondOrder {
+            let count = |group: &&ChannelGroup| self.rounded(group, self.wanted(group));
+            return Ok(chosen.iter().map(|group| Choice::Count(count(group))).collect());
+        }
+        Ok(self.removed(model, chosen)?.into_iter().map(Choice::These).collect())
     }
 
     /// The channels to cut of each group, in order.

@@ -8,6 +8,7 @@ mod lowest;
 mod magnitude;
 mod obs;
 mod pattern;
+mod refit;
 mod score;
 #[cfg(test)]
 mod tests;
