@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod fixtures;
+mod pruned;
 
 use std::fmt::Write as _;
 use std::path::Path;
