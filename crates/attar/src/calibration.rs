@@ -1,7 +1,7 @@
 //! Calibration feeds out of a data set: a sample spread over it, one batch in memory at a time.
 
 use attar_compress::{Calibration, PassError};
-use attar_evaluate::data::spread;
+use attar_evaluate::data::{TensorLabels, spread};
 use attar_evaluate::{Dataset, EvaluateError, Progress, TextEncoder, image_feeds};
 use attar_graph::Value;
 use attar_tensor::Tensor;
@@ -100,5 +100,27 @@ impl Calibration for CalibrationSample<'_> {
                 feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
             visit(&feeds)
         })
+    }
+
+    fn classes(&self) -> Result<Option<Vec<Vec<u32>>>, PassError> {
+        let (labels, at_once) = match self.data {
+            Dataset::Images(images) => (images.labels.clone(), IMAGES_AT_ONCE),
+            Dataset::Tensors(data) => match &data.labels {
+                TensorLabels::Classes(classes) => (classes.clone(), 1),
+                _ => return Ok(None),
+            },
+            Dataset::Labelled(data) => {
+                let names = self.subject.labels();
+                let known = (!names.is_empty()).then(|| data.classes_of(names)).transpose();
+                let known = known.map_err(|error| data_error(&error.into()))?;
+                (known.unwrap_or_else(|| data.labels.clone()), 1)
+            }
+            _ => return Ok(None),
+        };
+        let picked: Vec<u32> = spread(labels.len(), self.count)
+            .into_iter()
+            .map(|index| labels[index] as u32)
+            .collect();
+        Ok(Some(picked.chunks(at_once).map(<[u32]>::to_vec).collect()))
     }
 }

@@ -50,6 +50,15 @@ pub trait Calibration {
         inputs: &[Value],
         visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
     ) -> Result<(), PassError>;
+
+    /// The class of each example, batch by batch as [`for_each_batch`](Self::for_each_batch) shows
+    /// them; `None` where the data has no labels.
+    ///
+    /// # Errors
+    /// Labels that do not fit the model.
+    fn classes(&self) -> Result<Option<Vec<Vec<u32>>>, PassError> {
+        Ok(None)
+    }
 }
 
 /// What a pass may use besides the model.
@@ -193,6 +202,9 @@ pub enum PassError {
     #[error("it needs calibration data, and none was given")]
     NoCalibration,
 
+    #[error("the importance \"loss\" needs calibration data with labels")]
+    NoLabels,
+
     #[error("the calibration data holds no example")]
     EmptyCalibration,
 
@@ -246,6 +258,9 @@ impl PassError {
                 format!("the model is broken there; leave it out with `exclude = [\"{tensor}\"]`")
             }
             Self::NoCalibration => "give a sample of your data: `--calibration PATH`".into(),
+            Self::NoLabels => {
+                "give labelled text, images or arrays; \"taylor\" does without".into()
+            }
             Self::EmptyCalibration => "give at least one example".into(),
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),

@@ -86,7 +86,7 @@ fn colours(error: f64) -> (String, &'static str) {
         let (a, b) = (COLOURS[first][channel], COLOURS[first + 1][channel]);
         (a + (b - a) * part).round() as u8
     };
-    let ink = if share > 0.55 { "#ffffff" } else { "#222222" };
+    let ink = if share > 0.62 { "#ffffff" } else { "#222222" };
     (format!("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2)), ink)
 }
 

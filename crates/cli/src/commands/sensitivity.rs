@@ -30,7 +30,7 @@ pub(crate) struct Sensitivity {
     /// Examples taken of the data
     #[arg(long, value_name = "N", default_value = "64")]
     examples: std::num::NonZeroUsize,
-    /// Which weights go first: l1, l2, relative, activation, taylor, taylor2 or random
+    /// Which weights go first: l1, l2, relative, activation, taylor, taylor2, loss or random
     #[arg(long, value_name = "NAME", default_value = "l1")]
     importance: String,
     /// Sparsities to look at

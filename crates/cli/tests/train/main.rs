@@ -3,6 +3,7 @@
 
 mod fixtures;
 mod recover;
+mod pruned;
 
 use std::fmt::Write as _;
 use std::path::Path;

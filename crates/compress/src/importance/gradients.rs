@@ -1,17 +1,27 @@
-//! Gradients of a model's outputs over calibration data, without labels.
+//! Gradients of a model's outputs over calibration data.
 //!
 //! At the original's own outputs every loss that compares with them is flat, and first derivatives
 //! of it are zero. What tells weights apart is how far the outputs y move: for a vector v of random
 //! signs, E[(∂(v·y)/∂w)²] = Σₖ (∂yₖ/∂w)², the diagonal of the Gauss-Newton matrix of ½‖y − y₀‖²
-//! (Hutchinson, 1990). So one gradient of v·y is taken for every batch.
+//! (Hutchinson, 1990). So one gradient of v·y is taken for every batch. With labels it is that of
+//! the cross-entropy of the first output.
 
 use attar_graph::Value;
 use attar_ops::{Flow, Pool};
 use attar_tensor::{DType, Tensor};
-use attar_train::{Rng, StepContext, Tape, TapeOptions};
+use attar_train::{Choice, LossRun, Rng, StepContext, Tape, TapeOptions, Targets, build_loss};
 
 use super::Scoring;
 use crate::PassError;
+
+/// What gradients are taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// The outputs, with random signs.
+    Outputs,
+    /// The loss that the labels of the data make.
+    Labels,
+}
 
 /// Sums `term(w, g)` over the batches, for every weight of every tensor, and divides by how many
 /// there were. A batch of several examples adds the gradients of each, with signs of their own.
@@ -20,6 +30,7 @@ use crate::PassError;
 /// No data, a model through which no gradient flows, or values that are not finite.
 pub(super) fn means(
     scoring: &Scoring,
+    target: Target,
     term: fn(f32, f32) -> f32,
 ) -> Result<Vec<Vec<f32>>, PassError> {
     let calibration = scoring.context.calibration.ok_or(PassError::NoCalibration)?;
@@ -28,6 +39,11 @@ pub(super) fn means(
     if scoring.names.is_empty() {
         return Ok(sums);
     }
+    let classes = match target {
+        Target::Outputs => None,
+        Target::Labels => Some(calibration.classes()?.ok_or(PassError::NoLabels)?),
+    };
+    let loss = build_loss(&Choice::new("cross-entropy"))?;
     let graph = &scoring.model.graph;
     let is_float = |output: &&Value| output.dtype().is_none_or(DType::is_float);
     let outputs = graph.outputs.iter().filter(is_float).map(|output| output.name.clone());
@@ -49,8 +65,19 @@ pub(super) fn means(
     let mut batch = 0;
     calibration.for_each_batch(&inputs, &mut |feeds| {
         let seed = scoring.seed;
+        let mut begin = |outputs: &[Tensor]| match &classes {
+            None => Ok(signs(outputs, [seed, batch])),
+            Some(classes) => {
+                let of_batch = classes.get(batch as usize).cloned().unwrap_or_default();
+                let targets = &Targets::Classes(of_batch);
+                let run = LossRun { outputs, targets, scale: 1.0, pool: &pool };
+                let mut gradients = loss.measure(&run)?.gradients;
+                gradients.resize(outputs.len(), None);
+                Ok(gradients)
+            }
+        };
         let gradients =
-            threads.install(|| gradient(&tape, &variables, feeds, [seed, batch], &pool))?;
+            threads.install(|| gradient(&tape, &variables, feeds, &mut begin, &pool))?;
         for (at, flow) in gradients.into_iter().enumerate() {
             let Some(flow) = flow else { continue };
             let index = places[at];
@@ -77,12 +104,12 @@ pub(super) fn means(
     Ok(sums)
 }
 
-/// The gradient of v·y, one flow per trained initializer.
+/// The gradient that `begin` makes of the outputs, one flow per trained initializer.
 fn gradient(
     tape: &Tape,
     variables: &[Tensor],
     feeds: &[(&str, &Tensor)],
-    place: [u64; 2],
+    begin: &mut (dyn FnMut(&[Tensor]) -> Result<Vec<Option<Tensor>>, PassError> + Send),
     pool: &Pool,
 ) -> Result<Vec<Option<Flow>>, PassError> {
     let mut fed = Vec::new();
@@ -94,8 +121,16 @@ fn gradient(
         })?;
         fed.push((*tensor).clone());
     }
-    let recording = tape.forward(variables, fed, StepContext { seed: place[0] }, pool)?;
-    let signs = |(index, output): (usize, &Tensor)| {
+    let recording = tape.forward(variables, fed, StepContext::default(), pool)?;
+    let gradients = begin(&recording.outputs)?;
+    let mut sums: Vec<Option<Flow>> = vec![None; tape.trained().len()];
+    tape.backward(variables, recording, gradients, &mut sums, pool)?;
+    Ok(sums)
+}
+
+/// v for each output of f32: 1 or −1, drawn from the place.
+fn signs(outputs: &[Tensor], place: [u64; 2]) -> Vec<Option<Tensor>> {
+    let of_output = |(index, output): (usize, &Tensor)| {
         (output.dtype() == DType::F32).then(|| {
             let mut rng = Rng::new(&[place[0], place[1], index as u64]);
             let mut bits = 0;
@@ -107,8 +142,5 @@ fn gradient(
             Tensor::new(output.shape(), &signs)
         })
     };
-    let gradients = recording.outputs.iter().enumerate().map(signs).collect();
-    let mut sums: Vec<Option<Flow>> = vec![None; tape.trained().len()];
-    tape.backward(variables, recording, gradients, &mut sums, pool)?;
-    Ok(sums)
+    outputs.iter().enumerate().map(of_output).collect()
 }

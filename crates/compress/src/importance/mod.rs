@@ -80,6 +80,12 @@ pub const IMPORTANCES: &[ImportanceEntry] = &[
         scores: taylor_second::scores,
     },
     ImportanceEntry {
+        name: "loss",
+        summary: "mean of |w·g|, g the gradient of the cross-entropy with the data's labels",
+        needs_data: true,
+        scores: taylor::of_loss,
+    },
+    ImportanceEntry {
         name: "random",
         summary: "drawn evenly, as a control",
         needs_data: false,

@@ -1,7 +1,7 @@
 //! First-order importance (Molchanov et al., 2017, arXiv:1611.06440): E |w·g|, what the outputs
 //! move by when a weight is removed, with g of [`gradients`](super::gradients).
 
-use super::gradients::means;
+use super::gradients::{Target, means};
 use super::{Scores, Scoring};
 use crate::PassError;
 
@@ -15,5 +15,10 @@ impl Scores for Made {
 }
 
 pub(super) fn scores<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
-    Ok(Box::new(Made(means(scoring, |w, g| (w * g).abs())?)))
+    Ok(Box::new(Made(means(scoring, Target::Outputs, |w, g| (w * g).abs())?)))
+}
+
+/// With g the gradient of the loss that labels make.
+pub(super) fn of_loss<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
+    Ok(Box::new(Made(means(scoring, Target::Labels, |w, g| (w * g).abs())?)))
 }

@@ -20,6 +20,11 @@ impl Calibration for Feeds {
     ) -> Result<(), PassError> {
         self.0.iter().try_for_each(|tensor| visit(&[("x", tensor)]))
     }
+
+    /// Every row is of class 1.
+    fn classes(&self) -> Result<Option<Vec<Vec<u32>>>, PassError> {
+        Ok(Some(self.0.iter().map(|tensor| vec![1; tensor.shape()[0]]).collect()))
+    }
 }
 
 fn model(text: &str) -> Model {
@@ -156,6 +161,36 @@ fn gradients_agree_with_finite_differences() {
 }
 
 #[test]
+fn with_labels_the_gradient_is_that_of_the_loss() {
+    let model = model("x: f32[n, 2]\nw = [0.5 -1; 2 0.3]\ny = MatMul(x, w)");
+    let x = Tensor::new(&[1, 2], &[1.0_f32, -0.5]);
+    let found = scored(&model, "loss", &["w"], &Feeds(vec![x])).remove(0);
+    // y = (−0.5, −1.15); ∂L/∂y = p − (0, 1) for p = softmax(y), ∂L/∂w = x·∂L/∂yᵀ.
+    let p = 1.0 / (1.0 + (-0.65_f32).exp());
+    for (index, (w, x, dy)) in
+        [(0.5, 1.0, p), (-1.0, 1.0, p), (2.0, -0.5, p), (0.3, -0.5, p)].into_iter().enumerate()
+    {
+        let expected: f32 = f32::abs(w * x * dy);
+        assert!((found[index] - expected).abs() < 1e-6, "{found:?}");
+    }
+    struct Unlabelled;
+    impl Calibration for Unlabelled {
+        fn for_each_batch(
+            &self,
+            _: &[Value],
+            _: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
+        ) -> Result<(), PassError> {
+            Ok(())
+        }
+    }
+    let context = context(Some(&Unlabelled));
+    let names = ["w".to_string()];
+    let scoring = Scoring { model: &model, names: &names, context: &context, seed: 0 };
+    let error = Importance::named("loss").scores(&scoring).err().unwrap();
+    assert!(error.to_string().contains("with labels"), "{error}");
+}
+
+#[test]
 fn every_importance_scores_each_weight_finitely_and_the_same_again() {
     let mut rng = Rng::new(&[3]);
     let mut model =
@@ -168,7 +203,7 @@ fn every_importance_scores_each_weight_finitely_and_the_same_again() {
     model.graph.inputs.retain(|input| input.name == "x");
     let x: Vec<f32> = (0..72).map(|_| rng.normal() as f32).collect();
     let feeds = Feeds(vec![Tensor::new(&[1, 2, 6, 6], &x)]);
-    for entry in IMPORTANCES {
+    for entry in IMPORTANCES.iter().filter(|entry| entry.name != "loss") {
         let found = scored(&model, entry.name, &["k", "l"], &feeds);
         assert_eq!([found[0].len(), found[1].len()], [72, 12], "{}", entry.name);
         assert!(found.iter().flatten().all(|score| score.is_finite() && *score >= 0.0));

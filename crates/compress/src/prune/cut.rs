@@ -1,5 +1,8 @@
 //! Finding the lowest scores without sorting or copying them.
 
+/// Scores up to which a copy is cheaper than counting.
+const COPIED_MAX: usize = 1 << 14;
+
 /// Where to cut: everything below the threshold goes, and so many that lie on it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cut {
@@ -37,7 +40,14 @@ impl Cut {
 
     /// As [`lowest`](Self::lowest), of one slice.
     pub(crate) fn of(scores: &[f32], count: usize) -> Self {
-        Self::lowest(count, |show| show(scores))
+        if count == 0 || scores.len() > COPIED_MAX {
+            return Self::lowest(count, |show| show(scores));
+        }
+        let mut copy = scores.to_vec();
+        let (below, threshold, _) = copy.select_nth_unstable_by(count - 1, f32::total_cmp);
+        let threshold = *threshold;
+        let smaller = below.iter().filter(|&&score| score < threshold).count();
+        Self { threshold, ties: count - smaller }
     }
 
     /// Everything up to `threshold`, itself included.
@@ -92,6 +102,8 @@ mod tests {
             let mut expected = order[..count].to_vec();
             expected.sort_unstable();
             assert_eq!(taken(&scores, count), expected);
+            let counted = Cut::lowest(count, |show| show(&scores));
+            assert_eq!(Cut::of(&scores, count), counted, "by a copy and by counting");
         }
     }
 }

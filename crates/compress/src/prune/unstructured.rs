@@ -32,7 +32,7 @@ fn absolute() -> Importance {
 pub(crate) const SPARSITY_HELP: &str =
     "fraction of the weights set to zero; N:M says it itself, as 2:4 half";
 pub(crate) const IMPORTANCE_HELP: &str = "which weights matter: \"l1\", \"l2\", \"relative\", \
-     \"activation\", \"taylor\", \"taylor2\" or \"random\", see below";
+     \"activation\", \"taylor\", \"taylor2\", \"loss\" or \"random\", see below";
 pub(crate) const SCOPE_HELP: &str = "\"tensor\": that fraction of each tensor; \"output\": of the \
      weights of each output; \"global\": of all tensors ranked together; \"normalized\": so, each \
      tensor's importances divided by their mean";

@@ -1,0 +1,103 @@
+//! Pruning while training, and what `attar sensitivity` tells of a trained model.
+
+use std::path::Path;
+
+use super::fixtures::{Folder, attar, metric, stderr, stdout, trained};
+
+fn learned(folder: &Folder, more: &[&str]) -> (String, String, serde_json::Value) {
+    let options = ["--features", "8", "--hidden", "16", "--classes", "2"];
+    let (model, data) = (folder.model("mlp", "mlp", &options), folder.points("set", 200, true));
+    let run = folder.path("run");
+    let common = ["--data", &data, "--validation", "0.25", "--epochs", "20", "--batch", "16"];
+    let rate = ["--learning-rate", "0.02", "-o", &run];
+    let answer = trained(&[&[model.as_str()], &common[..], &rate, more].concat());
+    (run, data, answer)
+}
+
+#[test]
+fn a_model_is_pruned_while_it_learns() {
+    let folder = Folder::new("gradual");
+    let (_, _, answer) = learned(
+        &folder,
+        &["--prune-to", "0.75", "--prune-importance", "movement", "--prune-every", "5"],
+    );
+    let counts: Vec<u64> = serde_json::from_value(answer["pruned_counts"].clone()).unwrap();
+    assert_eq!(counts[0], counts[1] * 3 / 4, "{answer}");
+    assert!(metric(&answer, 1) > 0.85, "{answer}");
+}
+
+#[test]
+fn pruning_that_cannot_be_is_told_before_training() {
+    let folder = Folder::new("gradual-wrong");
+    let options = ["--features", "8", "--hidden", "8", "--classes", "2"];
+    let (model, data) = (folder.model("mlp", "mlp", &options), folder.points("set", 40, true));
+    let error = |more: &[&str]| {
+        let run = folder.path("run");
+        let common = ["train", &model, "--data", &data, "--epochs", "1", "-o", &run];
+        let output = attar(&[&common[..], more].concat());
+        assert_eq!(output.status.code(), Some(2));
+        stderr(&output)
+    };
+    assert!(error(&["--prune-to", "1.2"]).contains("`sparsity` is from 0"));
+    let unknown = error(&["--prune-to", "0.5", "--prune-importance", "size"]);
+    assert!(unknown.contains("there are l1, relative, taylor, movement, random"), "{unknown}");
+    assert!(
+        error(&["--prune-to", "0.5", "--prune-end", "500"]).contains("pruning ends at step 500")
+    );
+    assert!(error(&["--prune-regrow", "0.1"]).contains("--prune-to"));
+}
+
+#[test]
+fn sensitivity_is_told_drawn_and_read_by_a_recipe() {
+    let folder = Folder::new("sensitivity");
+    let (run, data, _) = learned(&folder, &[]);
+    let svg = folder.path("map.svg");
+    let output = attar(&[
+        "sensitivity",
+        &run,
+        "--data",
+        &data,
+        "--svg",
+        &svg,
+        "--measure",
+        "0.5,0.9",
+        "--metric",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for heading in ["lost at 0.3", "output at 0.9", "change of accuracy"] {
+        assert!(text.contains(heading), "{text}");
+    }
+    assert!(std::fs::read_to_string(&svg).unwrap().ends_with("</svg>\n"));
+    let output =
+        attar(&["sensitivity", &run, "--data", &data, "--json", "--importance", "taylor2"]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let tensors = found["tensors"].as_array().unwrap();
+    assert!(tensors.len() >= 2, "{found}");
+    for tensor in tensors {
+        let errors = tensor["levels"].as_array().unwrap().iter();
+        let errors: Vec<f64> =
+            errors.map(|level| level["error"]["value"].as_f64().unwrap()).collect();
+        assert!(errors.windows(2).all(|pair| pair[0] <= pair[1]), "{errors:?}");
+    }
+    let json = folder.write("found.json", &output.stdout);
+    let step = format!("prune.unstructured:sparsity=0.5,sensitivity={json}");
+    let result = folder.path("pruned");
+    let output = attar(&["compress", &run, "--step", &step, "-o", &result, "--no-timing"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("(50.0 %)") || stdout(&output).contains("(49."),
+        "{}",
+        stdout(&output)
+    );
+    assert!(Path::new(&result).join("model.onnx").exists());
+    let other = folder.write("other.json", "{\"tensors\": []}");
+    let step = format!("prune.unstructured:sparsity=0.5,sensitivity={other}");
+    let output = attar(&["compress", &run, "--step", &step]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("is not in it"), "{}", stderr(&output));
+    let step = "prune.unstructured:sensitivity=nowhere.json";
+    let output = attar(&["compress", &run, "--step", step]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("nowhere.json"), "{}", stderr(&output));
+}
