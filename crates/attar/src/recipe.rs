@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sensitivity::read_sensitivity;
 use crate::stages::Stage;
+use crate::training::parts;
 use crate::{Error, STAGES};
 
 /// A recipe file.
@@ -141,7 +142,7 @@ const FILE_SETTING: &str = "sensitivity";
 /// `key=value,…` as a table; a value is TOML, or else text.
 fn settings(text: &str) -> Result<toml::Table, Error> {
     let mut table = toml::Table::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in parts(text).into_iter().map(str::trim) {
         let Some((key, value)) = part.split_once('=') else {
             return Err(Error::Recipe {
                 place: text.into(),

@@ -20,6 +20,7 @@ use attar_train::{Checkpoints, Choice, Outcome, Schedule, Trainer, TrainerOption
 use serde::Serialize;
 
 pub use augment::Augment;
+pub(crate) use choice::parts;
 pub use choice::{parse_choice, parse_schedule, set as set_choice};
 pub use data::{TrainingData, Validation};
 pub use features::shared_features;
