@@ -175,6 +175,13 @@ impl ChannelPrune {
     /// What goes of each group where products are refitted on the way.
     fn choices(&self, model: &Model, chosen: &[&ChannelGroup]) -> Result<Vec<Choice>, PassError> {
         if self.importance == ChannelImportance::SecondOrder {
+            if self.scope == Scope::Global {
+                return Err(PassError::Settings {
+                    pass: "prune.channels",
+                    message: "\"second-order\" ranks within a group, not \"global\"".into(),
+                    known: OPTIONS.iter().map(|option| option.key).collect::<Vec<_>>().join(", "),
+                });
+            }
             let count = |group: &&ChannelGroup| self.rounded(group, self.wanted(group));
             return Ok(chosen.iter().map(|group| Choice::Count(count(group))).collect());
         }
