@@ -175,6 +175,13 @@ impl ChannelPrune {
     /// What goes of each group where products are refitted on the way.
     fn choices(&self, model: &Model, chosen: &[&ChannelGroup]) -> Result<Vec<Choice>, PassError> {
         if self.importance == ChannelImportance::SecondOrder {
+            if self.scope == Scope::Global {
+                return Err(PassError::Settings {
+                    pass: "prune.channels",
+                    message: "\"second-order\" ranks within a group, not \"global\"".into(),
+                    known: OPTIONS.iter().map(|option| option.key).collect::<Vec<_>>().join(", "),
+                });
+            }
             let count = |group: &&ChannelGroup| self.rounded(group, self.wanted(group));
             return Ok(chosen.iter().map(|group| Choice::Count(count(group))).collect());
         }
@@ -271,4 +278,52 @@ fn blocked(found: &ChannelGroups) -> Vec<String> {
         [] => String::new(),
     };
     by_reason.iter().take(REASONS_NAMED).map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attar_graph::testing::graph_from_text;
+
+    fn plan(settings: &str, text: &str) -> Result<Plan, PassError> {
+        let opsets = [(String::new(), 17)].into_iter().collect();
+        let model = Model { graph: graph_from_text(text), opsets, ..Model::default() };
+        let pass = crate::pass_entry("prune.channels").unwrap();
+        let pass = pass.build(settings.parse().unwrap()).unwrap();
+        let context = Context {
+            calibration: None,
+            runtime: &attar_runtime::Builtin,
+            threads: NonZeroUsize::MIN,
+            exclude: Exclude::default(),
+        };
+        pass.plan(&model, &context)
+    }
+
+    const NETWORK: &str = "x: f32[n, 2]
+        w = [1 0.1 3; 4 0.1 6]
+        b = [1 2 3]
+        v = [1 1; 1 1; 1 1]
+        a = MatMul(x, w)
+        c = Add(a, b)
+        h = Relu(c)
+        y = MatMul(h, v)";
+
+    #[test]
+    fn a_channel_goes_from_all_that_holds_it() {
+        let plan = plan("sparsity = 0.4", NETWORK).unwrap();
+        assert_eq!(plan.to_string(), "set w f32[2, 2]\nset b f32[2]\nset v f32[2, 2]\n");
+        assert_eq!(plan.remarks[0], "columns: 1 of 3 cut, in 1 group");
+    }
+
+    #[test]
+    fn a_table_of_sparsities_cuts_what_it_names() {
+        assert!(plan("sparsity = { heads = 0.4 }", NETWORK).unwrap().is_empty());
+        assert!(!plan("sparsity = { columns = 0.4 }", NETWORK).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_refit_without_data_is_an_error() {
+        let error = plan("sparsity = 0.4\nridge = 0.01", NETWORK).unwrap_err();
+        assert_eq!(error.to_string(), "it needs calibration data, and none was given");
+    }
 }

@@ -166,7 +166,9 @@ impl<'a> Refit<'a> {
             let x = shown(pruned.as_mut(), feeds)?;
             let y = shown(original.as_mut(), feeds)?;
             for ((site, kept), moments) in sites.iter().zip(&kept).zip(&mut moments) {
-                let (Some(x), Some(y)) = (x.get(&site.input), y.get(&site.output)) else { continue };
+                let (Some(x), Some(y)) = (x.get(&site.input), y.get(&site.output)) else {
+                    continue;
+                };
                 let mut is_finite = true;
                 site.rows(x, y, kept, &mut |x, y| {
                     is_finite &= x.iter().all(|x| x.is_finite());
@@ -187,8 +189,7 @@ impl<'a> Refit<'a> {
         model.graph.outputs = observed
             .iter()
             .map(|name| {
-                let value_type =
-                    Some(ValueType::Tensor { dtype: Some(DType::F32), shape: None });
+                let value_type = Some(ValueType::Tensor { dtype: Some(DType::F32), shape: None });
                 Value { value_type, ..Value::untyped(name) }
             })
             .collect();
@@ -271,7 +272,8 @@ impl<'a> Refit<'a> {
         let kept = self.kept(site);
         // y without the bias that it holds: the mean takes it up where there is a bias to set.
         let Some((fitted, _)) = self.fitted(site, central, &kept, &w) else {
-            self.remarks.push(format!("`{}` is not refitted: its moments are singular", site.weight));
+            self.remarks
+                .push(format!("`{}` is not refitted: its moments are singular", site.weight));
             return;
         };
         let n = site.outputs;

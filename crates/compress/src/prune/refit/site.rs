@@ -50,8 +50,8 @@ impl Site {
         for axis in group.axes.iter().filter(|axis| axis.is_constant && axis.reader.is_none()) {
             for used in links.uses(&axis.tensor) {
                 let node = &model.graph.nodes[used.node];
-                let is_product =
-                    ["MatMul", "Gemm", "Conv"].iter().any(|op| node.is(op)) && used.input == Some(1);
+                let is_product = ["MatMul", "Gemm", "Conv"].iter().any(|op| node.is(op))
+                    && used.input == Some(1);
                 let Some(weight) = links.constant(&axis.tensor).filter(|_| is_product) else {
                     continue;
                 };
@@ -80,9 +80,14 @@ impl Site {
         let node = &model.graph.nodes[index];
         let shape = weight.shape();
         let is_conv = node.is("Conv");
-        let is_scaled = node.float_or("alpha", 1.0) != Ok(1.0) || node.float_or("beta", 1.0) != Ok(1.0);
+        let is_scaled =
+            node.float_or("alpha", 1.0) != Ok(1.0) || node.float_or("beta", 1.0) != Ok(1.0);
         let is_alone = links.uses(&node.inputs[1]).len() == 1;
-        if weight.dtype() != DType::F32 || node.int_or("transA", 0) != Ok(0) || is_scaled || !is_alone {
+        if weight.dtype() != DType::F32
+            || node.int_or("transA", 0) != Ok(0)
+            || is_scaled
+            || !is_alone
+        {
             return None;
         }
         let layout = if is_conv {
@@ -104,9 +109,11 @@ impl Site {
         let inside = node.input(2);
         let bias = match inside {
             Some(name) => is_own(name),
-            None => links.only_use(&node.outputs[0]).filter(|(_, next)| next.is("Add")).and_then(
-                |(_, next)| next.inputs.iter().find_map(|name| is_own(name)),
-            ).filter(|_| !is_conv),
+            None => links
+                .only_use(&node.outputs[0])
+                .filter(|(_, next)| next.is("Add"))
+                .and_then(|(_, next)| next.inputs.iter().find_map(|name| is_own(name)))
+                .filter(|_| !is_conv),
         };
         if inside.is_some() && bias.is_none() {
             return None;

@@ -46,8 +46,9 @@ impl Factor {
                 });
             }
             // What follows, without this block's share.
-            let panel: Vec<f64> =
-                (end..size).flat_map(|row| h[row * size + first..row * size + end].to_vec()).collect();
+            let panel: Vec<f64> = (end..size)
+                .flat_map(|row| h[row * size + first..row * size + end].to_vec())
+                .collect();
             let width = end - first;
             h[end * size..].par_chunks_mut(size).enumerate().for_each(|(i, row)| {
                 let own = &panel[i * width..(i + 1) * width];
