@@ -25,7 +25,7 @@ pub struct PruneOptions {
     #[serde(default = "often")]
     pub every: u64,
     /// Of the weights that remain, the share that at first gives its place, at each change, to
-    /// pruned ones of greatest gradient (Evci et al., "RigL", 2020, arXiv:1911.11134); it falls to
+    /// pruned ones of greatest gradient (Evci et al., "`RigL`", 2020, arXiv:1911.11134); it falls to
     /// nothing like a cosine.
     #[serde(default)]
     pub regrow: f64,

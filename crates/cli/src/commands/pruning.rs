@@ -6,6 +6,7 @@ use clap::Args;
 /// Which weights become zero while the others are trained.
 #[derive(Args)]
 #[command(next_help_heading = "Pruning")]
+#[allow(clippy::struct_field_names)] // they are the names of the flags
 pub(crate) struct PruneArguments {
     /// Sparsity that the weights of products come to on the way: 0.9 leaves a tenth
     #[arg(long, value_name = "SPARSITY")]

@@ -9,10 +9,12 @@ struct Absolute<'a> {
     score: fn(f32) -> f32,
 }
 
+#[allow(clippy::unnecessary_wraps)] // as every importance
 pub(super) fn l1<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
     Ok(Box::new(Absolute { scoring, score: f32::abs }))
 }
 
+#[allow(clippy::unnecessary_wraps)] // as every importance
 pub(super) fn l2<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
     Ok(Box::new(Absolute { scoring, score: |w| (w * w).min(f32::MAX) }))
 }

@@ -7,6 +7,7 @@ use crate::PassError;
 
 struct Random<'a>(&'a Scoring<'a>);
 
+#[allow(clippy::unnecessary_wraps)] // as every importance
 pub(super) fn scores<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
     Ok(Box::new(Random(scoring)))
 }

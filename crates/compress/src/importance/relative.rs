@@ -5,6 +5,7 @@ use crate::PassError;
 
 struct Relative<'a>(&'a Scoring<'a>);
 
+#[allow(clippy::unnecessary_wraps)] // as every importance
 pub(super) fn scores<'a>(scoring: &'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError> {
     Ok(Box::new(Relative(scoring)))
 }

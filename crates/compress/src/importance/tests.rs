@@ -27,6 +27,17 @@ impl Calibration for Feeds {
     }
 }
 
+struct Unlabelled;
+impl Calibration for Unlabelled {
+    fn for_each_batch(
+        &self,
+        _: &[Value],
+        _: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        Ok(())
+    }
+}
+
 fn model(text: &str) -> Model {
     let opsets = [(String::new(), 17)].into_iter().collect();
     Model { ir_version: 8, opsets, graph: graph_from_text(text), ..Model::default() }
@@ -172,16 +183,6 @@ fn with_labels_the_gradient_is_that_of_the_loss() {
     {
         let expected: f32 = f32::abs(w * x * dy);
         assert!((found[index] - expected).abs() < 1e-6, "{found:?}");
-    }
-    struct Unlabelled;
-    impl Calibration for Unlabelled {
-        fn for_each_batch(
-            &self,
-            _: &[Value],
-            _: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
-        ) -> Result<(), PassError> {
-            Ok(())
-        }
     }
     let context = context(Some(&Unlabelled));
     let names = ["w".to_string()];

@@ -4,6 +4,6 @@ mod rows;
 mod sample;
 mod second;
 
-pub(crate) use rows::{Product, products};
+pub(crate) use rows::{Product, Rows, products};
 pub(crate) use sample::RowSample;
 pub(crate) use second::SecondMoments;

@@ -23,13 +23,9 @@ impl SecondMoments {
         Self { rows: product.rows.clone(), grams, is_finite: true }
     }
 
-    /// Σ x·xᵀ by group, [size, size] each, with the number of rows.
-    pub(crate) fn finish(self) -> Vec<(Vec<f32>, usize)> {
-        let whole = |gram: Gram| {
-            let rows = gram.rows;
-            (gram.finish(), rows)
-        };
-        self.grams.into_iter().map(whole).collect()
+    /// Σ x·xᵀ by group, [size, size] each.
+    pub(crate) fn finish(self) -> Vec<Vec<f32>> {
+        self.grams.into_iter().map(Gram::finish).collect()
     }
 }
 

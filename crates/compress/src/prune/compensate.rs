@@ -1,5 +1,5 @@
 //! Second-order pruning of one matrix (Hassibi and Stork, "Optimal brain surgeon", 1992; as
-//! Frantar and Alistarh, "SparseGPT", 2023, arXiv:2301.00774, in the form of
+//! Frantar and Alistarh, "`SparseGPT`", 2023, arXiv:2301.00774, in the form of
 //! [`gptq`](crate::quantize::gptq)).
 //!
 //! For rows X and weights W [inputs, outputs] the error of the product is Σ eᵀ·H·e over outputs,
@@ -51,7 +51,7 @@ impl Problem<'_> {
     /// The weights that remain, and zeros. `None` where the moments are of no use.
     pub(super) fn solve(&self, choice: Choice) -> Option<Vec<f32>> {
         let h = self.ridged()?;
-        let (weights, marks) = self.decide(choice, cholesky(h.clone(), self.inputs())?);
+        let (weights, marks) = self.decide(choice, &cholesky(h.clone(), self.inputs())?);
         Some(self.refit(&h, weights, &marks))
     }
 
@@ -72,7 +72,7 @@ impl Problem<'_> {
     }
 
     /// Decides input after input by the factor `l`: weights, and which are gone.
-    fn decide(&self, choice: Choice, l: Vec<f32>) -> (Vec<f32>, Vec<bool>) {
+    fn decide(&self, choice: Choice, l: &[f32]) -> (Vec<f32>, Vec<bool>) {
         let (size, n) = (self.inputs(), self.outputs);
         let mut weights = self.w.to_vec();
         let mut marks = vec![false; size * n];
@@ -96,7 +96,7 @@ impl Problem<'_> {
                     moved.for_each(|(w, target)| *w += target / diagonal);
                 }
                 // What the unit's own errors move is still to come: it begins where it was.
-                self.mark(choice, unit, &weights, &l, &mut marks);
+                self.mark(choice, unit, &weights, l, &mut marks);
                 for k in unit.clone().rev() {
                     let diagonal = l[k * size + k];
                     for column in 0..n {
@@ -287,7 +287,7 @@ mod tests {
         let h = problem.ridged().unwrap();
         let l = cholesky(h.clone(), size).unwrap();
         for choice in [Choice::Sparsity(Fraction::HALF), Choice::Kept { kept: 2, of: 4 }] {
-            let (found, marks) = problem.decide(choice, l.clone());
+            let (found, marks) = problem.decide(choice, &l);
             assert_eq!(marks.iter().filter(|mark| **mark).count(), size * n / 2);
             for column in 0..n {
                 let mut expected: Vec<f64> =

@@ -23,7 +23,9 @@ impl Cut {
         }
         let mut bins = vec![0_usize; 1 << 16];
         each(&mut |scores| {
-            scores.iter().for_each(|score| bins[(score.to_bits() >> 16) as usize] += 1)
+            for score in scores {
+                bins[(score.to_bits() >> 16) as usize] += 1;
+            }
         });
         let (upper, rest) = find(&bins, count);
         bins.fill(0);

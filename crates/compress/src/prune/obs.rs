@@ -2,6 +2,7 @@
 //! arXiv:2301.00774): see [`compensate`](super::compensate).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use attar_graph::{Edit, Model, Plan, Value, apply};
 use attar_ops::fuse::dead_nodes;
@@ -12,8 +13,8 @@ use super::compensate::{Choice, Problem};
 use super::pattern::mark_groups;
 use super::unstructured::{SENSITIVITY_HELP, SPARSITY_HELP, contradiction, sparsity};
 use super::{Cut, Pattern, matrices, prunable};
-use crate::moments::{Product, SecondMoments, products};
-use crate::quantize::calibrate::observe;
+use crate::moments::{Product, Rows, SecondMoments, products};
+use crate::quantize::calibrate::{Fold, observe};
 use crate::sensitivity::SensitivitySetting;
 use crate::{Context, Fraction, OptionEntry, Pass, PassError};
 
@@ -38,6 +39,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry { key: "sensitivity", default: "\"\"", help: SENSITIVITY_HELP },
 ];
 
+/// Runs over the calibration data: stages are divided among so many, and each run is of the model
+/// with all before its own stages pruned.
+const RUNS_MAX: usize = 12;
 /// Inputs of a product beyond which its moments would take more memory than they are worth.
 const INPUTS_MAX: usize = 1 << 13;
 
@@ -75,11 +79,12 @@ impl Pass for ObsPrune {
         }
         let mut pruned = model.clone();
         set(&mut pruned, &found);
-        for stage in stages(&products) {
-            let moments = moments(&pruned, &stage, context)?;
-            for (product, moments) in stage.iter().zip(moments) {
+        let stages = stages(&products);
+        for stages in stages.chunks(stages.len().div_ceil(RUNS_MAX).max(1)) {
+            let moments = moments(&pruned, stages, context)?;
+            for (product, moments) in stages.iter().flatten().zip(&moments.of_product) {
                 let choice = choice(&product.name);
-                let tensor = compensated(model, product, &moments, choice).unwrap_or_else(|| {
+                let tensor = compensated(model, product, moments, choice).unwrap_or_else(|| {
                     plain.push(product.name.clone());
                     by_magnitude(model, &product.name, choice)
                 });
@@ -115,32 +120,56 @@ fn set(model: &mut Model, tensors: &BTreeMap<String, Tensor>) {
     apply(&mut model.graph, &plan).expect("contents of the same shape replace others");
 }
 
-/// Moments of the rows of each product of a stage, by group.
+/// Moments of the rows of each product, in the order of the stages; by group.
+struct Moments {
+    of_product: Vec<Rc<Vec<Vec<f32>>>>,
+}
+
+/// Of one value, for each way in which products take rows out of it.
+#[derive(Default)]
+struct OfValue(Vec<(Rows, SecondMoments)>);
+
+impl Fold for OfValue {
+    fn fold(&mut self, tensor: &Tensor) -> bool {
+        self.0.iter_mut().all(|(_, moments)| moments.fold(tensor))
+    }
+}
+
+/// Runs the part of the model that leads to what the stages read.
 fn moments(
     model: &Model,
-    stage: &[&Product],
+    stages: &[Vec<&Product>],
     context: &Context,
-) -> Result<Vec<Vec<Vec<f32>>>, PassError> {
-    let value = &stage[0].data;
+) -> Result<Moments, PassError> {
+    let mut records: BTreeMap<String, OfValue> = BTreeMap::new();
+    for product in stages.iter().flatten() {
+        let of_value = &mut records.entry(product.data.clone()).or_default().0;
+        if !of_value.iter().any(|(rows, _)| *rows == product.rows) {
+            of_value.push((product.rows.clone(), SecondMoments::new(product)));
+        }
+    }
     let mut part = model.clone();
-    if !part.graph.inputs.iter().any(|input| input.name == *value) {
-        part.graph.outputs = vec![Value::untyped(value.clone())];
+    let is_computed = |value: &&String| !model.graph.inputs.iter().any(|i| i.name == **value);
+    let computed: Vec<Value> = records.keys().filter(is_computed).map(Value::untyped).collect();
+    if !computed.is_empty() {
+        part.graph.outputs = computed;
         let plan = dead_nodes::plan(&part);
         apply(&mut part.graph, &plan)?;
     }
-    let mut found: Vec<Vec<Vec<f32>>> = Vec::new();
-    for (index, product) in stage.iter().enumerate() {
-        let same = stage[..index].iter().position(|known| known.rows == product.rows);
-        if let Some(same) = same {
-            found.push(found[same].clone());
-            continue;
-        }
-        let mut records = BTreeMap::from([(value.clone(), SecondMoments::new(product))]);
-        observe(&part, &mut records, context)?;
-        let moments = records.remove(value).expect("it was put in");
-        found.push(moments.finish().into_iter().map(|(moments, _)| moments).collect());
-    }
-    Ok(found)
+    observe(&part, &mut records, context)?;
+    let finished: BTreeMap<String, Vec<(Rows, Rc<Vec<Vec<f32>>>)>> = records
+        .into_iter()
+        .map(|(value, OfValue(of_value))| {
+            let finished = of_value.into_iter();
+            (value, finished.map(|(rows, moments)| (rows, Rc::new(moments.finish()))).collect())
+        })
+        .collect();
+    let find = |product: &&Product| {
+        let mut of_value = finished[&product.data].iter();
+        let found = of_value.find(|(rows, _)| *rows == product.rows);
+        Rc::clone(&found.expect("every way was put in").1)
+    };
+    Ok(Moments { of_product: stages.iter().flatten().map(find).collect() })
 }
 
 /// The weight pruned and made up for, matrix by matrix; `None` where the moments are of no use.

@@ -117,9 +117,9 @@ impl Pruning {
             let sums = gathered.slice_mut::<f32>().iter_mut().zip(w.iter().zip(g));
             match self.kind {
                 Kind::Movement => sums.for_each(|(sum, (w, g))| *sum -= w * g),
-                _ => {
-                    sums.for_each(|(sum, (w, g))| *sum = KEPT * *sum + (1.0 - KEPT) * (w * g).abs())
-                }
+                _ => sums.for_each(|(sum, (w, g))| {
+                    *sum = KEPT * *sum + (1.0 - KEPT) * (w * g).abs();
+                }),
             }
         }
     }
