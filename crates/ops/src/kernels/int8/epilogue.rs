@@ -3,7 +3,7 @@
 
 use super::super::math;
 use super::vector::{Floats, Sums};
-use super::{Division, Job};
+use super::{Division, Job, Out};
 
 /// Which part of the result a tile is.
 #[derive(Clone, Copy)]
@@ -117,15 +117,45 @@ impl Chain<'_> {
     /// whose pointers hold what it says.
     #[inline(always)]
     pub(super) unsafe fn run<T: Sums, A: Apply<T::Floats>>(self, sums: *const i32, activation: &A) {
-        let wide = self.place.columns.div_ceil(T::LANES);
+        // What is decided once is not asked for every vector.
         // SAFETY: as the caller's.
         unsafe {
+            if let Some(out) = self.job.out_f32 {
+                return self
+                    .each::<T, A>(sums, activation, |x, place| self.put_f32::<T>(x, out, place));
+            }
+            let Some(out) = self.job.out_u8 else { return };
+            match self.job.product.levels.division {
+                Division::Done => self.each::<T, A>(sums, activation, |x, place| {
+                    self.put_levels::<T>(x, out, place);
+                }),
+                Division::By => self.each::<T, A>(sums, activation, |x, place| {
+                    self.put_levels::<T>(x.div(self.factor::<T>(place)), out, place);
+                }),
+                Division::Times => self.each::<T, A>(sums, activation, |x, place| {
+                    self.put_levels::<T>(x.mul(self.factor::<T>(place)), out, place);
+                }),
+            }
+        }
+    }
+
+    /// Calls `put` with y of every vector.
+    #[inline(always)]
+    unsafe fn each<T: Sums, A: Apply<T::Floats>>(
+        self,
+        sums: *const i32,
+        activation: &A,
+        put: impl Fn(T::Floats, Vector),
+    ) {
+        let wide = self.place.columns.div_ceil(T::LANES);
+        for w in 0..wide {
             for row in 0..self.place.rows {
-                for w in 0..wide {
+                // SAFETY: as the caller's.
+                let y = unsafe {
                     let sums = T::load(sums.add((row * wide + w) * T::LANES));
-                    let x = self.rescaled::<T>(sums, w);
-                    self.put::<T>(activation.apply(x), row, w);
-                }
+                    activation.apply(self.rescaled::<T>(sums, w))
+                };
+                put(y, self.vector::<T>(row, w));
             }
         }
     }
@@ -144,7 +174,18 @@ impl Chain<'_> {
             function(std::slice::from_raw_parts_mut(sums.cast(), count * T::LANES));
             for i in 0..count {
                 let x = T::Floats::load(sums.add(i * T::LANES).cast());
-                self.put::<T>(x, i / wide, i % wide);
+                let place = self.vector::<T>(i / wide, i % wide);
+                if let Some(out) = self.job.out_f32 {
+                    self.put_f32::<T>(x, out, place);
+                }
+                if let Some(out) = self.job.out_u8 {
+                    let x = match self.job.product.levels.division {
+                        Division::Done => x,
+                        Division::By => x.div(self.factor::<T>(place)),
+                        Division::Times => x.mul(self.factor::<T>(place)),
+                    };
+                    self.put_levels::<T>(x, out, place);
+                }
             }
         }
     }
@@ -162,47 +203,66 @@ impl Chain<'_> {
         }
     }
 
-    /// Where a value lies in the results.
     #[inline(always)]
-    fn index(self, row: usize, column: usize) -> usize {
-        (self.place.row + row) * self.job.out_stride + column
+    fn vector<T: Sums>(self, row: usize, w: usize) -> Vector {
+        let column = self.place.first_column + w * T::LANES;
+        Vector {
+            column,
+            index: (self.place.row + row) * self.job.out_stride + column,
+            count: T::LANES.min(self.place.columns - w * T::LANES),
+        }
     }
 
-    /// Writes values where they are asked for.
+    /// What y is divided or multiplied by before it is rounded.
     #[inline(always)]
-    unsafe fn put<T: Sums>(self, x: T::Floats, row: usize, w: usize) {
-        let index = self.index(row, self.place.first_column + w * T::LANES);
-        let count = T::LANES.min(self.place.columns - w * T::LANES);
+    unsafe fn factor<T: Sums>(self, place: Vector) -> T::Floats {
+        // SAFETY: as the caller's; the factors are padded to whole vectors.
+        unsafe { T::Floats::load(self.job.product.level_factors.as_ptr().add(place.column)) }
+    }
+
+    #[inline(always)]
+    unsafe fn put_f32<T: Sums>(self, y: T::Floats, out: Out<f32>, place: Vector) {
         // SAFETY: as the caller's.
         unsafe {
-            if let Some(out) = self.job.out_f32 {
-                let to = out.0.add(index);
-                if count == T::LANES {
-                    x.store(to);
-                } else {
-                    let mut part = [0.0_f32; 16];
-                    x.store(part.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
-                }
-            }
-            if let Some(out) = self.job.out_u8 {
-                let to = out.0.add(index);
-                let levels = &self.job.product.levels;
-                let x = match levels.division {
-                    Division::Done => x,
-                    Division::By(scale) => x.div(T::Floats::splat(scale)),
-                    Division::Times(factor) => x.mul(T::Floats::splat(factor)),
-                };
-                let x = x.at_least(T::Floats::splat(levels.low));
-                let x = x.at_most(T::Floats::splat(levels.high));
-                if count == T::LANES {
-                    x.store_levels(levels.zero_point, to);
-                } else {
-                    let mut part = [0_u8; 16];
-                    x.store_levels(levels.zero_point, part.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
-                }
+            let to = out.0.add(place.index);
+            if place.count == T::LANES {
+                y.store(to);
+            } else {
+                let mut part = [0.0_f32; 16];
+                y.store(part.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
             }
         }
     }
+
+    /// Rounds what is divided already.
+    #[inline(always)]
+    unsafe fn put_levels<T: Sums>(self, x: T::Floats, out: Out<u8>, place: Vector) {
+        let product = self.job.product;
+        let zero_point = product.levels.zero_point;
+        // SAFETY: as the caller's; the ends are padded to whole vectors.
+        unsafe {
+            let [low, high] = [0, 1]
+                .map(|end| T::Floats::load(product.level_ends[end].as_ptr().add(place.column)));
+            let x = x.at_least(low).at_most(high);
+            let to = out.0.add(place.index);
+            if place.count == T::LANES {
+                x.store_levels(zero_point, to);
+            } else {
+                let mut part = [0_u8; 16];
+                x.store_levels(zero_point, part.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
+            }
+        }
+    }
+}
+
+/// Where a vector of results goes.
+#[derive(Clone, Copy)]
+struct Vector {
+    column: usize,
+    /// Of the first of its values in the results.
+    index: usize,
+    /// How many of its lanes are results.
+    count: usize,
 }
