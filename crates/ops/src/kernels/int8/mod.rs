@@ -152,8 +152,8 @@ impl Product {
         self.dtype = DType::U8;
         self.levels.zero_point = i32::from(zero_point);
         self.level_ends = [vec![-zero; n], vec![255.0 - zero; n]];
-        let is_coarse = scales.iter().all(|scale| *scale >= epilogue::COARSE_SCALE_MIN)
-            && matches!(self.activation, Activation::Gelu);
+        let is_coarse =
+            epilogue::is_coarse_enough(&scales) && matches!(self.activation, Activation::Gelu);
         self.levels.division = if is_coarse { Division::Times } else { Division::By };
         let ends = match self.activation {
             Activation::None => [f32::NEG_INFINITY, f32::INFINITY],
