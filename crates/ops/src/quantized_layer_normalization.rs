@@ -1,14 +1,15 @@
 //! `QuantizedLayerNormalization`, made by fusion: y = LayerNormalization(x + skip) over the last axis,
 //! and its levels clamp(round(y / scale) + zero point) as u8.
 //!
-//! Inputs: x, skip (or none), scale and bias (or none) of the normalization, scale and zero point of
-//! the levels. Outputs: y, for the next residual addition, and the levels, for the next product.
+//! Inputs: x, skip (or none), scale and bias (or none) of the normalization, scales (one, or one for
+//! each place in a row) and zero points (all the same) of the levels. Outputs: y, for the next residual addition, and the levels, for the next product.
 
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
 use crate::kernels::{for_row_pairs, normalize};
+use crate::quantized_matmul::shared_zero;
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
 pub(crate) struct QuantizedLayerNormalization;
@@ -40,8 +41,8 @@ impl Operator for QuantizedLayerNormalization {
             let skip = run.optional(1).map(Tensor::slice::<f32>);
             let scale = run.input(2)?.slice::<f32>();
             let bias = run.optional(3).map(Tensor::slice::<f32>);
-            let levels_scale = run.input(4)?.slice::<f32>()[0];
-            let zero_point = i32::from(run.input(5)?.slice::<u8>()[0]);
+            let levels_scales = run.input(4)?.slice::<f32>();
+            let zero_point = i32::from(shared_zero(run.input(5)?, 5)?);
             let (y_values, q_values) = (y.slice_mut::<f32>(), q.slice_mut::<u8>());
             for_row_pairs(y_values, q_values, row_size, |first, y, q| {
                 let skip = skip.map(|skip| &skip[first * row_size..][..y.len()]);
@@ -52,7 +53,7 @@ impl Operator for QuantizedLayerNormalization {
                     scale,
                     bias,
                     epsilon,
-                    levels_scale,
+                    levels_scales,
                     zero_point,
                 );
             });
@@ -70,16 +71,12 @@ fn check(run: &Run) -> Result<usize, OpError> {
         let found = run.typed::<f32>(index)?;
         let fits = match index {
             1 => found.shape() == x.shape(),
-            4 => found.element_count() == 1,
+            4 => [1, row_size].contains(&found.element_count()),
             _ => found.element_count() == row_size,
         };
         if !fits {
             return Err(OpError::shapes(x.shape(), found.shape()));
         }
-    }
-    let zero_point = run.typed::<u8>(5)?;
-    if zero_point.element_count() != 1 {
-        return Err(OpError::shapes(&[], zero_point.shape()));
     }
     Ok(row_size)
 }

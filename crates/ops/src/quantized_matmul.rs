@@ -2,8 +2,8 @@
 //! levels of y instead of y.
 //!
 //! Inputs: q (u8), its scale and zero point (scalars), b (i8, symmetric; n by k with `transB`), scales
-//! of b (one, or one per column), and perhaps a bias, and scale and zero point (u8) of the levels;
-//! all but q constant. The sums are exact 32-bit integers.
+//! of b (one, or one per column), and perhaps a bias, and scales (one, or one per column) and zero
+//! points (u8, all the same) of the levels; all but q constant. The sums are exact 32-bit integers.
 //!
 //! `QuantizedMatMuls` has the last five of these again for every further product of the same q, and an
 //! output for each: the projections of an attention divide their work over threads once.
@@ -176,12 +176,15 @@ fn product(node: &Node, constants: &[Option<&Tensor>], first: usize) -> Result<P
     if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != n) {
         return Err(OpError::shapes(&matrix.size, &[bias.len()]));
     }
-    let output = match optional(first + 3) {
+    let level_scales = optional(first + 3).map(Tensor::values::<f32>);
+    let output = match &level_scales {
         None => Output::F32,
-        Some(scale) => Output::U8 {
-            scale: scalar_of(scale, first + 3)?,
-            zero_point: scalar_of(constant(first + 4)?, first + 4)?,
-        },
+        Some(scales) if scales.len() != n && scales.len() != 1 => {
+            return Err(OpError::shapes(&matrix.size, &[scales.len()]));
+        }
+        Some(scales) => {
+            Output::U8 { scales, zero_point: shared_zero(constant(first + 4)?, first + 4)? }
+        }
     };
     let zero_point = scalar_of(constant(2)?, 2)?;
     let (weights, activation) = (Weights::new(matrix), tile_activation(node)?);
@@ -197,6 +200,17 @@ fn scalar_of<T: attar_tensor::Element + Copy>(tensor: &Tensor, index: usize) -> 
     match *values {
         [value] => Ok(value),
         _ => Err(OpError::shapes(&[], tensor.shape())),
+    }
+}
+
+/// The zero point of levels, the same for all columns.
+pub(crate) fn shared_zero(tensor: &Tensor, index: usize) -> Result<u8, OpError> {
+    if tensor.dtype() != DType::U8 {
+        return Err(OpError::DType { index, found: tensor.dtype() });
+    }
+    match tensor.slice::<u8>() {
+        [first, rest @ ..] if rest.iter().all(|zero| zero == first) => Ok(*first),
+        _ => Err(OpError::value("the zero points of levels", "several", "one for all columns")),
     }
 }
 

@@ -9,6 +9,8 @@
 
 use attar_ops::logits::{products, weighted_rows};
 
+use super::weight::nearest_level;
+
 /// Inputs rounded before their errors are handed on by a product.
 const BLOCK: usize = 64;
 
@@ -54,8 +56,7 @@ pub(crate) fn round(
             for column in 0..n {
                 let at = k * n + column;
                 let wanted = w[at] + target[column] / diagonal;
-                let level = (wanted / scales[column]).round_ties_even();
-                let level = level.clamp(-level_max, level_max);
+                let level = nearest_level(wanted / scales[column], level_max);
                 levels[at] = level as i8;
                 errors[at] = w[at] - level * scales[column];
             }

@@ -31,4 +31,5 @@ pub(crate) use equalize::Equalize;
 pub(crate) use qoperator::QOperator;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
+pub(crate) use weight::nearest_level;
 pub use weight::{WeightRounding, quantize_channels};

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::nodes::weight_of;
 use super::safe_weight::{Bounding, Channels, quantize_safely};
 use super::sites::Site;
-use super::weight::{WeightRounding, quantize_channels, scale};
+use super::weight::{WeightRounding, nearest_level, quantize_channels, scale};
 use super::{descent, gptq};
 use crate::PassError;
 
@@ -161,8 +161,7 @@ pub(crate) fn round(
 
 fn nearest_levels(w: &[f32], scales: &[f32], level_max: i8) -> Vec<i8> {
     let level = |(index, w): (usize, &f32)| {
-        let level = (w / scales[index % scales.len()]).round_ties_even();
-        level.clamp(-f32::from(level_max), f32::from(level_max)) as i8
+        nearest_level(w / scales[index % scales.len()], f32::from(level_max)) as i8
     };
     w.iter().enumerate().map(level).collect()
 }
@@ -244,7 +243,7 @@ fn scales(w: &[f32], outputs: usize, level_max: i8, by: WeightScale) -> Vec<f32>
         let mut lost = vec![0.0_f64; outputs];
         for row in w.chunks_exact(outputs) {
             for ((lost, w), scale) in lost.iter_mut().zip(row).zip(&tried) {
-                let level = (w / scale).round_ties_even().clamp(-top, top);
+                let level = nearest_level(w / scale, top);
                 *lost += f64::from(w - level * scale).powi(2);
             }
         }

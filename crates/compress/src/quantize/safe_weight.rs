@@ -2,7 +2,7 @@
 
 use attar_tensor::Tensor;
 
-use super::weight::{WeightRounding, quantize_channels};
+use super::weight::{WeightRounding, nearest_level, quantize_channels};
 use crate::PassError;
 use crate::saturation::{LevelRange, move_pairs, pairs_of, safe_scale};
 
@@ -53,7 +53,7 @@ pub(crate) fn quantize_safely(
     let mut levels = rounding.values.slice::<i8>().to_vec();
     for &index in &at_risk {
         for place in channels.places(index) {
-            levels[place] = (values[place] / scales[index]).round_ties_even() as i8;
+            levels[place] = nearest_level(values[place] / scales[index], 127.0) as i8;
         }
     }
     let bounding = channels.move_pairs(&mut levels, at_risk);

@@ -4,6 +4,8 @@
 //! their fastest kernels for.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_ops::fuse::batch_normalization;
@@ -184,7 +186,8 @@ impl Pass for StaticQuantize {
                 }
             }
             batch_count = calibrated.batch_count;
-            let rounded = self.rounded(&links, model, &placement, &calibrated.sites)?;
+            let rounded =
+                self.rounded(&links, model, &placement, &calibrated.sites, context.threads)?;
             // The largest of what was held, before two models are run.
             calibrated.sites.values_mut().for_each(|site| site.gram = None);
             record = QuantizationRecord::new(&model.graph, &calibrated.sites, &rounded);
@@ -257,6 +260,7 @@ impl StaticQuantize {
         model: &Model,
         placement: &Placement,
         sites: &BTreeMap<String, Site>,
+        threads: NonZeroUsize,
     ) -> Result<Vec<(usize, Rounded)>, PassError> {
         let method = Method {
             rounding: self.rounding,
@@ -264,15 +268,33 @@ impl StaticQuantize {
             saturation: self.saturation,
             level_max: self.weight_bits.level_max(),
         };
-        let mut all = Vec::new();
-        for &index in &placement.products {
+        let of = |index: usize| {
             let node = &model.graph.nodes[index];
-            let Some(site) = sites.get(&node.inputs[0]) else { continue };
-            if let Some(rounded) = product::round(links, node, site, method)? {
-                all.push((index, rounded));
+            let site = sites.get(&node.inputs[0]);
+            site.map_or(Ok(None), |site| product::round(links, node, site, method))
+        };
+        // Products do not depend on each other; each thread takes the next.
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let indices = std::iter::from_fn(|| {
+                placement.products.get(next.fetch_add(1, Ordering::Relaxed)).copied()
+            });
+            indices.map(|index| (index, of(index))).collect::<Vec<_>>()
+        };
+        let mut all = std::thread::scope(|scope| {
+            let threads = threads.get().min(placement.products.len());
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut all = work();
+            for other in others {
+                all.extend(other.join().expect("rounding does not panic"));
             }
-        }
-        Ok(all)
+            all
+        });
+        all.sort_by_key(|(index, _)| *index);
+        let known = |(index, rounded): (usize, Result<Option<Rounded>, PassError>)| {
+            rounded.map(|rounded| rounded.map(|rounded| (index, rounded))).transpose()
+        };
+        all.into_iter().filter_map(known).collect()
     }
 
     /// The products that stay in float, with the reason.

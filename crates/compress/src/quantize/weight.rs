@@ -37,12 +37,21 @@ pub fn quantize_channels(
     }
     let scales: Vec<f32> = largest.iter().map(|&largest| scale(largest, level_max)).collect();
     let quantized: Vec<i8> = (values.iter().enumerate())
-        .map(|(index, &w)| (w / scales[channel(index)]).round_ties_even() as i8)
+        .map(|(index, &w)| nearest_level(w / scales[channel(index)], 127.0) as i8)
         .collect();
     Ok(WeightRounding {
         values: Tensor::new(weight.shape(), &quantized),
         scales: Tensor::new(&[channels], &scales),
     })
+}
+
+/// The integer nearest to `x` within ±`level_max`, half to even: `round_ties_even` is a call where the
+/// compiler may not assume SSE4.1, and most of the time of rounding a model.
+#[inline]
+pub(crate) fn nearest_level(x: f32, level_max: f32) -> f32 {
+    /// 1.5·2²³: added to |x| < 2²², it leaves no bits behind the point.
+    const ROUND: f32 = 12_582_912.0;
+    (x.clamp(-level_max, level_max) + ROUND) - ROUND
 }
 
 /// A scale that is never 0 nor denormal: a channel of zeros still divides.
@@ -54,6 +63,15 @@ pub(super) fn scale(largest: f32, level_max: i8) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_level_is_that_of_round_ties_even() {
+        for i in -2100..=2100_i16 {
+            let x = f32::from(i) / 16.0;
+            assert!(nearest_level(x, 127.0) == x.round_ties_even().clamp(-127.0, 127.0), "{x}");
+        }
+        assert!(nearest_level(f32::INFINITY, 7.0) == 7.0 && nearest_level(f32::NAN, 7.0).is_nan());
+    }
 
     #[test]
     fn each_channel_uses_the_whole_range_and_zeros_stay_zero() {

@@ -1,6 +1,7 @@
 //! Rounding a channel of weights so that no pair of neighbours can saturate 16 bits.
 
 use super::LevelRange;
+use crate::quantize::nearest_level;
 
 /// How much coarser grids are tried, as the level that a weight of level 127 gets. With 64 no pair is
 /// at risk.
@@ -42,8 +43,7 @@ pub(crate) fn safe_scale(
 }
 
 fn level_of(weight: f32, scale: f32, level_max: i8) -> i8 {
-    let most = f32::from(level_max);
-    (weight / scale).round_ties_even().clamp(-most, most) as i8
+    nearest_level(weight / scale, f32::from(level_max)) as i8
 }
 
 /// Moves each pair that can saturate towards zero, both by as much, until it cannot; how many moved.

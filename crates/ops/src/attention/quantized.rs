@@ -2,12 +2,12 @@
 //! (Vaswani et al., 2017, arXiv:1706.03762).
 //!
 //! Q, K and V are u8 of [batch, sequence, heads·size], as the projections leave them, and so is
-//! the result, in f32 or rounded to u8. The mask is as that of `FusedAttention`. Probabilities that
+//! the result, in f32 or rounded to u8 by one scale (`y_scale`) or one per channel (`y_scales`). The mask is as that of `FusedAttention`. Probabilities that
 //! the graph rounds to u8 have its scale; others are rounded to 16 bits, less than what f32 sums of
 //! products are off. Both products are exact integers and every f32 operation rounds by itself, so
 //! that every CPU gives the same bits.
 
-use attar_graph::{Dim, Node};
+use attar_graph::{AttributeValue, Dim, Node};
 use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
@@ -47,7 +47,7 @@ impl Operator for QuantizedAttention {
 }
 
 fn is_rounded(node: &Node) -> bool {
-    node.attribute("y_scale").is_some()
+    ["y_scale", "y_scales"].iter().any(|name| node.attribute(name).is_some())
 }
 
 /// Scales and zero points: real = (level − zero) · scale.
@@ -59,8 +59,8 @@ struct QuantizedKernel {
     zero_points: [u8; 3],
     /// Of probabilities that are u8, whose zero point is 0.
     probability_scale: Option<f32>,
-    /// Of the result, where it is rounded.
-    result: Option<(f32, u8)>,
+    /// Of the result, where it is rounded: one scale, or one per channel.
+    result: Option<(Vec<f32>, u8)>,
 }
 
 impl QuantizedKernel {
@@ -72,7 +72,11 @@ impl QuantizedKernel {
             zero_points[index] = node.int_or(&format!("{name}_zero_point"), 0)? as u8;
         }
         let result = if is_rounded(node) {
-            Some((node.float_or("y_scale", 1.0)?, node.int_or("y_zero_point", 0)? as u8))
+            let scales = match node.attribute("y_scales") {
+                Some(AttributeValue::Floats(scales)) => scales.clone(),
+                _ => vec![node.float_or("y_scale", 1.0)?],
+            };
+            Some((scales, node.int_or("y_zero_point", 0)? as u8))
         } else {
             None
         };
@@ -103,6 +107,7 @@ impl QuantizedKernel {
             Some(mask) => return Err(OpError::DType { index: 3, found: mask.dtype() }),
             None => None,
         };
+        let value_size = sizes.value_size;
         let texts = Texts {
             kernel: self,
             operands: [q.slice(), k.slice(), v.slice()],
@@ -121,15 +126,20 @@ impl QuantizedKernel {
         };
         let dtype = if self.result.is_some() { DType::U8 } else { DType::F32 };
         let mut y = run.pool.tensor(dtype, q.shape());
-        match self.result {
-            None => texts
-                .run(y.slice_mut::<f32>(), run.pool, |data, stride| Target::F32 { data, stride }),
-            Some((scale, zero_point)) => {
-                texts.run(y.slice_mut::<u8>(), run.pool, |data, stride| Target::U8 {
+        match &self.result {
+            None => texts.run(y.slice_mut::<f32>(), run.pool, |data, stride, _| Target::F32 {
+                data,
+                stride,
+            }),
+            Some((scales, zero_point)) => {
+                if scales.len() != 1 && scales.len() != self.heads * value_size {
+                    return Err(OpError::shapes(&[self.heads, value_size], &[scales.len()]));
+                }
+                texts.run(y.slice_mut::<u8>(), run.pool, |data, stride, scales| Target::U8 {
                     data,
                     stride,
-                    scale,
-                    zero_point,
+                    scales,
+                    zero_point: *zero_point,
                 });
             }
         }
@@ -152,7 +162,7 @@ impl Texts<'_> {
         &self,
         y: &mut [T],
         pool: &Pool,
-        target: impl Fn(&mut [T], usize) -> Target<'_> + Sync,
+        target: impl for<'y> Fn(&'y mut [T], usize, &'y [f32]) -> Target<'y> + Sync,
     ) {
         let Sizes { heads, queries, value_size, .. } = self.sizes;
         let hidden = heads * value_size;
@@ -168,7 +178,12 @@ impl Texts<'_> {
             let data: &mut [T] = bytemuck::cast_slice_mut(blocks.as_bytes_mut());
             data.par_chunks_mut(block_size).enumerate().for_each(|(head, block)| {
                 let mut scratch = pool.buffer(self.shape.scratch_size());
-                self.head(0, head, &mut target(block, value_size), scratch.as_bytes_mut());
+                self.head(
+                    0,
+                    head,
+                    &mut target(block, value_size, self.scales(head)),
+                    scratch.as_bytes_mut(),
+                );
                 pool.recycle_buffer(scratch);
             });
             for (head, block) in data.chunks_exact(block_size).enumerate() {
@@ -181,7 +196,7 @@ impl Texts<'_> {
         let per_text = |(text, y): (usize, &mut [T])| {
             let mut scratch = pool.buffer(self.shape.scratch_size());
             for head in 0..heads {
-                let mut target = target(&mut y[head * value_size..], hidden);
+                let mut target = target(&mut y[head * value_size..], hidden, self.scales(head));
                 self.head(text, head, &mut target, scratch.as_bytes_mut());
             }
             pool.recycle_buffer(scratch);
@@ -190,6 +205,16 @@ impl Texts<'_> {
             y.par_chunks_mut(text_size).enumerate().for_each(per_text);
         } else {
             y.chunks_mut(text_size).enumerate().for_each(per_text);
+        }
+    }
+
+    /// Scales of the levels of a head's result: one, or one for each element of a row.
+    fn scales(&self, head: usize) -> &[f32] {
+        let size = self.sizes.value_size;
+        match &self.kernel.result {
+            Some((scales, _)) if scales.len() > 1 => &scales[head * size..][..size],
+            Some((scales, _)) => scales,
+            None => &[],
         }
     }
 

@@ -18,6 +18,7 @@ pub mod quantized;
 pub mod quantized_attention;
 pub mod quantized_conv;
 pub mod skip_layer_normalization;
+mod smoothing;
 mod training;
 pub mod window;
 
@@ -56,6 +57,8 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("window", window::plan),
     ("channels-last", channels_last::plan),
     ("skip-layer-normalization", skip_layer_normalization::plan),
+    ("smoothing", smoothing::plan),
+    ("dead-nodes", dead_nodes::plan),
     ("quantized-levels", quantized::plan_levels),
     ("quantized-normalization", quantized::plan_normalization),
     ("dead-nodes", dead_nodes::plan),

@@ -105,27 +105,52 @@ fn has_scalars(links: &Links, node: &Node) -> bool {
 }
 
 /// Whether a node quantizes to u8 by scalars, its division in f32.
-fn is_plain_quantize(links: &Links, node: &Node) -> bool {
+pub(super) fn is_plain_quantize(links: &Links, node: &Node) -> bool {
+    is_quantize(node) && has_scalars(links, node)
+}
+
+fn is_quantize(node: &Node) -> bool {
     node.is("QuantizeLinear")
         && node.attribute("precision").is_none()
         && node.attribute("output_dtype").is_none()
-        && has_scalars(links, node)
 }
 
-/// `QuantizedMatMul` read by one `QuantizeLinear` alone → one node that gives levels.
+/// Whether a node quantizes to u8 as the end of another can: by scalars, or by one scale for each
+/// place on the last axis and the same zero point for all.
+fn ends_another(links: &Links, node: &Node) -> bool {
+    let constant = |index: usize| node.input(index).and_then(|name| links.constant(name));
+    let is_row = || match (constant(1), constant(2)) {
+        (Some(scales), Some(zeros)) => {
+            let is_u8 = zeros.dtype() == DType::U8;
+            let is_one = || zeros.slice::<u8>().windows(2).all(|pair| pair[0] == pair[1]);
+            scales.dtype() == DType::F32 && scales.rank() == 1 && is_u8 && is_one()
+        }
+        _ => false,
+    };
+    let is_last = || matches!(node.int_or("axis", 1), Ok(-1));
+    is_quantize(node) && (has_scalars(links, node) || (is_last() && is_row()))
+}
+
+/// `QuantizedMatMul` or `QuantizedAttention` read by one `QuantizeLinear` alone → one node that gives
+/// levels.
 pub fn plan_levels(model: &Model) -> Plan {
     let graph = &model.graph;
     let links = Links::new(graph);
     let mut plan = Plan::default();
     for (index, quantize) in graph.nodes.iter().enumerate() {
-        if !is_plain_quantize(&links, quantize) {
+        if !ends_another(&links, quantize) {
             continue;
         }
         let Some((_, product)) = links.producer(&quantize.inputs[0]) else { continue };
+        let is_alone = links.only_use(&quantize.inputs[0]).is_some();
+        if is_alone && let Some(node) = attention_levels(&links, product, quantize) {
+            plan.push(Edit::ReplaceNode { index, node });
+            continue;
+        }
         let is_product = product.domain == ATTAR_DOMAIN
             && product.op_type == "QuantizedMatMul"
             && product.inputs.len() <= 6;
-        if is_product && links.only_use(&quantize.inputs[0]).is_some() {
+        if is_product && is_alone {
             let mut node = product.clone();
             node.outputs.clone_from(&quantize.outputs);
             node.inputs.resize(6, String::new());
@@ -134,6 +159,25 @@ pub fn plan_levels(model: &Model) -> Plan {
         }
     }
     plan
+}
+
+/// An attention that gives f32, as one that gives the levels of what quantizes it.
+fn attention_levels(links: &Links, attention: &Node, quantize: &Node) -> Option<Node> {
+    let is_attention =
+        attention.domain == ATTAR_DOMAIN && attention.op_type == "QuantizedAttention";
+    let is_float = ["y_scale", "y_scales"].iter().all(|name| attention.attribute(name).is_none());
+    if !is_attention || !is_float {
+        return None;
+    }
+    let scales = links.constant(quantize.input(1)?)?.values::<f32>().into_owned();
+    let zero_point = *links.constant(quantize.input(2)?)?.slice::<u8>().first()?;
+    let mut node = attention.clone().with_attribute("y_zero_point", i64::from(zero_point));
+    node = match scales.as_slice() {
+        [scale] => node.with_attribute("y_scale", *scale),
+        _ => node.with_attribute("y_scales", scales),
+    };
+    node.outputs.clone_from(&quantize.outputs);
+    Some(node)
 }
 
 /// `LayerNormalization` or `SkipLayerNormalization`, and a `QuantizeLinear` that reads it →
@@ -145,7 +189,7 @@ pub fn plan_normalization(model: &Model) -> Plan {
     let mut plan = Plan::default();
     let mut taken = std::collections::HashSet::new();
     for (index, quantize) in graph.nodes.iter().enumerate() {
-        if !is_plain_quantize(&links, quantize) {
+        if !ends_another(&links, quantize) {
             continue;
         }
         let Some((norm_index, norm)) = links.producer(&quantize.inputs[0]) else { continue };

@@ -76,7 +76,7 @@ vectorized! {
         }
     }
 
-    /// y ← the normalized rows of y + skip, q ← their levels.
+    /// y ← the normalized rows of y + skip, q ← their levels, by one scale or one for each place.
     pub(crate) fn layer_normalize_levels<FMA>(
         y: &mut [f32],
         q: &mut [u8],
@@ -84,7 +84,7 @@ vectorized! {
         scale: &[f32],
         bias: Option<&[f32]>,
         epsilon: f32,
-        levels_scale: f32,
+        levels_scales: &[f32],
         zero_point: i32,
     ) {
         let size = scale.len();
@@ -95,8 +95,15 @@ vectorized! {
                 }
             }
             layer_normalize::<FMA>(row, scale, bias, epsilon);
-            for (level, &value) in q[index * size..][..size].iter_mut().zip(row.iter()) {
-                *level = quantize::<0, 255>(value, levels_scale, zero_point) as u8;
+            let levels = q[index * size..][..size].iter_mut().zip(row.iter());
+            if let [scale] = *levels_scales {
+                for (level, &value) in levels {
+                    *level = quantize::<0, 255>(value, scale, zero_point) as u8;
+                }
+            } else {
+                for ((level, &value), &scale) in levels.zip(levels_scales) {
+                    *level = quantize::<0, 255>(value, scale, zero_point) as u8;
+                }
             }
         }
     }

@@ -102,11 +102,11 @@ pub(crate) enum Target<'a> {
         data: &'a mut [f32],
         stride: usize,
     },
-    /// Rounded to (level − `zero_point`) · scale.
+    /// Rounded to (level − `zero_point`) · scale, one scale for all or one for each element of a row.
     U8 {
         data: &'a mut [u8],
         stride: usize,
-        scale: f32,
+        scales: &'a [f32],
         zero_point: u8,
     },
 }
@@ -338,10 +338,10 @@ impl Shape {
             Target::F32 { data, stride } => {
                 rows::rescale(&mut data[first * *stride..], *stride, sums, columns, size, factor);
             }
-            Target::U8 { data, stride, scale, zero_point } => {
-                let (factor, zero_point) = (factor / *scale, i32::from(*zero_point));
+            Target::U8 { data, stride, scales, zero_point } => {
                 let data = &mut data[first * *stride..];
-                rows::requantize(data, *stride, sums, columns, size, factor, zero_point);
+                let zero_point = i32::from(*zero_point);
+                rows::requantize(data, *stride, sums, columns, size, factor, scales, zero_point);
             }
         }
     }

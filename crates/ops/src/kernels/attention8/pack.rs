@@ -18,7 +18,8 @@ impl Packing {
         let columns = self.padded_keys;
         if self.path.is_bytes() {
             let packed: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut packed[..padded * columns]);
-            pack_key_bytes(packed, key.data, key.stride, self.keys, size, columns);
+            let taken = transpose_keys(packed, key, self.keys, size, columns);
+            pack_key_bytes(packed, key.data, key.stride, self.keys, size, columns, taken);
         } else {
             let packed = bytemuck::cast_slice_mut(&mut packed[..padded * columns * 2]);
             pack_key_pairs(packed, key.data, key.stride, self.keys, size, columns);
@@ -43,7 +44,12 @@ impl Packing {
         if self.path.is_bytes() {
             let packed: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut packed[..count]);
             for (step, out) in packed.chunks_exact_mut(columns).enumerate() {
-                pack_value_bytes(out, [0, 1, 2, 3].map(|i| row(4 * step + i)));
+                let rows = [0, 1, 2, 3].map(|i| row(4 * step + i));
+                let taken = interleave(out, rows);
+                pack_value_bytes(
+                    &mut out[taken..],
+                    rows.map(|row| row.get(taken..).unwrap_or(&[])),
+                );
             }
         } else {
             let packed: &mut [[i16; 2]] = bytemuck::cast_slice_mut(&mut packed[..count * 2]);
@@ -54,7 +60,100 @@ impl Packing {
     }
 }
 
+/// Packs as many keys from the first on as it can, all of their depth, and says how many those are.
+#[cfg(target_arch = "x86_64")]
+fn transpose_keys(
+    packed: &mut [[u8; 4]],
+    key: Rows8,
+    keys: usize,
+    size: usize,
+    columns: usize,
+) -> usize {
+    use std::arch::x86_64::{
+        __m128i, _mm_loadu_si128, _mm_set1_epi8, _mm_storeu_si128, _mm_unpackhi_epi32,
+        _mm_unpackhi_epi64, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm_xor_si128,
+    };
+    const BYTES: usize = size_of::<__m128i>();
+    // Depth that is padded is written as zeros by the loop for all shapes.
+    if !size.is_multiple_of(BYTES) || packed.len() != size / 4 * columns {
+        return 0;
+    }
+    let taken = keys / 4 * 4;
+    for first in (0..taken).step_by(4) {
+        let rows = [0, 1, 2, 3].map(|i| &key.data[(first + i) * key.stride..][..size]);
+        for at in (0..size).step_by(BYTES) {
+            let step = at / 4;
+            let place = step * columns + first;
+            assert!(first + 4 <= columns && place + 3 * columns + 4 <= packed.len());
+            // SAFETY: every x86-64 has the instructions; a row has 16 bytes from `at` on, and the
+            // four places lie within the packed keys, as was checked.
+            unsafe {
+                let flip = _mm_set1_epi8(-128);
+                let load = |row: &[u8]| _mm_loadu_si128(row.as_ptr().add(at).cast());
+                let [a, b, c, d] = rows.map(|row| _mm_xor_si128(load(row), flip));
+                let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+                let groups = [
+                    _mm_unpacklo_epi64(ab, cd),
+                    _mm_unpackhi_epi64(ab, cd),
+                    _mm_unpacklo_epi64(ab_high, cd_high),
+                    _mm_unpackhi_epi64(ab_high, cd_high),
+                ];
+                for (group, four) in groups.into_iter().enumerate() {
+                    let to = packed.as_mut_ptr().add(place + group * columns);
+                    _mm_storeu_si128(to.cast(), four);
+                }
+            }
+        }
+    }
+    taken
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn transpose_keys(_: &mut [[u8; 4]], _: Rows8, _: usize, _: usize, _: usize) -> usize {
+    0
+}
+
+/// Puts bytes of four rows beside each other, of as many columns as it can, and says of how many.
+#[cfg(target_arch = "x86_64")]
+fn interleave(out: &mut [[u8; 4]], rows: [&[u8]; 4]) -> usize {
+    use std::arch::x86_64::{
+        __m128i, _mm_loadu_si128, _mm_set1_epi8, _mm_storeu_si128, _mm_unpackhi_epi8,
+        _mm_unpackhi_epi16, _mm_unpacklo_epi8, _mm_unpacklo_epi16, _mm_xor_si128,
+    };
+    const BYTES: usize = size_of::<__m128i>();
+    let size = rows.iter().map(|row| row.len()).min().unwrap_or(0).min(out.len());
+    let taken = size / BYTES * BYTES;
+    for at in (0..taken).step_by(BYTES) {
+        // SAFETY: every x86-64 has the instructions; each row, and the result, has 16 places from
+        // `at` on.
+        unsafe {
+            let flip = _mm_set1_epi8(-128);
+            let load = |row: &[u8]| _mm_loadu_si128(row.as_ptr().add(at).cast());
+            let [a, b, c, d] = rows.map(|row| _mm_xor_si128(load(row), flip));
+            let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
+            let (ab_high, cd_high) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
+            let fours = [
+                _mm_unpacklo_epi16(ab, cd),
+                _mm_unpackhi_epi16(ab, cd),
+                _mm_unpacklo_epi16(ab_high, cd_high),
+                _mm_unpackhi_epi16(ab_high, cd_high),
+            ];
+            for (index, four) in fours.into_iter().enumerate() {
+                _mm_storeu_si128(out.as_mut_ptr().add(at + index * 4).cast(), four);
+            }
+        }
+    }
+    taken
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn interleave(_: &mut [[u8; 4]], _: [&[u8]; 4]) -> usize {
+    0
+}
+
 vectorized! {
+    /// From row `taken` on.
     fn pack_key_bytes<FMA>(
         packed: &mut [[u8; 4]],
         data: &[u8],
@@ -62,8 +161,9 @@ vectorized! {
         rows: usize,
         size: usize,
         columns: usize,
+        taken: usize,
     ) {
-        for row in 0..columns {
+        for row in taken..columns {
             let from = if row < rows { &data[row * stride..][..size] } else { &[] };
             let (groups, rest) = from.as_chunks::<4>();
             for (step, &group) in groups.iter().enumerate() {

@@ -52,7 +52,8 @@ vectorized! {
         }
     }
 
-    /// out = clamp(round(sums·factor) + `zero_point`), rows of `size`.
+    /// out = clamp(round(sums·(factor / scale)) + `zero_point`), rows of `size`, by one scale or one
+    /// for each place.
     pub(super) fn requantize<FMA>(
         out: &mut [u8],
         stride: usize,
@@ -60,15 +61,25 @@ vectorized! {
         columns: usize,
         size: usize,
         factor: f32,
+        scales: &[f32],
         zero_point: i32,
     ) {
         let (low, high) = (-zero_point as f32, (255 - zero_point) as f32);
+        let level = |sum: i32, factor: f32| {
+            let exact = sum as f32 * factor;
+            let bounded = if exact > low { exact } else { low };
+            let bounded = if bounded < high { bounded } else { high };
+            ((bounded + ROUND).to_bits() as i32 + zero_point) as u8
+        };
         for (row, sums) in sums.chunks_exact(columns).enumerate() {
-            for (out, &sum) in out[row * stride..][..size].iter_mut().zip(sums) {
-                let exact = sum as f32 * factor;
-                let bounded = if exact > low { exact } else { low };
-                let bounded = if bounded < high { bounded } else { high };
-                *out = ((bounded + ROUND).to_bits() as i32 + zero_point) as u8;
+            let results = out[row * stride..][..size].iter_mut().zip(sums);
+            if let [scale] = *scales {
+                let factor = factor / scale;
+                results.for_each(|(out, &sum)| *out = level(sum, factor));
+            } else {
+                for ((out, &sum), &scale) in results.zip(scales) {
+                    *out = level(sum, factor / scale);
+                }
             }
         }
     }

@@ -242,7 +242,7 @@ fn results_in_u8_are_those_in_f32_rounded() {
     for &path in Path::ALL.iter().filter(|path| path.is_present()) {
         let shape = Shape { path, ..case.shape };
         let mut data = vec![0; 10 * 24];
-        let mut target = Target::U8 { data: &mut data, stride: 24, scale, zero_point };
+        let mut target = Target::U8 { data: &mut data, stride: 24, scales: &[scale], zero_point };
         let mut scratch = vec![0_u32; shape.scratch_size() / 4];
         let scratch = bytemuck::cast_slice_mut(&mut scratch);
         shape.head(case.operands(), None, &mut target, scratch);

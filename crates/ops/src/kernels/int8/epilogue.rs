@@ -3,7 +3,7 @@
 
 use super::super::math;
 use super::vector::{Floats, Sums};
-use super::{Division, Job};
+use super::{Division, Job, Out};
 
 /// Which part of the result a tile is.
 #[derive(Clone, Copy)]
@@ -69,8 +69,16 @@ impl<F: Floats> Apply<F> for Gelu {
 /// [`Gelu`], where that is a fifth of the product's.
 pub(super) struct CoarseGelu;
 
-/// The least scale of levels for which [`CoarseGelu`] is within a hundredth of one.
-pub(super) const COARSE_SCALE_MIN: f32 = 3.5e-3;
+/// How far [`CoarseGelu`] is off at most.
+const COARSE_ERROR: f32 = 3.5e-5;
+
+/// Whether [`CoarseGelu`] is within a hundredth of a level on average over the columns, and within a
+/// thirtieth in each.
+pub(super) fn is_coarse_enough(scales: &[f32]) -> bool {
+    let levels = scales.iter().map(|scale| COARSE_ERROR / scale);
+    let is_near = levels.clone().all(|levels| (0.0..=1.0 / 30.0).contains(&levels));
+    is_near && levels.sum::<f32>() <= 0.01 * scales.len() as f32
+}
 
 const COARSE_END: f32 = 4.5;
 #[allow(clippy::excessive_precision, clippy::unreadable_literal)] // coefficients as fitted
@@ -117,14 +125,46 @@ impl Chain<'_> {
     /// whose pointers hold what it says.
     #[inline(always)]
     pub(super) unsafe fn run<T: Sums, A: Apply<T::Floats>>(self, sums: *const i32, activation: &A) {
-        let wide = self.place.columns.div_ceil(T::LANES);
+        let zero_point = self.job.product.levels.zero_point;
+        // What is decided once is not asked for every vector.
         // SAFETY: as the caller's.
         unsafe {
-            for row in 0..self.place.rows {
-                for w in 0..wide {
+            if let Some(out) = self.job.out_f32 {
+                return self
+                    .each::<T, A>(sums, activation, |y, _, place| put_f32::<T>(y, out, place));
+            }
+            let Some(out) = self.job.out_u8 else { return };
+            match self.job.product.levels.division {
+                Division::Done => self.each::<T, A>(sums, activation, |x, columns, place| {
+                    put_levels::<T>(x, columns.ends, zero_point, out, place);
+                }),
+                Division::By => self.each::<T, A>(sums, activation, |y, columns, place| {
+                    put_levels::<T>(y.div(columns.factor), columns.ends, zero_point, out, place);
+                }),
+                Division::Times => self.each::<T, A>(sums, activation, |y, columns, place| {
+                    put_levels::<T>(y.mul(columns.factor), columns.ends, zero_point, out, place);
+                }),
+            }
+        }
+    }
+
+    /// Calls `put` with y of every vector.
+    #[inline(always)]
+    unsafe fn each<T: Sums, A: Apply<T::Floats>>(
+        self,
+        sums: *const i32,
+        activation: &A,
+        put: impl Fn(T::Floats, Columns<T::Floats>, Vector),
+    ) {
+        let wide = self.place.columns.div_ceil(T::LANES);
+        for w in 0..wide {
+            // SAFETY: as the caller's.
+            unsafe {
+                let columns = self.columns::<T>(w);
+                for row in 0..self.place.rows {
                     let sums = T::load(sums.add((row * wide + w) * T::LANES));
-                    let x = self.rescaled::<T>(sums, w);
-                    self.put::<T>(activation.apply(x), row, w);
+                    let y = activation.apply(sums.floats().fma(columns.scale, columns.bias));
+                    put(y, columns, self.at::<T>(row, w));
                 }
             }
         }
@@ -135,74 +175,110 @@ impl Chain<'_> {
     pub(super) unsafe fn run_each<T: Sums>(self, sums: *mut i32, function: fn(&mut [f32])) {
         let wide = self.place.columns.div_ceil(T::LANES);
         let count = self.place.rows * wide;
+        let levels = self.job.product.levels;
         // SAFETY: as the caller's; f32 take the places of the sums they come from.
         unsafe {
             for i in 0..count {
-                let at = sums.add(i * T::LANES);
-                self.rescaled::<T>(T::load(at), i % wide).store(at.cast());
+                let (at, columns) = (sums.add(i * T::LANES), self.columns::<T>(i % wide));
+                T::load(at).floats().fma(columns.scale, columns.bias).store(at.cast());
             }
             function(std::slice::from_raw_parts_mut(sums.cast(), count * T::LANES));
             for i in 0..count {
-                let x = T::Floats::load(sums.add(i * T::LANES).cast());
-                self.put::<T>(x, i / wide, i % wide);
+                let y = T::Floats::load(sums.add(i * T::LANES).cast());
+                let (columns, place) =
+                    (self.columns::<T>(i % wide), self.at::<T>(i / wide, i % wide));
+                if let Some(out) = self.job.out_f32 {
+                    put_f32::<T>(y, out, place);
+                }
+                if let Some(out) = self.job.out_u8 {
+                    let x = match levels.division {
+                        Division::Done => y,
+                        Division::By => y.div(columns.factor),
+                        Division::Times => y.mul(columns.factor),
+                    };
+                    put_levels::<T>(x, columns.ends, levels.zero_point, out, place);
+                }
             }
         }
     }
 
-    /// sums·scales + bias.
     #[inline(always)]
-    unsafe fn rescaled<T: Sums>(self, sums: T, w: usize) -> T::Floats {
+    unsafe fn columns<T: Sums>(self, w: usize) -> Columns<T::Floats> {
         let product = self.job.product;
-        let column = self.place.first_column + w * T::LANES;
-        // SAFETY: as the caller's; scales and bias are padded to whole vectors.
-        unsafe {
-            let scale = T::Floats::load(product.scales.as_ptr().add(column));
-            let bias = T::Floats::load(product.bias.as_ptr().add(column));
-            sums.floats().fma(scale, bias)
+        let first = self.place.first_column + w * T::LANES;
+        // SAFETY: as the caller's; all of these are padded to whole vectors.
+        let of = |values: &[f32]| unsafe { T::Floats::load(values.as_ptr().add(first)) };
+        Columns {
+            scale: of(&product.scales),
+            bias: of(&product.bias),
+            factor: of(&product.level_factors),
+            ends: [of(&product.level_ends[0]), of(&product.level_ends[1])],
         }
     }
 
-    /// Where a value lies in the results.
     #[inline(always)]
-    fn index(self, row: usize, column: usize) -> usize {
-        (self.place.row + row) * self.job.out_stride + column
+    fn at<T: Sums>(self, row: usize, w: usize) -> Vector {
+        let column = self.place.first_column + w * T::LANES;
+        Vector {
+            index: (self.place.row + row) * self.job.out_stride + column,
+            count: T::LANES.min(self.place.columns - w * T::LANES),
+        }
     }
+}
 
-    /// Writes values where they are asked for.
-    #[inline(always)]
-    unsafe fn put<T: Sums>(self, x: T::Floats, row: usize, w: usize) {
-        let index = self.index(row, self.place.first_column + w * T::LANES);
-        let count = T::LANES.min(self.place.columns - w * T::LANES);
-        // SAFETY: as the caller's.
-        unsafe {
-            if let Some(out) = self.job.out_f32 {
-                let to = out.0.add(index);
-                if count == T::LANES {
-                    x.store(to);
-                } else {
-                    let mut part = [0.0_f32; 16];
-                    x.store(part.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
-                }
-            }
-            if let Some(out) = self.job.out_u8 {
-                let to = out.0.add(index);
-                let levels = &self.job.product.levels;
-                let x = match levels.division {
-                    Division::Done => x,
-                    Division::By(scale) => x.div(T::Floats::splat(scale)),
-                    Division::Times(factor) => x.mul(T::Floats::splat(factor)),
-                };
-                let x = x.at_least(T::Floats::splat(levels.low));
-                let x = x.at_most(T::Floats::splat(levels.high));
-                if count == T::LANES {
-                    x.store_levels(levels.zero_point, to);
-                } else {
-                    let mut part = [0_u8; 16];
-                    x.store_levels(levels.zero_point, part.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
-                }
-            }
+/// What a vector of columns has for every row.
+#[derive(Clone, Copy)]
+struct Columns<F> {
+    scale: F,
+    bias: F,
+    /// What y is divided or multiplied by before it is rounded.
+    factor: F,
+    ends: [F; 2],
+}
+
+/// Where a vector of results goes.
+#[derive(Clone, Copy)]
+struct Vector {
+    /// Of the first of its values in the results.
+    index: usize,
+    /// How many of its lanes are results.
+    count: usize,
+}
+
+#[inline(always)]
+unsafe fn put_f32<T: Sums>(y: T::Floats, out: Out<f32>, place: Vector) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let to = out.0.add(place.index);
+        if place.count == T::LANES {
+            y.store(to);
+        } else {
+            let mut part = [0.0_f32; 16];
+            y.store(part.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
+        }
+    }
+}
+
+/// Rounds what is divided already.
+#[inline(always)]
+unsafe fn put_levels<T: Sums>(
+    x: T::Floats,
+    [low, high]: [T::Floats; 2],
+    zero_point: i32,
+    out: Out<u8>,
+    place: Vector,
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let x = x.at_least(low).at_most(high);
+        let to = out.0.add(place.index);
+        if place.count == T::LANES {
+            x.store_levels(zero_point, to);
+        } else {
+            let mut part = [0_u8; 16];
+            x.store_levels(zero_point, part.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
         }
     }
 }

@@ -42,13 +42,13 @@ pub(crate) enum Activation {
 
 /// What a product gives.
 #[derive(Clone, Copy)]
-pub(crate) enum Output {
+pub(crate) enum Output<'a> {
     F32,
-    /// Levels clamp(round(y / scale) + zero point), rounded half to even. Without an activation
-    /// between, or with `Clip`, the scale of the sums is divided by that of the levels beforehand: a
-    /// y within an ulp of a tie may fall to its other side.
+    /// Levels clamp(round(y / scale) + zero point), rounded half to even, by one scale for all or one
+    /// per column. Without an activation between, or with `Clip`, the scale of the sums is divided by
+    /// that of the levels beforehand: a y within an ulp of a tie may fall to its other side.
     U8 {
-        scale: f32,
+        scales: &'a [f32],
         zero_point: u8,
     },
 }
@@ -64,16 +64,18 @@ pub(crate) struct Product {
     scales: Vec<f32>,
     bias: Vec<f32>,
     activation: Activation,
-    output: Output,
+    dtype: DType,
     levels: Levels,
+    /// Of each column, what y is divided (or multiplied) by, padded with ones.
+    level_factors: Vec<f32>,
+    /// Ends of the levels of each column before the zero point is added, padded with zeros.
+    level_ends: [Vec<f32>; 2],
 }
 
 /// From y to its levels.
 #[derive(Clone, Copy)]
 struct Levels {
     division: Division,
-    low: f32,
-    high: f32,
     zero_point: i32,
 }
 
@@ -82,15 +84,15 @@ struct Levels {
 enum Division {
     /// Beforehand, with the scale of the sums.
     Done,
-    By(f32),
+    By,
     /// By its inverse, where the activation is off by more than this rounds.
-    Times(f32),
+    Times,
 }
 
 impl Levels {
     /// Whether the activation may be off by a hundredth of a level.
     fn is_coarse(self) -> bool {
-        matches!(self.division, Division::Times(_))
+        self.division == Division::Times
     }
 }
 
@@ -116,39 +118,65 @@ impl Product {
         let offset = weights.path().left_offset() - i32::from(zero_point);
         let starts = sums.map(|sum| sum.wrapping_mul(offset)).collect();
         let scales = (0..n).map(|i| scales[if scales.len() == 1 { 0 } else { i }]).collect();
-        let levels = Levels { division: Division::Done, low: 0.0, high: 0.0, zero_point: 0 };
-        let mut product = Self { weights, k, n, starts, scales, bias, activation, output, levels };
+        let mut product = Self {
+            weights,
+            k,
+            n,
+            starts,
+            scales,
+            bias,
+            activation,
+            dtype: DType::F32,
+            levels: Levels { division: Division::Done, zero_point: 0 },
+            level_factors: Vec::new(),
+            level_ends: Default::default(),
+        };
         match output {
             Output::F32 => {}
-            Output::U8 { scale, zero_point } => product.quantize(scale, zero_point),
+            Output::U8 { scales, zero_point } => product.quantize(scales, zero_point),
         }
         let padded = product.weights.padded_columns();
         product.starts.resize(padded, 0);
         product.scales.resize(padded, 0.0);
         product.bias.resize(padded, 0.0);
+        product.level_factors.resize(padded, 1.0);
+        product.level_ends.iter_mut().for_each(|ends| ends.resize(padded, 0.0));
         product
     }
 
-    fn quantize(&mut self, scale: f32, zero_point: u8) {
+    fn quantize(&mut self, scales: &[f32], zero_point: u8) {
+        let n = self.n;
+        assert!(scales.len() == n || scales.len() == 1, "one scale of levels per column");
+        let scales: Vec<f32> = scales.iter().copied().cycle().take(n).collect();
         let zero = f32::from(zero_point);
+        self.dtype = DType::U8;
+        self.levels.zero_point = i32::from(zero_point);
+        self.level_ends = [vec![-zero; n], vec![255.0 - zero; n]];
         let is_coarse =
-            scale >= epilogue::COARSE_SCALE_MIN && matches!(self.activation, Activation::Gelu);
-        let division = if is_coarse { Division::Times(1.0 / scale) } else { Division::By(scale) };
-        self.levels =
-            Levels { division, low: -zero, high: 255.0 - zero, zero_point: i32::from(zero_point) };
+            epilogue::is_coarse_enough(&scales) && matches!(self.activation, Activation::Gelu);
+        self.levels.division = if is_coarse { Division::Times } else { Division::By };
         let ends = match self.activation {
             Activation::None => [f32::NEG_INFINITY, f32::INFINITY],
             Activation::Clip { low, high } => [low, high],
-            Activation::Gelu | Activation::Each(_) => return,
+            Activation::Gelu | Activation::Each(_) => {
+                let factor = |scale: f32| if is_coarse { 1.0 / scale } else { scale };
+                self.level_factors = scales.into_iter().map(factor).collect();
+                return;
+            }
         };
-        if !(scale.is_normal() && scale > 0.0) {
+        if !scales.iter().all(|scale| scale.is_normal() && *scale > 0.0) {
             // What such a scale gives is left to the division.
+            self.level_factors = scales;
             return;
         }
-        self.scales.iter_mut().chain(&mut self.bias).for_each(|value| *value /= scale);
-        let (low, high) = (self.levels.low, self.levels.high);
-        self.levels.low = (ends[0] / scale).clamp(low, high);
-        self.levels.high = (ends[1] / scale).clamp(self.levels.low, high);
+        let [lows, highs] = &mut self.level_ends;
+        for (i, scale) in scales.into_iter().enumerate() {
+            self.scales[i] /= scale;
+            self.bias[i] /= scale;
+            let (low, high) = (lows[i], highs[i]);
+            lows[i] = (ends[0] / scale).clamp(low, high);
+            highs[i] = (ends[1] / scale).clamp(lows[i], high);
+        }
         self.levels.division = Division::Done;
         self.activation = Activation::None;
     }
@@ -168,10 +196,7 @@ impl Product {
 
     /// The type of the results.
     pub(crate) fn dtype(&self) -> DType {
-        match self.output {
-            Output::F32 => DType::F32,
-            Output::U8 { .. } => DType::U8,
-        }
+        self.dtype
     }
 }
 
@@ -276,11 +301,8 @@ impl<'a> Job<'a> {
             "the left side has its rows"
         );
         let out = needed(target.stride, product.n);
-        let (wants_f32, wants_u8) = match product.output {
-            Output::F32 => (true, false),
-            Output::U8 { .. } => (false, true),
-        };
-        assert_eq!(target.f32.is_some(), wants_f32, "a target of f32 is there where it is written");
+        let wants_u8 = product.dtype == DType::U8;
+        assert_eq!(target.f32.is_some(), !wants_u8, "a target of f32 is there where it is written");
         assert_eq!(target.u8.is_some(), wants_u8, "a target of u8 is there where it is written");
         let out_f32 = target.f32.map(|values| {
             assert!(holds(values.len(), out), "the target of f32 has its rows");

@@ -31,7 +31,7 @@ struct Case {
     sizes: [usize; 3],
     zero_point: u8,
     activation: Activation,
-    output: Output,
+    output: Output<'static>,
     /// Bytes between the rows of the left side, and values between those of the results.
     gaps: [usize; 2],
 }
@@ -126,9 +126,9 @@ const ACTIVATIONS: &[Activation] = &[
 
 const OUTPUTS: &[Output] = &[
     Output::F32,
-    Output::U8 { scale: 0.011, zero_point: 0 },
-    Output::U8 { scale: 0.013, zero_point: 131 },
-    Output::U8 { scale: 0.003, zero_point: 255 },
+    Output::U8 { scales: &[0.011], zero_point: 0 },
+    Output::U8 { scales: &[0.013], zero_point: 131 },
+    Output::U8 { scales: &[0.003], zero_point: 255 },
 ];
 
 /// Holds a run to the plain loops: y within rounding, and levels within a hair of the exact one.
@@ -140,7 +140,7 @@ fn check(case: Case, expected: &[f64], (y, q): &(Vec<f32>, Vec<u8>), what: &str)
             assert!((f64::from(*y) - expected).abs() <= tolerance, "{what}: {y} {expected}");
         }
     }
-    if let Output::U8 { scale, zero_point } = case.output {
+    if let Output::U8 { scales: &[scale], zero_point } = case.output {
         for (q, expected) in q.iter().zip(expected) {
             let exact = expected / f64::from(scale) + f64::from(zero_point);
             let bounded = exact.clamp(0.0, 255.0);
@@ -213,7 +213,7 @@ fn transposed_weights_and_the_number_of_threads_change_nothing() {
     let (a, b) = (bytes(m * k, 5), signed(k * n, 6));
     let transposed: Vec<i8> = (0..n * k).map(|i| b[i % k * n + i / k]).collect();
     let run = |b: Strided<i8>, threads: usize| {
-        let output = Output::U8 { scale: 0.02, zero_point: 100 };
+        let output = Output::U8 { scales: &[0.02], zero_point: 100 };
         let product = Product::new(Weights::new(b), 128, &[1e-4], None, Activation::Gelu, output);
         let mut q = vec![0; m * n];
         let target = Target { f32: None, u8: Some(&mut q), stride: n };
@@ -262,12 +262,42 @@ fn products_of_the_same_rows_run_together_as_alone() {
 }
 
 #[test]
+fn a_scale_of_levels_for_each_column_gives_what_it_gives_alone() {
+    let (m, k, n) = (7, 30, 70);
+    let (a, b) = (bytes(m * k, 5), signed(k * n, 6));
+    let levels = |path: Path, activation: Activation, scales: &[f32]| {
+        let weights = Weights::with_path(path, Strided::rows(&b, k, n));
+        let output = Output::U8 { scales, zero_point: 100 };
+        let product = Product::new(weights, 128, &[1e-4], None, activation, output);
+        let mut q = vec![0; m * n];
+        let target = Target { f32: None, u8: Some(&mut q), stride: n };
+        run_all(Rows { data: &a, count: m, stride: k }, [(&product, target)].into_iter());
+        q
+    };
+    // All of them fit a coarse GELU, or none.
+    for least in [4e-3, 1e-3] {
+        let scales: Vec<f32> = (0..n).map(|i| least * (1.0 + i as f32 / n as f32)).collect();
+        for &activation in ACTIVATIONS {
+            for path in Path::available() {
+                let found = levels(path, activation, &scales);
+                for column in [0, 15, 16, 63, 64, 69] {
+                    let alone = levels(path, activation, &scales[column..=column]);
+                    let places = (column..m * n).step_by(n);
+                    assert!(places.clone().all(|i| found[i] == alone[i]), "{path:?}");
+                    assert!(places.clone().any(|i| found[i] != found[column]), "{path:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_scale_of_zero_is_no_panic() {
     let (a, b) = (bytes(8, 1), signed(8 * 3, 2));
     for scale in [0.0, -1.0, f32::NAN, f32::MIN_POSITIVE / 4.0] {
         for &activation in ACTIVATIONS {
             let weights = Weights::new(Strided::rows(&b, 8, 3));
-            let output = Output::U8 { scale, zero_point: 9 };
+            let output = Output::U8 { scales: &[scale], zero_point: 9 };
             let product = Product::new(weights, 0, &[1.0], None, activation, output);
             let mut q = [0; 3];
             let target = Target { f32: None, u8: Some(&mut q), stride: 3 };

@@ -58,7 +58,7 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
 
 /// Rows of u8.
 #[derive(Clone, Copy)]
-struct Left {
+pub(super) struct Left {
     data: *const u8,
     stride: usize,
     depth: usize,
@@ -75,17 +75,17 @@ unsafe fn tiles<T: Sums, const R: usize>(
     // SAFETY: as the caller's.
     unsafe {
         match wide {
-            1 => tile::<T, R, 1>(left, weights, starts, sums),
-            2 => tile::<T, R, 2>(left, weights, starts, sums),
-            3 => tile::<T, R, 3>(left, weights, starts, sums),
-            _ => tile::<T, R, 4>(left, weights, starts, sums),
+            1 => T::tile::<R, 1>(left, weights, starts, sums),
+            2 => T::tile::<R, 2>(left, weights, starts, sums),
+            3 => T::tile::<R, 3>(left, weights, starts, sums),
+            _ => T::tile::<R, 4>(left, weights, starts, sums),
         }
     }
 }
 
 /// sums = starts + left·weights, `R` rows of `W` vectors.
 #[inline(always)]
-unsafe fn tile<T: Sums, const R: usize, const W: usize>(
+pub(super) unsafe fn tile<T: Sums, const R: usize, const W: usize>(
     left: Left,
     weights: *const i8,
     starts: &[i32],
@@ -162,3 +162,34 @@ unsafe fn finish<T: Sums>(job: &Job, place: Place, sums: *mut i32) {
         }
     }
 }
+
+/// The tile of a type, compiled apart from all around it: among other code, the allocation of
+/// registers spills some of the sums in its innermost loop.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile_of {
+    ($sums:ty, $features:literal) => {
+        #[inline(always)]
+        unsafe fn tile<const R: usize, const W: usize>(
+            left: super::tile::Left,
+            weights: *const i8,
+            starts: &[i32],
+            sums: *mut i32,
+        ) {
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            unsafe fn apart<const R: usize, const W: usize>(
+                left: super::tile::Left,
+                weights: *const i8,
+                starts: &[i32],
+                sums: *mut i32,
+            ) {
+                // SAFETY: as the caller's.
+                unsafe { super::tile::tile::<$sums, R, W>(left, weights, starts, sums) }
+            }
+            // SAFETY: as the caller's.
+            unsafe { apart::<R, W>(left, weights, starts, sums) }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use tile_of;

@@ -1,5 +1,7 @@
 //! What the tile and its epilogue ask of a vector register, and the answer without one.
 
+use super::tile::{Left, tile};
+
 /// Sums of 32 bits side by side.
 ///
 /// # Safety
@@ -28,6 +30,17 @@ pub(super) trait Sums: Copy {
     /// self + Σ of the four products of each lane, exact modulo 2³².
     unsafe fn dot(self, left: Self::Left, right: Self::Right) -> Self;
     unsafe fn floats(self) -> Self::Floats;
+    /// sums = starts + left·weights, `R` rows of `W` vectors.
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const W: usize>(
+        left: Left,
+        weights: *const i8,
+        starts: &[i32],
+        sums: *mut i32,
+    ) {
+        // SAFETY: as the caller's.
+        unsafe { tile::<Self, R, W>(left, weights, starts, sums) }
+    }
 }
 
 /// As many f32 as a vector has sums. Every function gives the same bits on every CPU; `fma` rounds

@@ -6,6 +6,7 @@
 
 use std::arch::x86_64::*;
 
+use super::tile::tile_of;
 use super::vector::{Floats, Sums};
 
 /// Sixteen sums, by `vpdpbusd` of AVX-512.
@@ -16,6 +17,8 @@ impl Sums for Vnni512 {
     const LANES: usize = 16;
     const ROWS: usize = 6;
     const WIDE: usize = 4;
+
+    tile_of!(Vnni512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 
     type Left = __m512i;
     type Right = __m512i;
@@ -184,6 +187,7 @@ pub(super) struct Wide256(__m256i);
 
 impl Sums for Wide256 {
     sums_of_256!(4);
+    tile_of!(Wide256, "avx2,fma");
 
     type Left = [__m256i; 2];
     type Right = [__m256i; 2];
