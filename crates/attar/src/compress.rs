@@ -259,8 +259,7 @@ fn vocabulary_step(
     current: &mut Subject,
 ) -> Result<StepOutcome, Error> {
     let start = Instant::now();
-    let mut outcome =
-        StepOutcome::before(&request.recipe.steps[number - 1].pass, &current.model);
+    let mut outcome = StepOutcome::before(&request.recipe.steps[number - 1].pass, &current.model);
     let texts = request.training.as_ref().map_or(Vec::new(), |(_, data)| data.train.texts());
     let (plan, json) = vocabulary.plan(number, current, &texts, request.progress)?;
     let fail = |source| Error::Step { step: Some(number), pass: outcome.pass.clone(), source };

@@ -59,7 +59,8 @@ pub use stages::{STAGES, StageEntry};
 pub use subject::Subject;
 pub use training::{
     Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,
-    TrainingData, Validation, parse_choice, parse_schedule, set_choice, shared_features, train, training_defaults,
+    TrainingData, Validation, parse_choice, parse_schedule, set_choice, shared_features, train,
+    training_defaults,
 };
 
 use std::path::Path;

@@ -12,11 +12,11 @@ use attar_graph::Model;
 use attar_train::{Choice, Control, PruneOptions, StepReport, TrainerOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::stages::StageEntry;
 use crate::training::{
     Augment, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest, TrainingData, parse_choice,
     parse_schedule, shared_features, train, training_defaults,
 };
-use crate::stages::StageEntry;
 use crate::{Error, Subject};
 
 pub(crate) const ENTRY: StageEntry = StageEntry {

@@ -72,8 +72,7 @@ impl Vocabulary {
             size_before: trimmed.size_before,
             padding_stays: trimmed.padding.is_none_or(|(before, now)| before == now),
         };
-        let fail =
-            |source| Error::Step { step: Some(step), pass: ENTRY.name.to_string(), source };
+        let fail = |source| Error::Step { step: Some(step), pass: ENTRY.name.to_string(), source };
         let mut plan = plan_vocabulary(&subject.model, &tokens).map_err(fail)?;
         let count = texts.len();
         plan.remark(format!(

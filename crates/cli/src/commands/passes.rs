@@ -27,7 +27,8 @@ impl Passes {
         let stages = STAGES.iter().map(|entry| (entry.name, entry.summary, entry.options));
         let entries: Vec<_> = passes.chain(stages).collect();
         if json {
-            let option = |o: &OptionEntry| json!({ "key": o.key, "default": o.default, "help": o.help });
+            let option =
+                |o: &OptionEntry| json!({ "key": o.key, "default": o.default, "help": o.help });
             let row = |(name, summary, options): &(&str, &str, &[OptionEntry])| {
                 let options: Vec<_> = options.iter().map(option).collect();
                 json!({ "pass": name, "summary": summary, "settings": options })

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod fixtures;
-mod recover;
 mod pruned;
+mod recover;
 
 use std::fmt::Write as _;
 use std::path::Path;

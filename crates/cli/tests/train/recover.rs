@@ -101,8 +101,7 @@ fn what_is_wrong_with_a_recovery_is_said() {
         ("recover:features=[\"no-such\"]", &["--training", &data][..], "`no-such`"),
         ("recover:learning_rate=-1", &["--training", &data][..], "above 0"),
     ] {
-        let output =
-            attar(&[&["compress", &model, "--step", step, "-o", &run][..], more].concat());
+        let output = attar(&[&["compress", &model, "--step", step, "-o", &run][..], more].concat());
         let message = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{step}: {message}");
         assert!(message.contains(expected), "{step}: {message}");

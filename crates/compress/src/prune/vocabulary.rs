@@ -47,17 +47,15 @@ pub fn plan_vocabulary(model: &Model, tokens: &KeptTokens) -> Result<Plan, PassE
                 // One scale or zero point for the whole table.
                 continue;
             }
-            let is_other = |user: &&Use| {
-                user.node != index && !is_table_reader(&graph.nodes[user.node], part)
-            };
+            let is_other =
+                |user: &&Use| user.node != index && !is_table_reader(&graph.nodes[user.node], part);
             if let Some(other) = links.uses(part).iter().find(is_other) {
                 let other = &graph.nodes[other.node];
                 return Err(refusal(other, part, "reads the table of tokens otherwise"));
             }
             if tables.insert(part.to_string()) {
-                let kept = rows_of(tensor, tokens.kept).ok_or_else(|| {
-                    refusal(node, part, "reads rows that are no whole bytes")
-                })?;
+                let kept = rows_of(tensor, tokens.kept)
+                    .ok_or_else(|| refusal(node, part, "reads rows that are no whole bytes"))?;
                 if kept.shape() != tensor.shape() {
                     plan.push(Edit::SetInitializer { name: part.into(), tensor: kept });
                 }
@@ -75,7 +73,8 @@ pub fn plan_vocabulary(model: &Model, tokens: &KeptTokens) -> Result<Plan, PassE
 
 fn is_table_reader(node: &Node, table: &str) -> bool {
     let looks_up = node.is("Gather") || node.is("DequantizeLinear");
-    looks_up && node.inputs.iter().skip(1).all(|input| input != table || node.is("DequantizeLinear"))
+    looks_up
+        && node.inputs.iter().skip(1).all(|input| input != table || node.is("DequantizeLinear"))
 }
 
 fn refusal(node: &Node, tensor: &str, reason: &'static str) -> PassError {

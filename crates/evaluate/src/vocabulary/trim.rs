@@ -72,7 +72,8 @@ pub fn trim_tokenizer(
     if options.characters {
         kept.extend(model.characters());
     }
-    let mut used: Vec<u32> = (0..size_before as u32).filter(|&id| counts[id as usize] > 0).collect();
+    let mut used: Vec<u32> =
+        (0..size_before as u32).filter(|&id| counts[id as usize] > 0).collect();
     used.sort_by_key(|&id| (std::cmp::Reverse(counts[id as usize]), id));
     for &id in &used {
         let mut added = model.leading_to(id);
@@ -89,14 +90,7 @@ pub fn trim_tokenizer(
     rewrite(&mut json, &now).map_err(fail)?;
     let json = serde_json::to_string(&json).expect("what was read as JSON is written as JSON");
     caught(|| json.parse::<tokenizers::Tokenizer>()).map_err(fail)?;
-    Ok(TrimmedTokenizer {
-        json,
-        kept,
-        size_before,
-        used_count: used.len(),
-        dropped_count,
-        padding,
-    })
+    Ok(TrimmedTokenizer { json, kept, size_before, used_count: used.len(), dropped_count, padding })
 }
 
 fn padding_id(json: &Value, ids: &HashMap<String, u32>) -> Option<u32> {
@@ -136,8 +130,7 @@ impl Pieces {
         if !["WordPiece", "WordLevel", "BPE", "Unigram"].contains(&kind) {
             return Err(format!("tokens of a {kind} tokenizer cannot be left out"));
         }
-        let mut tokens =
-            vec![String::new(); ids.values().max().map_or(0, |&id| id as usize + 1)];
+        let mut tokens = vec![String::new(); ids.values().max().map_or(0, |&id| id as usize + 1)];
         for (token, &id) in ids {
             tokens[id as usize].clone_from(token);
         }

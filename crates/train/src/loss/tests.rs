@@ -275,7 +275,8 @@ fn features_add_their_relative_distance_to_any_loss() {
     let pool = Pool::default();
     let run = LossRun { outputs: &outputs, targets: &targets, scale: SCALE, pool: &pool };
     let measured = loss.measure(&run).unwrap();
-    let plain = measure(&Choice::new("cross-entropy"), &outputs[..1], &Targets::Classes(vec![2, 0]));
+    let plain =
+        measure(&Choice::new("cross-entropy"), &outputs[..1], &Targets::Classes(vec![2, 0]));
     let plain = plain.unwrap();
     let mut wanted = plain.loss;
     for (y, t) in outputs[1..].iter().zip(&teacher) {
