@@ -20,7 +20,7 @@ pub const STAGES: &[StageEntry] = &[vocabulary::ENTRY, recover::ENTRY];
 /// A stage with its settings.
 pub(crate) enum Stage {
     Vocabulary(Vocabulary),
-    Recover(Recover),
+    Recover(Box<Recover>),
 }
 
 impl Stage {
@@ -34,7 +34,7 @@ impl Stage {
         } else if name == recover::ENTRY.name {
             let recover: Recover = read(&recover::ENTRY, settings)?;
             recover.check()?;
-            Some(Self::Recover(recover))
+            Some(Self::Recover(Box::new(recover)))
         } else {
             None
         })

@@ -179,12 +179,7 @@ impl Pass for StaticQuantize {
         let mut batch_count = 0;
         if !placement.products.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
-            for (value, source) in &placement.shared {
-                let range = calibrated.sites.get(source).map(|site| site.chosen.range);
-                if let (Some(site), Some(range)) = (calibrated.sites.get_mut(value), range) {
-                    site.chosen.range = range;
-                }
-            }
+            share_ranges(&mut calibrated.sites, &placement);
             batch_count = calibrated.batch_count;
             let rounded =
                 self.rounded(&links, model, &placement, &calibrated.sites, context.threads)?;
@@ -344,6 +339,16 @@ impl StaticQuantize {
             .collect();
         let shift = self.bias_correction.then_some(rounded.shift.as_slice());
         bias::quantize(builder, links, index, &scales, shift);
+    }
+}
+
+/// Values that must have one range take that of their source.
+fn share_ranges(sites: &mut BTreeMap<String, Site>, placement: &Placement) {
+    for (value, source) in &placement.shared {
+        let range = sites.get(source).map(|site| site.chosen.range);
+        if let (Some(site), Some(range)) = (sites.get_mut(value), range) {
+            site.chosen.range = range;
+        }
     }
 }
 

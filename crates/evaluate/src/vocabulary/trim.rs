@@ -4,7 +4,7 @@
 //! `WordPiece` takes the longest token that fits, Unigram the likeliest path, and both still find it;
 //! BPE joins pairs in their order, and needs every token that it joins on the way.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -56,13 +56,13 @@ pub fn trim_tokenizer(
     let mut tokenizer = read_tokenizer(path)?;
     tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
     tokenizer.with_padding(None);
-    let ids: HashMap<String, u32> = tokenizer.get_vocab(true).into_iter().collect();
+    let ids: BTreeMap<String, u32> = tokenizer.get_vocab(true).into_iter().collect();
     let size_before = ids.values().max().map_or(0, |&id| id as usize + 1);
     let mut counts = vec![0_u64; size_before];
     for (number, chunk) in texts.chunks(CHUNK).enumerate() {
         progress.advance("counting tokens", number * CHUNK, texts.len());
         let encoded = caught(|| tokenizer.encode_batch_fast(chunk.to_vec(), true)).map_err(fail)?;
-        for &id in encoded.iter().flat_map(|encoding| encoding.get_ids()) {
+        for &id in encoded.iter().flat_map(tokenizers::Encoding::get_ids) {
             counts[id as usize] += 1;
         }
     }
@@ -93,13 +93,13 @@ pub fn trim_tokenizer(
     Ok(TrimmedTokenizer { json, kept, size_before, used_count: used.len(), dropped_count, padding })
 }
 
-fn padding_id(json: &Value, ids: &HashMap<String, u32>) -> Option<u32> {
+fn padding_id(json: &Value, ids: &BTreeMap<String, u32>) -> Option<u32> {
     let stated = json["padding"]["pad_id"].as_u64().and_then(|id| u32::try_from(id).ok());
     stated.or_else(|| ["[PAD]", "<pad>"].iter().find_map(|token| ids.get(*token).copied()))
 }
 
 /// Tokens that no text holds, the unknown one, and what a byte falls back to.
-fn special_ids(json: &Value, ids: &HashMap<String, u32>) -> BTreeSet<u32> {
+fn special_ids(json: &Value, ids: &BTreeMap<String, u32>) -> BTreeSet<u32> {
     let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let added = json["added_tokens"].as_array().into_iter().flatten();
     let mut special: BTreeSet<u32> = added.filter_map(|token| number(&token["id"])).collect();
@@ -116,7 +116,7 @@ fn special_ids(json: &Value, ids: &HashMap<String, u32>) -> BTreeSet<u32> {
 struct Pieces {
     /// By number; empty where there is none.
     tokens: Vec<String>,
-    ids: HashMap<String, u32>,
+    ids: BTreeMap<String, u32>,
     /// Marks of a piece that goes on a word, and of one that ends it.
     prefix: String,
     suffix: String,
@@ -125,7 +125,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn of(model: &Value, ids: &HashMap<String, u32>) -> Result<Self, String> {
+    fn of(model: &Value, ids: &BTreeMap<String, u32>) -> Result<Self, String> {
         let kind = kind_of(model);
         if !["WordPiece", "WordLevel", "BPE", "Unigram"].contains(&kind) {
             return Err(format!("tokens of a {kind} tokenizer cannot be left out"));

@@ -1,5 +1,5 @@
-//! What a teacher computes on the way, beside its outputs (FitNets, Romero et al. 2015,
-//! arXiv:1412.6550): L = L_outputs + w · mean over k of Σ (yₖ − tₖ)² / Σ tₖ².
+//! What a teacher computes on the way, beside its outputs (`FitNets`, Romero et al. 2015,
+//! arXiv:1412.6550): L = L(outputs) + w · mean over k of Σ (yₖ − tₖ)² / Σ tₖ².
 
 use attar_tensor::DType;
 

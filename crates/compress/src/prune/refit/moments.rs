@@ -100,6 +100,6 @@ impl Moments {
             sums
         };
         let (xx, xy) = (central(self.xx, &mean_x), central(self.xy, &mean_y));
-        Central { xx, xy, mean_x, mean_y }
+        Central { mean_x, mean_y, xx, xy }
     }
 }

@@ -3,8 +3,8 @@
 //! 2023, arXiv:2302.04089).
 //!
 //! Around the best weights W, a change E costs tr(Eᵀ·H·E). To do without the rows B costs
-//! tr(W_Bᵀ·(H⁻¹)_BB⁻¹·W_B), if the others make up for it: W ← W − H⁻¹_{:,B}·(H⁻¹)_BB⁻¹·W_B. What is
-//! gone leaves H⁻¹ as a row that is eliminated.
+//! `tr(W_Bᵀ·(H⁻¹)_BB⁻¹·W_B)`, if the others make up for it: `W ← W − H⁻¹_{:,B}·(H⁻¹)_BB⁻¹·W_B`. What
+//! is gone leaves H⁻¹ as a row that is eliminated.
 
 use super::solve::{Factor, dot};
 
