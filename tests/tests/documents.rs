@@ -74,6 +74,17 @@ fn the_reference_of_passes_is_that_of_the_code() {
 }
 
 #[test]
+fn the_recipes_that_come_with_attar_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let files = std::fs::read_dir(folder).expect("there are recipes").flatten();
+    let recipes: Vec<_> = files.map(|file| attar::Recipe::load(&file.path())).collect();
+    assert!(recipes.len() >= 5);
+    for recipe in recipes {
+        assert!(!recipe.expect("a recipe is read").steps.is_empty());
+    }
+}
+
+#[test]
 fn the_reference_of_new_models_is_that_of_the_code() {
     fn rows(options: &[ArchitectureOption]) -> String {
         let mut text = String::from("\n| option | default | meaning |\n| --- | --- | --- |\n");
