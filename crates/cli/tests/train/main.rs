@@ -418,7 +418,7 @@ fn the_examples_of_the_help_run() {
     let (_, examples) = help.split_once("Examples:\n").unwrap();
     let commands: Vec<&str> =
         examples.lines().filter_map(|line| line.trim().strip_prefix("attar ")).collect();
-    assert_eq!(commands.len(), 6, "{examples}");
+    assert_eq!(commands.len(), 7, "{examples}");
     for command in commands {
         let mut attar = Command::new(env!("CARGO_BIN_EXE_attar"));
         let output =

@@ -29,14 +29,14 @@ fn what_pruning_lost_is_won_back_from_the_original_or_from_labels_and_zeros_stay
     let (model, data) = learned(&folder);
     let common = ["--data", &data, "--training", &data, "--step", PRUNE];
     let pruned = folder.path("pruned");
-    let lost = compressed(&[&[&model, "-o", &pruned], &common[..]].concat());
-    let lost = metric(&lost["quality"], 1);
+    let answer = compressed(&[&[&model, "-o", &pruned], &common[..]].concat());
+    let lost = metric(&answer, 1);
     for targets in ["original", "labels", "both"] {
         let step = format!("recover:targets={targets},epochs=20,batch=16,learning_rate=0.02");
         let run = folder.path(targets);
         let arguments = [&[&model, "-o", &run][..], &common, &["--step", &step]].concat();
         let answer = compressed(&arguments);
-        let found = metric(&answer["quality"], 1);
+        let found = metric(&answer, 1);
         assert!(found > lost + 0.05, "{targets}: {lost} {found}");
         let training = &answer["steps"][1]["training"];
         assert_eq!(training["step_count"], 20 * 25);
