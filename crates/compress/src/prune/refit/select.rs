@@ -6,7 +6,12 @@
 //! `tr(W_Bᵀ·(H⁻¹)_BB⁻¹·W_B)`, if the others make up for it: `W ← W − H⁻¹_{:,B}·(H⁻¹)_BB⁻¹·W_B`. What
 //! is gone leaves H⁻¹ as a row that is eliminated.
 
+use rayon::prelude::*;
+
 use super::solve::{Factor, dot};
+
+/// Rows that a thread eliminates at least, so that small systems stay on one.
+const ROWS_AT_ONCE: usize = 64;
 
 /// Removes `count` blocks of rows of `w` [size, n], one after the other, each time the one that
 /// costs least. Blocks that `is_gone` marks are gone already and count for nothing.
@@ -62,16 +67,15 @@ fn eliminate(w: &mut [f64], inverse: &mut [f64], block: &[usize], [size, n]: [us
         let pivot = inverse[gone * size..(gone + 1) * size].to_vec();
         let own = w[gone * n..(gone + 1) * n].to_vec();
         let diagonal = pivot[gone];
-        for (row, &factor) in pivot.iter().enumerate() {
+        let rows = inverse.par_chunks_mut(size).zip(w.par_chunks_mut(n)).zip(&pivot);
+        rows.with_min_len(ROWS_AT_ONCE).for_each(|((inverse, w), &factor)| {
             if factor == 0.0 {
-                continue;
+                return;
             }
             let factor = factor / diagonal;
-            let line = &mut inverse[row * size..(row + 1) * size];
-            line.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
-            let line = &mut w[row * n..(row + 1) * n];
-            line.iter_mut().zip(&own).for_each(|(value, own)| *value -= factor * own);
-        }
+            inverse.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
+            w.iter_mut().zip(&own).for_each(|(value, own)| *value -= factor * own);
+        });
         // Exactly nothing, not what rounding left.
         for i in 0..size {
             inverse[gone * size + i] = 0.0;
