@@ -37,7 +37,10 @@ pub(crate) struct ChannelPrune {
 
 /// One for all groups, or by kind or group.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "`sparsity` is a fraction from 0 to 1, or a table of them by kind or group"
+)]
 enum Sparsity {
     All(Fraction),
     /// By the name of a kind, or a pattern of names of groups.
