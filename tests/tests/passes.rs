@@ -39,6 +39,7 @@ fn context() -> Context<'static> {
         runtime: &Builtin,
         threads: NonZeroUsize::MIN,
         exclude: Exclude::default(),
+        timing: None,
     }
 }
 

@@ -39,6 +39,7 @@ fn after(model: &Model, pass: &str, settings: &str) -> (Model, Vec<String>) {
         runtime: &Builtin,
         threads: NonZeroUsize::MIN,
         exclude: Exclude::default(),
+        timing: None,
     };
     let mut model = model.clone();
     let mut remarks = Vec::new();

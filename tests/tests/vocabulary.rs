@@ -65,6 +65,7 @@ fn texts_within_the_vocabulary_get_the_same_bits_and_the_model_is_smaller() {
         runtimes: Vec::new(),
         threads: NonZeroUsize::MIN,
         is_timed: false,
+        measures_steps: false,
         latency_threads: NonZeroUsize::MIN,
         shape: Shape { batch: 1, length: 16 },
         output: &output,

@@ -11,10 +11,13 @@ use attar_evaluate::{Dataset, Progress, Shape};
 use attar_runtime::{Builtin, Runtime};
 use serde::Serialize;
 
+use crate::layers::time_layers;
 use crate::pipeline::{StepOutcome, run_step};
 use crate::recover::{Recover, RecoverRun};
+use crate::register::register_warning;
 use crate::run_folder::RunFolder;
 use crate::stages::Stage;
+use crate::step_measures::{Clock, StepMeasures};
 use crate::vocabulary::Vocabulary;
 use crate::{
     CalibrationSample, Error, EvaluateOptions, Evaluation, LatencyRow, Recipe, RuntimeInvariance,
@@ -38,6 +41,8 @@ pub struct CompressRequest<'a> {
     pub threads: NonZeroUsize,
     /// Whether to time original and result.
     pub is_timed: bool,
+    /// Whether time and quality are measured after each step too.
+    pub measures_steps: bool,
     pub latency_threads: NonZeroUsize,
     pub shape: Shape,
     pub output: &'a Path,
@@ -85,8 +90,8 @@ pub fn dry_run(request: &CompressRequest) -> Result<Vec<StepOutcome>, Error> {
     let mut outcomes = Vec::new();
     for (index, step) in request.recipe.steps.iter().enumerate() {
         outcomes.push(if step.stage()?.is_some() {
-            let mut outcome = StepOutcome::before(&step.pass, &current.model);
-            outcome.after(&current.model, Instant::now());
+            let mut outcome = StepOutcome::before(&step.pass, &current.model, request.shape);
+            outcome.after(&current.model, request.shape, Instant::now());
             outcome.remarks = vec!["done only into a run folder".into()];
             outcome
         } else {
@@ -106,9 +111,20 @@ fn pass_step(
     let mut model = current.model.clone();
     let sample = calibration_sample(request, current)?;
     let step = &request.recipe.steps[number - 1];
-    let mut context = context(request, sample.as_ref());
-    let outcome = run_step(&mut model, step, number, &mut context, keeps_edits)?;
-    current.model = model;
+    // A dry run is quick: it does not look at the clock.
+    let runtime = request.runtimes.first().filter(|_| request.is_timed);
+    let clock = runtime.map(|runtime| Clock {
+        runtime: runtime.as_ref(),
+        threads: request.latency_threads,
+        shape: request.shape,
+    });
+    let mut context = context(request, sample.as_ref(), clock.as_ref());
+    let mut outcome = run_step(&mut model, step, number, &mut context, request.shape, keeps_edits)?;
+    let before = std::mem::replace(&mut current.model, model);
+    if request.is_timed && !keeps_edits {
+        let (threads, shape) = (request.latency_threads, request.shape);
+        time_layers(&mut outcome.layers, &before, &current.model, threads, shape);
+    }
     Ok(outcome)
 }
 
@@ -131,12 +147,14 @@ fn calibration_sample<'a>(
 fn context<'a>(
     request: &CompressRequest,
     sample: Option<&'a CalibrationSample<'a>>,
+    clock: Option<&'a Clock<'a>>,
 ) -> Context<'a> {
     Context {
         calibration: sample.map(|sample| sample as _),
         runtime: &Builtin,
         threads: request.threads,
         exclude: Exclude::default(),
+        timing: clock.map(|clock| clock as _),
     }
 }
 
@@ -187,6 +205,10 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
                 run.discard_if_empty();
             }
         })?;
+        let mut outcome = outcome;
+        if request.measures_steps {
+            outcome.measures = Some(step_measures(request, &current)?);
+        }
         run.step_done(&current.model, &outcome)?;
         if request.stop.load(Ordering::SeqCst) {
             return Err(Error::Stopped);
@@ -220,7 +242,7 @@ fn recover_step(
 ) -> Result<StepOutcome, Error> {
     let start = Instant::now();
     let step = &request.recipe.steps[number - 1];
-    let mut outcome = StepOutcome::before(&step.pass, &current.model);
+    let mut outcome = StepOutcome::before(&step.pass, &current.model, request.shape);
     let trained = recover.run(&RecoverRun {
         original: &request.subject,
         subject: current,
@@ -245,7 +267,7 @@ fn recover_step(
         record.loss_last
     ));
     current.model = trained;
-    outcome.after(&current.model, start);
+    outcome.after(&current.model, request.shape, start);
     outcome.training = Some(record);
     Ok(outcome)
 }
@@ -259,7 +281,8 @@ fn vocabulary_step(
     current: &mut Subject,
 ) -> Result<StepOutcome, Error> {
     let start = Instant::now();
-    let mut outcome = StepOutcome::before(&request.recipe.steps[number - 1].pass, &current.model);
+    let step = &request.recipe.steps[number - 1];
+    let mut outcome = StepOutcome::before(&step.pass, &current.model, request.shape);
     let texts = request.training.as_ref().map_or(Vec::new(), |(_, data)| data.train.texts());
     let (plan, json) = vocabulary.plan(number, current, &texts, request.progress)?;
     let fail = |source| Error::Step { step: Some(number), pass: outcome.pass.clone(), source };
@@ -270,8 +293,55 @@ fn vocabulary_step(
     outcome.edit_count = plan.edits.len();
     outcome.remarks.extend(plan.remarks);
     outcome.warnings.extend(plan.warnings);
-    outcome.after(&current.model, start);
+    outcome.after(&current.model, request.shape, start);
     Ok(outcome)
+}
+
+/// What can be said of the data before anything is done; the report says it again.
+///
+/// # Errors
+/// Texts that cannot be tokenized.
+pub fn early_warnings(request: &CompressRequest) -> Result<Vec<String>, Error> {
+    let (Some((_, calibration)), Some(data)) = (&request.calibration, &request.data) else {
+        return Ok(Vec::new());
+    };
+    if data.texts().is_empty() || calibration.texts().is_empty() {
+        return Ok(Vec::new());
+    }
+    let (count, encoder) = (request.calibration_count, request.subject.text_encoder()?);
+    Ok(register_warning(calibration, count, data, &encoder)?.into_iter().collect())
+}
+
+/// Time and quality of what a step has left.
+fn step_measures(request: &CompressRequest, current: &Subject) -> Result<StepMeasures, Error> {
+    let subjects = [&request.subject, current];
+    let mut latency = Vec::new();
+    for runtime in request.runtimes.iter().filter(|_| request.is_timed) {
+        // Another runtime than the chosen one may not know the model.
+        let row =
+            latency_of(&subjects, runtime.as_ref(), request.latency_threads, request.shape, 1.0);
+        latency.extend(row.ok());
+    }
+    let quality = match (&request.data, request.runtimes.first()) {
+        (Some(data), Some(runtime)) => Some(quality(request, &subjects, data, runtime.as_ref())?),
+        _ => None,
+    };
+    Ok(StepMeasures::new(&latency, quality.as_ref()))
+}
+
+fn quality(
+    request: &CompressRequest,
+    subjects: &[&Subject],
+    data: &Dataset,
+    runtime: &dyn Runtime,
+) -> Result<Evaluation, Error> {
+    let options = EvaluateOptions {
+        runtime,
+        threads: request.threads,
+        batch_size: 32,
+        progress: request.progress,
+    };
+    evaluate_models(subjects, data, &options)
 }
 
 fn measured(
@@ -280,7 +350,7 @@ fn measured(
     steps: Vec<StepOutcome>,
 ) -> Result<CompressOutcome, Error> {
     let subjects = [&request.subject, result];
-    let (mut latency, mut warnings) = (Vec::new(), Vec::new());
+    let (mut latency, mut warnings) = (Vec::new(), early_warnings(request)?);
     let timed = if request.is_timed { request.runtimes.as_slice() } else { &[] };
     for (index, runtime) in timed.iter().enumerate() {
         request.progress.advance("timing", index, timed.len());
@@ -296,13 +366,7 @@ fn measured(
     let mut invariance = Vec::new();
     let mut quality = None;
     if let (Some(data), Some(runtime)) = (&request.data, request.runtimes.first()) {
-        let options = EvaluateOptions {
-            runtime: runtime.as_ref(),
-            threads: request.threads,
-            batch_size: 32,
-            progress: request.progress,
-        };
-        quality = Some(evaluate_models(&subjects, data, &options)?);
+        quality = Some(self::quality(request, &subjects, data, runtime.as_ref())?);
         if !data.texts().is_empty() {
             for (index, runtime) in request.runtimes.iter().enumerate() {
                 request.progress.advance("batch invariance", index, request.runtimes.len());

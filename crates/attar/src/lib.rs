@@ -10,15 +10,18 @@ mod evaluation;
 mod examination;
 mod importing;
 mod inspect;
+mod layers;
 mod making;
 mod measure;
 mod pipeline;
 mod recipe;
 mod recover;
+mod register;
 mod run_folder;
 mod runtimes;
 mod sensitivity;
 mod stages;
+mod step_measures;
 mod subject;
 mod training;
 mod vocabulary;
@@ -40,7 +43,9 @@ pub use attar_train::{
     Schedule, SettingEntry, Span, StepReport, TrainerOptions, ValidationReport,
 };
 pub use calibration::CalibrationSample;
-pub use compress::{BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run};
+pub use compress::{
+    BudgetCheck, CompressOutcome, CompressRequest, compress, dry_run, early_warnings,
+};
 pub use converting::{ConvertOutcome, ConvertRequest, convert};
 pub use error::Error;
 pub use evaluation::{
@@ -49,6 +54,7 @@ pub use evaluation::{
 };
 pub use importing::{ImportOutcome, ImportRequest, import};
 pub use inspect::{ConstantRow, Inspection, NodeRow, OperatorRow, RoleRow, TreeRow, inspect};
+pub use layers::{LayerChange, NodeTime, Work, node_times};
 pub use making::{NewRequest, TokenizerOutcome, TokenizerRequest, new_model, new_tokenizer};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
@@ -56,6 +62,7 @@ pub use recover::TrainingRecord;
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use sensitivity::{SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map};
 pub use stages::{STAGES, StageEntry};
+pub use step_measures::{RuntimeTime, StepMeasures, StepMetric};
 pub use subject::Subject;
 pub use training::{
     Augment, CurvePoint, TrainBegun, TrainDefaults, TrainOutcome, TrainProgress, TrainRequest,

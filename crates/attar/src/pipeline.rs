@@ -3,9 +3,12 @@
 use std::time::Instant;
 
 use attar_compress::{Context, Exclude, PassError, QuantizationRecord};
+use attar_evaluate::Shape;
 use attar_graph::{Model, Plan, apply};
 use serde::{Deserialize, Serialize};
 
+use crate::layers::{LayerChange, Work, layer_changes};
+use crate::step_measures::StepMeasures;
 use crate::{Error, Step, TrainingRecord};
 
 /// What one step did.
@@ -21,7 +24,17 @@ pub struct StepOutcome {
     pub node_count: usize,
     pub weight_bytes_before: u64,
     pub weight_bytes: u64,
+    #[serde(default)]
+    pub work_before: Work,
+    #[serde(default)]
+    pub work: Work,
+    /// What it did to single layers, where it made them smaller.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerChange>,
     pub seconds: f64,
+    /// Time and quality of what it left, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measures: Option<StepMeasures>,
     /// Ranges, methods and errors, where the step quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantizationRecord>,
@@ -35,7 +48,7 @@ pub struct StepOutcome {
 
 impl StepOutcome {
     /// Of a step that has not begun.
-    pub(crate) fn before(pass: &str, model: &Model) -> Self {
+    pub(crate) fn before(pass: &str, model: &Model, shape: Shape) -> Self {
         Self {
             pass: pass.into(),
             edit_count: 0,
@@ -45,7 +58,11 @@ impl StepOutcome {
             node_count: 0,
             weight_bytes_before: weight_bytes(model),
             weight_bytes: 0,
+            work_before: Work::of(model, shape),
+            work: Work::default(),
+            layers: Vec::new(),
             seconds: 0.0,
+            measures: None,
             quantization: None,
             training: None,
             edits: Vec::new(),
@@ -53,12 +70,13 @@ impl StepOutcome {
     }
 
     /// Completes it by what the step made.
-    pub(crate) fn after(&mut self, model: &Model, start: Instant) {
+    pub(crate) fn after(&mut self, model: &Model, shape: Shape, start: Instant) {
         if self.edit_count == 0 {
             self.remarks.push("changed nothing".into());
         }
         self.node_count = model.graph.nodes.len();
         self.weight_bytes = weight_bytes(model);
+        self.work = Work::of(model, shape);
         self.seconds = start.elapsed().as_secs_f64();
     }
 
@@ -95,6 +113,7 @@ pub(crate) fn run_step(
     step: &Step,
     number: usize,
     context: &mut Context,
+    shape: Shape,
     keeps_edits: bool,
 ) -> Result<StepOutcome, Error> {
     let fail = |source| Error::Step { step: Some(number), pass: step.pass.clone(), source };
@@ -102,7 +121,8 @@ pub(crate) fn run_step(
     context.exclude = Exclude::new(step.exclude.clone());
     check_exclude(model, &context.exclude).map_err(fail)?;
     let start = Instant::now();
-    let mut outcome = StepOutcome::before(&step.pass, model);
+    let mut outcome = StepOutcome::before(&step.pass, model, shape);
+    let before = model.clone();
     outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
@@ -112,7 +132,8 @@ pub(crate) fn run_step(
             break;
         }
     }
-    outcome.after(model, start);
+    outcome.after(model, shape, start);
+    outcome.layers = layer_changes(&before, model, shape);
     Ok(outcome)
 }
 

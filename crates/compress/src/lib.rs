@@ -17,7 +17,9 @@ mod types;
 pub use attar_graph::NamePatterns as Exclude;
 pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
 pub use importance::{IMPORTANCES, ImportanceEntry};
-pub use pass::{Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, pass_entry};
+pub use pass::{
+    Calibration, Context, OptionEntry, PASSES, Pass, PassEntry, PassError, Timing, pass_entry,
+};
 pub use prune::{KeptTokens, plan_vocabulary};
 pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,

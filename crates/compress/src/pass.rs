@@ -68,6 +68,17 @@ pub struct Context<'a> {
     pub runtime: &'a dyn Runtime,
     pub threads: std::num::NonZeroUsize,
     pub exclude: Exclude,
+    /// Where models can be timed on the runtime that they are made for.
+    pub timing: Option<&'a dyn Timing>,
+}
+
+/// Times models against each other.
+pub trait Timing {
+    /// The time of `b` over that of `a`: medians of runs in turn.
+    ///
+    /// # Errors
+    /// A model that the runtime does not take.
+    fn ratio(&self, a: &Model, b: &Model) -> Result<f64, PassError>;
 }
 
 /// One setting of a pass, as the reference shows it.

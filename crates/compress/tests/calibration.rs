@@ -38,6 +38,7 @@ fn quantized(feeds: &Feeds) -> Result<Model, PassError> {
         runtime: &Builtin,
         threads: NonZeroUsize::MIN,
         exclude: Exclude::default(),
+        timing: None,
     };
     let mut model = model();
     let plan = pass.plan(&model, &context)?;

@@ -53,6 +53,7 @@ fn memory_does_not_grow_with_the_calibration_data() {
         runtime: &Builtin,
         threads: NonZeroUsize::MIN,
         exclude: Exclude::default(),
+        timing: None,
     };
     let before = peak_kilobytes();
     pass.plan(&model, &context).unwrap();

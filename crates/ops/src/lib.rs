@@ -123,7 +123,7 @@ pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assig
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::int8::int8_operations_per_second;
 pub use kernels::isa_name;
-pub use program::{Program, ProgramError, Visit};
+pub use program::{Program, ProgramError, StepTime, Visit};
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.

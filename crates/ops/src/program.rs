@@ -2,6 +2,8 @@
 
 mod planner;
 
+use std::time::{Duration, Instant};
+
 use attar_graph::{GraphError, Model, Value};
 use attar_tensor::{DType, Tensor};
 
@@ -35,6 +37,15 @@ struct Step {
     observed: Vec<(usize, String)>,
     node: String,
     op_type: String,
+}
+
+/// What one step of a run took.
+#[derive(Clone, Debug)]
+pub struct StepTime {
+    /// The node that the step stands for; a fused one stands for several.
+    pub node: String,
+    pub op_type: String,
+    pub time: Duration,
 }
 
 /// Shows an observed value by name.
@@ -139,7 +150,35 @@ impl Program {
         &self,
         feeds: Vec<Datum>,
         pool: &Pool,
+        visit: Option<Visit>,
+    ) -> Result<Vec<Datum>, ProgramError> {
+        self.execute(feeds, pool, visit, None)
+    }
+
+    /// Runs the graph and tells what each step took.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn profile(&self, feeds: Vec<Datum>, pool: &Pool) -> Result<Vec<StepTime>, ProgramError> {
+        let mut times = Vec::with_capacity(self.steps.len());
+        self.execute(feeds, pool, None, Some(&mut times))?;
+        let of_step = |(step, time): (&Step, Duration)| StepTime {
+            node: step.node.clone(),
+            op_type: step.op_type.clone(),
+            time,
+        };
+        Ok(self.steps.iter().zip(times).map(of_step).collect())
+    }
+
+    fn execute(
+        &self,
+        feeds: Vec<Datum>,
+        pool: &Pool,
         mut visit: Option<Visit>,
+        mut times: Option<&mut Vec<Duration>>,
     ) -> Result<Vec<Datum>, ProgramError> {
         assert_eq!(feeds.len(), self.input_slots.len(), "one feed per input");
         let mut slots: Vec<Option<Datum>> = vec![None; self.slot_count];
@@ -147,10 +186,14 @@ impl Program {
             slots[slot] = Some(feed);
         }
         for step in &self.steps {
+            let start = times.is_some().then(Instant::now);
             let outputs = self.run_step(step, &mut slots, pool).map_err(|source| {
                 let (node, op_type) = (step.node.clone(), step.op_type.clone());
                 ProgramError::Node { node, op_type, source: Box::new(source) }
             })?;
+            if let (Some(times), Some(start)) = (&mut times, start) {
+                times.push(start.elapsed());
+            }
             if let Some(visit) = &mut visit {
                 for (position, name) in &step.observed {
                     if let Some(Datum::Tensor(tensor)) = outputs.get(*position) {

@@ -1,7 +1,7 @@
 //! attar's own runtime: a program of `attar-ops` on threads of its own.
 
 use attar_graph::{Model, Value};
-use attar_ops::{Datum, Pool, Program, Visit};
+use attar_ops::{Datum, Pool, Program, StepTime, Visit};
 use attar_tensor::Tensor;
 
 use crate::feeds::check_feeds;
@@ -42,17 +42,22 @@ impl BuiltinSession {
         Ok(Self { program, pool: Pool::default(), threads })
     }
 
-    fn execute(
-        &mut self,
-        feeds: &[(&str, &Tensor)],
-        visit: Option<Visit>,
-    ) -> Result<Vec<Tensor>, RuntimeError> {
+    /// The feeds in the order of the inputs.
+    fn in_order(&self, feeds: &[(&str, &Tensor)]) -> Result<Vec<Datum>, RuntimeError> {
         check_feeds(self.program.inputs(), feeds)?;
         let in_order = self.program.inputs().iter().map(|input| {
             let (_, tensor) = feeds.iter().find(|(name, _)| *name == input.name)?;
             Some(Datum::Tensor(tensor.aligned()))
         });
-        let in_order = in_order.collect::<Option<_>>().expect("every input was found to be fed");
+        Ok(in_order.collect::<Option<_>>().expect("every input was found to be fed"))
+    }
+
+    fn execute(
+        &mut self,
+        feeds: &[(&str, &Tensor)],
+        visit: Option<Visit>,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let in_order = self.in_order(feeds)?;
         let Self { program, pool, threads } = self;
         let outputs = threads.install(|| program.observe(in_order, pool, visit))?;
         let tensor = |(datum, value): (Datum, &Value)| match datum {
@@ -84,5 +89,11 @@ impl Session for BuiltinSession {
         visit: Visit,
     ) -> Result<Vec<Tensor>, RuntimeError> {
         self.execute(feeds, Some(visit))
+    }
+
+    fn profile(&mut self, feeds: &[(&str, &Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
+        let in_order = self.in_order(feeds)?;
+        let Self { program, pool, threads } = self;
+        Ok(threads.install(|| program.profile(in_order, pool))?)
     }
 }

@@ -8,6 +8,8 @@ use attar_graph::{GraphError, Model, Value};
 use attar_ops::{OpError, ProgramError};
 use attar_tensor::Tensor;
 
+pub use attar_ops::StepTime;
+
 pub use builtin::Builtin;
 pub use ort::Ort;
 
@@ -67,6 +69,16 @@ pub trait Session: Send {
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let _ = (feeds, visit);
         Err(RuntimeError::Unsupported { what: "showing intermediate values".into() })
+    }
+
+    /// Runs the model and tells what each of its steps took, in order. Steps of a fused graph
+    /// stand for several nodes.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); [`RuntimeError::Unsupported`] where a runtime does not tell.
+    fn profile(&mut self, feeds: &[(&str, &Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
+        let _ = feeds;
+        Err(RuntimeError::Unsupported { what: "timing single nodes".into() })
     }
 }
 

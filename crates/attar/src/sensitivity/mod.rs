@@ -65,6 +65,7 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         runtime: &Builtin,
         threads: request.threads,
         exclude: Exclude::new(request.exclude.clone()),
+        timing: None,
     };
     crate::pipeline::check_exclude(&subject.model, &context.exclude).map_err(failed)?;
     let is_measured = !request.options.measured.is_empty();

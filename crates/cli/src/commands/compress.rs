@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use attar::{
-    Budget, CompressOutcome, CompressRequest, Error, Recipe, Shape, Step, StepOutcome, Subject,
-    TrainingData, Validation, compress, dry_run,
+    Budget, CompressOutcome, CompressRequest, Error, LayerChange, Recipe, Shape, Step, StepOutcome,
+    Subject, TrainingData, Validation, compress, dry_run, early_warnings,
 };
 use clap::Args;
 
 use super::quality::{invariance_table, latency_table, quality_table, size_change};
 use crate::arguments::{DataArguments, RuntimeArguments};
-use crate::print::{self, bytes};
+use crate::print::{self, bytes, count};
+use crate::table::Table;
 
 /// Compress a model by a recipe or by steps, and measure what it cost.
 ///
@@ -69,6 +70,9 @@ pub(crate) struct Compress {
     /// Do not time original and result
     #[arg(long)]
     no_timing: bool,
+    /// Measure time and quality after each step too
+    #[arg(long, requires = "output")]
+    measure_steps: bool,
     /// Threads of the timed runs
     #[arg(long, value_name = "N", default_value = "1")]
     latency_threads: std::num::NonZeroUsize,
@@ -114,6 +118,7 @@ impl Compress {
             runtimes: if output.is_some() { self.runtimes()? } else { Vec::new() },
             threads: self.runtime_arguments.threads(),
             is_timed: !self.no_timing,
+            measures_steps: self.measure_steps,
             latency_threads: self.latency_threads,
             shape: Shape { batch: self.batch.get(), length },
             output: output.unwrap_or(Path::new("")),
@@ -138,6 +143,9 @@ impl Compress {
                 "warning: ranges come from the texts that quality is measured on; its labels are \
                  not used, but new texts may fare a little worse"
             );
+        }
+        for warning in early_warnings(&request)? {
+            eprintln!("warning: {warning}");
         }
         stop_at_interrupt(&request);
         let outcome = match compress(&request) {
@@ -219,8 +227,70 @@ fn step_text(number: usize, step: &StepOutcome) -> String {
         bytes(step.weight_bytes),
         step.seconds
     );
+    let (before, after) = (step.work_before, step.work);
+    if after.macs < before.macs {
+        text.push_str(&format!(
+            "  {} → {} multiply-accumulates ({:.2}× fewer), {} → {} parameters\n",
+            count(before.macs),
+            count(after.macs),
+            before.macs as f64 / after.macs.max(1) as f64,
+            count(before.parameter_count),
+            count(after.parameter_count)
+        ));
+    }
+    if let Some(measures) = &step.measures {
+        for time in &measures.times {
+            text.push_str(&format!(
+                "  {:.2} ms on {}, {:.2}× as fast as the original\n",
+                time.ms,
+                time.runtime,
+                time.original_ms / time.ms
+            ));
+        }
+        if let Some(metric) = &measures.metric {
+            text.push_str(&format!(
+                "  {} {:.4}, {:+.4} [{:+.4}, {:+.4}]\n",
+                metric.name, metric.value, metric.difference, metric.low, metric.high
+            ));
+        }
+    }
     for remark in &step.remarks {
         text.push_str(&format!("  {remark}\n"));
+    }
+    text.push_str(&layers_text(&step.layers));
+    text
+}
+
+/// Layers shown; the report has them all.
+const LAYERS_SHOWN: usize = 40;
+
+/// What became of the layers that cost most.
+fn layers_text(layers: &[LayerChange]) -> String {
+    let mut sizes: Vec<u64> = layers.iter().map(|layer| layer.before.macs).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let Some(&least) = sizes.get(LAYERS_SHOWN - 1).or(sizes.last()) else { return String::new() };
+    let mut header = vec!["  layer", "multiply-accumulates", "parameters"];
+    let is_timed = layers.iter().any(|layer| layer.ms.is_some());
+    if is_timed {
+        header.push("ms on builtin");
+    }
+    let mut table = Table::new(&header);
+    let shown = layers.iter().filter(|layer| layer.before.macs >= least).take(LAYERS_SHOWN);
+    for layer in shown {
+        let (before, after) = (layer.before, layer.after);
+        let mut row = vec![
+            format!("  {} ({})", layer.node, layer.op_type),
+            format!("{} → {}", count(before.macs), count(after.macs)),
+            format!("{} → {}", count(before.parameter_count), count(after.parameter_count)),
+        ];
+        if is_timed {
+            row.push(layer.ms.map_or(String::new(), |[a, b]| format!("{a:.3} → {b:.3}")));
+        }
+        table.row(row);
+    }
+    let mut text = table.to_string();
+    if layers.len() > LAYERS_SHOWN {
+        text.push_str(&format!("  and {} more in report.json\n", layers.len() - LAYERS_SHOWN));
     }
     text
 }

@@ -30,6 +30,10 @@ impl Cut {
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty()
     }
+
+    pub(super) fn takes_of(&self, axis: usize) -> bool {
+        self.removed.contains_key(&axis)
+    }
 }
 
 impl ChannelGroups {

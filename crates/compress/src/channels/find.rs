@@ -116,6 +116,18 @@ impl ChannelGroups {
         }
     }
 
+    /// Whether two values are known to have one shape.
+    pub(crate) fn have_same_shape(&self, a: &str, b: &str) -> bool {
+        let shape = |name: &str| self.facts.get(name)?.shape.clone();
+        shape(a).is_some_and(|a| shape(b) == Some(a))
+    }
+
+    /// Whether a cut takes something of a value away.
+    pub(crate) fn is_cut(&self, cut: &super::Cut, value: &str) -> bool {
+        let axes = self.places.value(value).map(|tensor| self.places.axes_of(tensor));
+        axes.is_some_and(|mut axes| axes.any(|axis| cut.takes_of(axis)))
+    }
+
     /// Whether channels of both can be cut in one go: they lie on different axes, or were found
     /// together.
     pub fn go_together(&self, a: &ChannelGroup, b: &ChannelGroup) -> bool {

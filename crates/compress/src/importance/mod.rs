@@ -48,47 +48,67 @@ pub struct ImportanceEntry {
     pub summary: &'static str,
     /// Whether it runs the model on calibration data.
     pub needs_data: bool,
+    /// Whether scores of different tensors are in one unit: what the outputs move by.
+    pub is_comparable: bool,
     scores: for<'a> fn(&'a Scoring<'a>) -> Result<Box<dyn Scores + 'a>, PassError>,
 }
 
 /// Every importance.
 pub const IMPORTANCES: &[ImportanceEntry] = &[
-    ImportanceEntry { name: "l1", summary: "|w|", needs_data: false, scores: absolute::l1 },
-    ImportanceEntry { name: "l2", summary: "w²", needs_data: false, scores: absolute::l2 },
+    ImportanceEntry {
+        name: "l1",
+        summary: "|w|",
+        needs_data: false,
+        is_comparable: false,
+        scores: absolute::l1,
+    },
+    ImportanceEntry {
+        name: "l2",
+        summary: "w²",
+        needs_data: false,
+        is_comparable: false,
+        scores: absolute::l2,
+    },
     ImportanceEntry {
         name: "relative",
         summary: "|w| over the sum of |w| of its tensor",
         needs_data: false,
+        is_comparable: false,
         scores: relative::scores,
     },
     ImportanceEntry {
         name: "activation",
         summary: "|w| times the root mean square of the channel that it meets (Wanda)",
         needs_data: true,
+        is_comparable: false,
         scores: activation::scores,
     },
     ImportanceEntry {
         name: "taylor",
         summary: "mean of |w·g|, g the gradient of the outputs, summed with random signs",
         needs_data: true,
+        is_comparable: true,
         scores: taylor::scores,
     },
     ImportanceEntry {
         name: "taylor2",
         summary: "mean of (w·g)²: w² times the diagonal of the Gauss-Newton matrix",
         needs_data: true,
+        is_comparable: true,
         scores: taylor_second::scores,
     },
     ImportanceEntry {
         name: "loss",
         summary: "mean of |w·g|, g the gradient of the cross-entropy with the data's labels",
         needs_data: true,
+        is_comparable: true,
         scores: taylor::of_loss,
     },
     ImportanceEntry {
         name: "random",
         summary: "drawn evenly, as a control",
         needs_data: false,
+        is_comparable: false,
         scores: random::scores,
     },
 ];
@@ -120,6 +140,14 @@ impl Importance {
     /// The one called `name`, which is in the table.
     pub(crate) fn named(name: &str) -> Self {
         name.to_string().try_into().expect("the name is in the table")
+    }
+
+    pub(crate) fn needs_data(self) -> bool {
+        self.0.needs_data
+    }
+
+    pub(crate) fn is_comparable(self) -> bool {
+        self.0.is_comparable
     }
 
     /// Scores of all tensors of `scoring`, ready to be asked for.

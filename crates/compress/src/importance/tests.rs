@@ -45,7 +45,7 @@ fn model(text: &str) -> Model {
 
 fn context(calibration: Option<&dyn Calibration>) -> Context<'_> {
     let threads = NonZeroUsize::MIN;
-    Context { calibration, runtime: &Builtin, threads, exclude: Exclude::default() }
+    Context { calibration, runtime: &Builtin, threads, exclude: Exclude::default(), timing: None }
 }
 
 fn scored(model: &Model, importance: &str, names: &[&str], feeds: &Feeds) -> Vec<Vec<f32>> {

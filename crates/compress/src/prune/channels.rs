@@ -2,16 +2,16 @@
 //! (Li et al., 2017, arXiv:1608.08710, by the size of weights; coupled channels as in `DepGraph`,
 //! Fang et al., 2023, arXiv:2301.12900).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use attar_graph::{Model, Plan};
 use attar_ops::fold_constants;
-use attar_tensor::Tensor;
 use serde::Deserialize;
 
 use super::refit::{Choice, Refit};
 use super::score::{ChannelImportance, channel_scores};
+use super::step_back::step_back;
 use crate::{
     ChannelGroup, ChannelGroups, ChannelKind, Context, Exclude, Fraction, OptionEntry, Pass,
     PassError,
@@ -33,6 +33,11 @@ pub(crate) struct ChannelPrune {
     /// λ of the refit, relative to the mean second moment; 0 for none.
     #[serde(default)]
     ridge: f64,
+    /// Whether what makes the model slower is cut less, where it can be timed.
+    #[serde(default = "yes")]
+    timed: bool,
+    #[serde(default)]
+    seed: u64,
 }
 
 /// One for all groups, or by kind or group.
@@ -75,6 +80,10 @@ fn default_kinds() -> Vec<ChannelKind> {
     vec![ChannelKind::Conv, ChannelKind::Columns, ChannelKind::Heads, ChannelKind::Recurrent]
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
@@ -88,13 +97,16 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "importance",
         default: "\"l2\"",
-        help: "\"l1\", \"l2\": by the size of weights; \"second-order\": by what the next product loses \
-               once it is refitted, from calibration data; \"random\", as a control",
+        help: "\"second-order\": by what the next product loses once it is refitted, from calibration \
+               data; or that of the channel's weights, added up: \"l1\", \"l2\", \"relative\", \
+               \"activation\", \"taylor\", \"taylor2\", \"loss\" or \"random\", see below",
     },
     OptionEntry {
         key: "scope",
         default: "\"group\"",
-        help: "\"group\": that fraction of each group; \"global\": of all groups ranked together",
+        help: "\"group\": that fraction of each group; \"global\": of all groups ranked together; by \
+               second order, that part of their operations, from each group what the outputs miss \
+               least",
     },
     OptionEntry {
         key: "kinds",
@@ -112,6 +124,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         help: "above 0, the product behind a cut is refitted from calibration data, layer after \
                layer; its pull towards the original weights, relative to the mean second moment",
     },
+    OptionEntry {
+        key: "timed",
+        default: "true",
+        help: "cut less of a group where the model, timed on the chosen runtime, is slower for it",
+    },
+    OptionEntry { key: "seed", default: "0", help: "of whatever is drawn" },
 ];
 
 impl Pass for ChannelPrune {
@@ -124,15 +142,37 @@ impl Pass for ChannelPrune {
         let mut remarks = Vec::new();
         let chosen = self.chosen(&found, &mut remarks);
         let mut refit = Refit::new(model, &found, context, self.ridge);
-        let is_second_order = self.importance == ChannelImportance::SecondOrder;
-        let removed = if self.ridge > 0.0 || is_second_order {
-            refit.run(&chosen, self.choices(model, &chosen)?)?
-        } else {
-            let removed = self.removed(model, &chosen)?;
-            for (group, channels) in chosen.iter().zip(&removed) {
-                refit.cut.remove(group, channels.iter().copied());
+        let scores = match self.importance {
+            ChannelImportance::SecondOrder => None,
+            ChannelImportance::OfWeights(importance) => {
+                Some(channel_scores(model, context, &chosen, importance, self.seed)?)
             }
-            removed
+        };
+        let wanted: Vec<usize> = chosen.iter().map(|group| self.wanted(group)).collect();
+        let counts = match (self.scope, &scores) {
+            (Scope::Group, _) => wanted,
+            (Scope::Global, None) => refit.allot(&chosen, &wanted, &|group| self.step(group))?,
+            (Scope::Global, Some(scores)) => self.global_counts(wanted.iter().sum(), scores),
+        };
+        let mut counts: Vec<usize> =
+            chosen.iter().zip(counts).map(|(group, count)| self.rounded(group, count)).collect();
+        if let Some(timing) = context.timing.filter(|_| self.timed) {
+            remarks.extend(step_back(model, &found, &chosen, &mut counts, timing)?);
+        }
+        let removed = match scores {
+            None => refit.run(&chosen, counts.into_iter().map(Choice::Count).collect())?,
+            Some(scores) => {
+                let removed: Vec<Vec<usize>> =
+                    scores.iter().zip(counts).map(|(scores, count)| least(scores, count)).collect();
+                if self.ridge > 0.0 {
+                    refit.run(&chosen, removed.into_iter().map(Choice::These).collect())?
+                } else {
+                    for (group, channels) in chosen.iter().zip(&removed) {
+                        refit.cut.remove(group, channels.iter().copied());
+                    }
+                    removed
+                }
+            }
         };
         let mut plan = if refit.cut.is_empty() {
             Plan::default()
@@ -140,7 +180,7 @@ impl Pass for ChannelPrune {
             found.edits(model, &refit.cut, &refit.replaced)?
         };
         remarks.append(&mut refit.remarks);
-        for remark in remarks.into_iter().chain(counts(&chosen, &removed)).chain(blocked(&found)) {
+        for remark in remarks.into_iter().chain(by_kind(&chosen, &removed)).chain(blocked(&found)) {
             plan.remark(remark);
         }
         Ok(plan)
@@ -175,63 +215,25 @@ impl ChannelPrune {
         chosen
     }
 
-    /// What goes of each group where products are refitted on the way.
-    fn choices(&self, model: &Model, chosen: &[&ChannelGroup]) -> Result<Vec<Choice>, PassError> {
-        if self.importance == ChannelImportance::SecondOrder {
-            if self.scope == Scope::Global {
-                return Err(PassError::Settings {
-                    pass: "prune.channels",
-                    message: "\"second-order\" ranks within a group, not \"global\"".into(),
-                    known: OPTIONS.iter().map(|option| option.key).collect::<Vec<_>>().join(", "),
-                });
-            }
-            let count = |group: &&ChannelGroup| self.rounded(group, self.wanted(group));
-            return Ok(chosen.iter().map(|group| Choice::Count(count(group))).collect());
-        }
-        Ok(self.removed(model, chosen)?.into_iter().map(Choice::These).collect())
-    }
-
-    /// The channels to cut of each group, in order.
-    fn removed(
-        &self,
-        model: &Model,
-        chosen: &[&ChannelGroup],
-    ) -> Result<Vec<Vec<usize>>, PassError> {
-        let constants: HashMap<&str, &Tensor> = model.graph.constants().collect();
-        let scores = chosen
-            .iter()
-            .map(|group| channel_scores(group, &constants, self.importance))
-            .collect::<Result<Vec<_>, _>>()?;
-        let counts = match self.scope {
-            Scope::Group => chosen.iter().map(|group| self.wanted(group)).collect(),
-            Scope::Global => self.global_counts(chosen, &scores),
-        };
-        let least = |(group, (scores, count)): (&&ChannelGroup, (&Vec<f64>, usize))| {
-            let mut order: Vec<usize> = (0..group.channel_count).collect();
-            order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-            order.truncate(self.rounded(group, count));
-            order.sort_unstable();
-            order
-        };
-        Ok(chosen.iter().zip(scores.iter().zip(counts)).map(least).collect())
-    }
-
     fn wanted(&self, group: &ChannelGroup) -> usize {
         self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
     }
 
-    /// How many go of each group when all are ranked together, by their score against the mean of
-    /// their group.
-    fn global_counts(&self, chosen: &[&ChannelGroup], scores: &[Vec<f64>]) -> Vec<usize> {
-        let total: usize = chosen.iter().map(|group| self.wanted(group)).sum();
+    /// How many go of each group when all are ranked together, by their score or, where scores of
+    /// groups do not compare, by what it is against the mean of their group.
+    fn global_counts(&self, total: usize, scores: &[Vec<f64>]) -> Vec<usize> {
+        let is_comparable = match self.importance {
+            ChannelImportance::SecondOrder => true,
+            ChannelImportance::OfWeights(importance) => importance.is_comparable(),
+        };
         let mut all: Vec<(f64, usize)> = Vec::new();
         for (index, scores) in scores.iter().enumerate() {
             let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
-            let mean = if mean > 0.0 { mean } else { 1.0 };
+            let mean = if mean > 0.0 && !is_comparable { mean } else { 1.0 };
             all.extend(scores.iter().map(|score| (score / mean, index)));
         }
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut counts = vec![0; chosen.len()];
+        let mut counts = vec![0; scores.len()];
         for &(_, index) in all.iter().take(total) {
             counts[index] += 1;
         }
@@ -240,17 +242,30 @@ impl ChannelPrune {
 
     /// `count` or fewer, so that what is kept is a multiple of `round_to` and not nothing.
     fn rounded(&self, group: &ChannelGroup, count: usize) -> usize {
-        let step = if group.kind == ChannelKind::Heads { 1 } else { self.round_to.get() };
-        let kept = (group.channel_count - count).max(1).next_multiple_of(step);
+        let kept = (group.channel_count - count).max(1).next_multiple_of(self.step(group));
         group.channel_count - kept.min(group.channel_count)
+    }
+
+    /// Channels that go together, for the sake of kernels.
+    fn step(&self, group: &ChannelGroup) -> usize {
+        if group.kind == ChannelKind::Heads { 1 } else { self.round_to.get() }
     }
 }
 
+/// The `count` channels of least score, in order of position.
+fn least(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
 /// What is cut, by kind.
-fn counts(chosen: &[&ChannelGroup], removed: &[Vec<usize>]) -> Vec<String> {
-    let mut by_kind: BTreeMap<ChannelKind, [usize; 3]> = BTreeMap::new();
+fn by_kind(chosen: &[&ChannelGroup], removed: &[Vec<usize>]) -> Vec<String> {
+    let mut kinds: BTreeMap<ChannelKind, [usize; 3]> = BTreeMap::new();
     for (group, channels) in chosen.iter().zip(removed) {
-        let [groups, of, cut] = by_kind.entry(group.kind).or_default();
+        let [groups, of, cut] = kinds.entry(group.kind).or_default();
         *groups += 1;
         *of += group.channel_count;
         *cut += channels.len();
@@ -259,7 +274,7 @@ fn counts(chosen: &[&ChannelGroup], removed: &[Vec<usize>]) -> Vec<String> {
         let s = if *groups == 1 { "" } else { "s" };
         format!("{}: {cut} of {of} cut, in {groups} group{s}", kind.name())
     };
-    by_kind.iter().map(text).collect()
+    kinds.iter().map(text).collect()
 }
 
 /// Reasons named, and weights named for each.
@@ -298,6 +313,7 @@ mod tests {
             runtime: &attar_runtime::Builtin,
             threads: NonZeroUsize::MIN,
             exclude: Exclude::default(),
+            timing: None,
         };
         pass.plan(&model, &context)
     }

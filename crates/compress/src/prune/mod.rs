@@ -10,6 +10,7 @@ mod obs;
 mod pattern;
 mod refit;
 mod score;
+mod step_back;
 #[cfg(test)]
 mod tests;
 mod threshold;

@@ -16,8 +16,13 @@ fn model(text: &str) -> Model {
 fn pruned(model: &Model, pass: &str, settings: &str) -> Result<Model, PassError> {
     let pass = pass_entry(pass)?.build(settings.parse().unwrap())?;
     let threads = NonZeroUsize::MIN;
-    let context =
-        Context { calibration: None, runtime: &Builtin, threads, exclude: Exclude::default() };
+    let context = Context {
+        calibration: None,
+        runtime: &Builtin,
+        threads,
+        exclude: Exclude::default(),
+        timing: None,
+    };
     let mut model = model.clone();
     let plan = pass.plan(&model, &context)?;
     apply(&mut model.graph, &plan).unwrap();
@@ -156,8 +161,13 @@ fn a_weight_without_a_whole_group_is_left_and_told() {
     let pass = pass_entry("prune.unstructured").unwrap();
     let pass = pass.build("pattern = \"2:4\"".parse().unwrap()).unwrap();
     let threads = NonZeroUsize::MIN;
-    let context =
-        Context { calibration: None, runtime: &Builtin, threads, exclude: Exclude::default() };
+    let context = Context {
+        calibration: None,
+        runtime: &Builtin,
+        threads,
+        exclude: Exclude::default(),
+        timing: None,
+    };
     let plan = pass.plan(&model, &context).unwrap();
     assert!(plan.is_empty());
     assert_eq!(plan.remarks, ["`w` is left as it is: 2:4 does not fit it"]);

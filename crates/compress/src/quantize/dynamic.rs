@@ -146,6 +146,7 @@ mod tests {
             runtime: &Builtin,
             threads: std::num::NonZeroUsize::MIN,
             exclude: Exclude::default(),
+            timing: None,
         };
         let plan = DynamicQuantize { embeddings: true }.plan(&model, &context).unwrap();
         let [warning] = plan.warnings.as_slice() else { panic!("{:?}", plan.warnings) };

@@ -172,6 +172,7 @@ mod tests {
             runtime: &Builtin,
             threads: std::num::NonZeroUsize::MIN,
             exclude: Exclude::default(),
+            timing: None,
         };
         let plan = Equalize {}.plan(&model, &context).unwrap();
         apply(&mut model.graph, &plan).unwrap();

@@ -247,6 +247,7 @@ mod tests {
             runtime: &attar_runtime::Builtin,
             threads: std::num::NonZeroUsize::MIN,
             exclude: crate::Exclude::default(),
+            timing: None,
         };
         Placement::new(&graph, &links, &context).readers.into_keys().collect()
     }

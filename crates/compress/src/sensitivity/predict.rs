@@ -256,7 +256,13 @@ mod tests {
         let feeds = Feeds((0..20).map(|_| Tensor::new(&[3, 4], &drawn(&mut rng))).collect());
         let threads = std::num::NonZeroUsize::MIN;
         let exclude = Exclude::default();
-        let context = Context { calibration: Some(&feeds), runtime: &Builtin, threads, exclude };
+        let context = Context {
+            calibration: Some(&feeds),
+            runtime: &Builtin,
+            threads,
+            exclude,
+            timing: None,
+        };
         let options = SensitivityOptions {
             importance: "l1".into(),
             sparsities: vec![0.25, 0.5, 1.0],

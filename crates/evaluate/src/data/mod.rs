@@ -107,8 +107,8 @@ impl Dataset {
         Self::load(&test_part(path)?, kind, skip_bad, Split::Test)
     }
 
-    /// As [`open`](Self::open), to calibrate with: of plain text only `count` examples, spread over
-    /// it, are ever held.
+    /// As [`open`](Self::open), to calibrate with: of a divided set the training split, if there is
+    /// one. Of plain text only `count` examples, spread over it, are ever held.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -117,9 +117,13 @@ impl Dataset {
         skip_bad: bool,
         count: usize,
     ) -> Result<(Self, usize), EvaluateError> {
-        let place = test_part(path)?;
+        let (place, split) = match locate(path, Split::Train) {
+            Located::At(Some(place)) => (place, Split::Train),
+            Located::Undivided if has_split(path, Split::Train) => (path.into(), Split::Train),
+            _ => (test_part(path)?, Split::Test),
+        };
         if DataKind::recognize(&place)? != DataKind::Text {
-            return Self::load(&place, None, skip_bad, Split::Test);
+            return Self::load(&place, None, skip_bad, split);
         }
         let mut bad = rows::BadRows::new(skip_bad);
         let texts = text::load_sample(&place, count, &mut bad)?;

@@ -58,3 +58,25 @@ pub(super) fn locate(path: &Path, split: Split) -> Located {
         Located::Undivided
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Dataset;
+
+    #[test]
+    fn what_is_tested_is_not_calibrated_with() {
+        let folder = std::env::temp_dir().join(format!("attar-split-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, texts) in [("train.txt", "a\nb\n"), ("test.txt", "c\n")] {
+            std::fs::write(folder.join(name), texts).unwrap();
+        }
+        let (sample, _) = Dataset::open_sample(&folder, false, 10).unwrap();
+        assert_eq!(sample.texts(), ["a", "b"]);
+        let (tested, _) = Dataset::open(&folder, None, false).unwrap();
+        assert_eq!(tested.texts(), ["c"]);
+        std::fs::remove_file(folder.join("train.txt")).unwrap();
+        let (sample, _) = Dataset::open_sample(&folder.join("test.txt"), false, 10).unwrap();
+        assert_eq!(sample.texts(), ["c"], "a file is what it is");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

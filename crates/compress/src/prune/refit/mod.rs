@@ -4,8 +4,10 @@
 //! With x of the pruned model and y = x₀·W of the original, W is the minimum of
 //! E‖x·W − y‖² + λ‖W − W₀‖², over the kept rows of W and, where there is a bias, over that too.
 //! Layers are done in the order of the graph, so that each sees what those before it really give
-//! and makes up for their errors.
+//! and makes up for their errors. Where x·W is added to something, a residual stream, y is the
+//! original's sum less what it is added to now: the sum is what is restored.
 
+mod allot;
 mod moments;
 mod select;
 mod site;
@@ -18,7 +20,7 @@ use attar_runtime::{RunOptions, Session};
 use attar_tensor::{DType, Tensor};
 
 use self::moments::{Central, Moments};
-use self::site::Site;
+use self::site::{Residual, Site};
 use self::solve::{Factor, product};
 use crate::{ChannelGroup, ChannelGroups, Context, Cut, PassError};
 
@@ -77,7 +79,7 @@ impl<'a> Refit<'a> {
         let links = Links::new(&self.model.graph);
         let mut order: Vec<(usize, usize, Vec<Site>)> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
-            let (sites, others) = Site::of(self.model, &links, group);
+            let (sites, others) = self.sites(&links, group);
             for node in others {
                 self.remarks.push(format!("`{node}` is not refitted: its rows are not to be had"));
             }
@@ -92,6 +94,16 @@ impl<'a> Refit<'a> {
             removed[index] = self.stage(groups[index], &sites, choice)?;
         }
         Ok(removed)
+    }
+
+    /// The products that read a group, and the names of those that cannot be refitted.
+    fn sites(&self, links: &Links, group: &ChannelGroup) -> (Vec<Site>, Vec<String>) {
+        let (mut sites, others) = Site::of(self.model, links, group);
+        for site in &mut sites {
+            let is_like = |r: &Residual| self.found.have_same_shape(&r.other, &r.sum);
+            site.residual = site.residual.take().filter(is_like);
+        }
+        (sites, others)
     }
 
     fn stage(
@@ -122,11 +134,28 @@ impl<'a> Refit<'a> {
         let channels = match choice {
             Choice::These(channels) => channels,
             Choice::Count(count) => match sites.first() {
-                Some(site) => self.select(group, site, &centrals[0], count)?,
+                Some(site) => {
+                    let removed = self.select(group, site, &centrals[0], count)?;
+                    let mut channels: Vec<usize> = removed.into_iter().map(|(c, _)| c).collect();
+                    channels.sort_unstable();
+                    channels
+                }
                 None => (0..count).collect(),
             },
         };
-        for (site, central) in sites.iter().zip(&centrals) {
+        self.take(group, sites, &centrals, &channels);
+        Ok(channels)
+    }
+
+    /// Cuts channels, and refits the products that read them.
+    fn take(
+        &mut self,
+        group: &ChannelGroup,
+        sites: &[Site],
+        centrals: &[Central],
+        channels: &[usize],
+    ) {
+        for (site, central) in sites.iter().zip(centrals) {
             for axis in group.axes.iter().filter(|axis| axis.tensor == site.weight) {
                 let gone = self.gone.entry(site.weight.clone()).or_default();
                 channels.iter().for_each(|&c| gone.extend(site.features(axis.of(c))));
@@ -134,7 +163,6 @@ impl<'a> Refit<'a> {
             self.refit(site, central);
         }
         self.cut.remove(group, channels.iter().copied());
-        Ok(channels)
     }
 
     /// The model as it is after the cuts so far.
@@ -156,8 +184,14 @@ impl<'a> Refit<'a> {
         }
         let calibration = self.context.calibration.ok_or(PassError::NoCalibration)?;
         let kept: Vec<Vec<usize>> = sites.iter().map(|site| self.kept(site)).collect();
-        let inputs_of = sites.iter().map(|site| site.input.clone()).collect();
-        let outputs_of = sites.iter().map(|site| site.output.clone()).collect();
+        let residuals: Vec<Option<&Residual>> = sites.iter().map(|s| self.residual(s)).collect();
+        let others = residuals.iter().flatten().map(|residual| residual.other.clone());
+        let inputs_of = sites.iter().map(|site| site.input.clone()).chain(others).collect();
+        let given = |(site, residual): (&Site, &Option<&Residual>)| {
+            residual.map_or_else(|| site.output.clone(), |residual| residual.sum.clone())
+        };
+        let targets: Vec<String> = sites.iter().zip(&residuals).map(given).collect();
+        let outputs_of = targets.clone();
         let mut pruned = self.load(self.pruned()?, inputs_of)?;
         let mut original = self.load(self.model.clone(), outputs_of)?;
         let inputs = original.inputs().to_vec();
@@ -165,12 +199,14 @@ impl<'a> Refit<'a> {
         calibration.for_each_batch(&inputs, &mut |feeds| {
             let x = shown(pruned.as_mut(), feeds)?;
             let y = shown(original.as_mut(), feeds)?;
-            for ((site, kept), moments) in sites.iter().zip(&kept).zip(&mut moments) {
-                let (Some(x), Some(y)) = (x.get(&site.input), y.get(&site.output)) else {
+            for (index, (site, moments)) in sites.iter().zip(&mut moments).enumerate() {
+                let (Some(input), Some(y)) = (x.get(&site.input), y.get(&targets[index])) else {
                     continue;
                 };
+                let rest = residuals[index].and_then(|residual| x.get(&residual.other));
+                let y = &rest.map_or_else(|| y.clone(), |rest| difference(y, rest));
                 let mut is_finite = true;
-                site.rows(x, y, kept, &mut |x, y| {
+                site.rows(input, y, &kept[index], &mut |x, y| {
                     is_finite &= x.iter().all(|x| x.is_finite());
                     moments.push(x.iter().copied(), y);
                 });
@@ -182,6 +218,11 @@ impl<'a> Refit<'a> {
             Ok(())
         })?;
         if batch == 0 { Err(PassError::EmptyCalibration) } else { Ok(moments) }
+    }
+
+    /// The sum that a site is to restore, where it still has all its channels.
+    fn residual<'s>(&self, site: &'s Site) -> Option<&'s Residual> {
+        site.residual.as_ref().filter(|residual| !self.found.is_cut(&self.cut, &residual.other))
     }
 
     /// A session that computes these values and no more.
@@ -209,17 +250,18 @@ impl<'a> Refit<'a> {
         self.replaced.get(name).or_else(|| self.model.graph.constant(name))
     }
 
-    /// `count` channels by second order, in order of position.
+    /// `count` channels by second order, in the order that they go in, with what each costs: the
+    /// rise of the mean square error of the product's outputs, summed over these.
     fn select(
         &self,
         group: &ChannelGroup,
         site: &Site,
         central: &Central,
         count: usize,
-    ) -> Result<Vec<usize>, PassError> {
+    ) -> Result<Vec<(usize, f64)>, PassError> {
         let axis = group.axes.iter().find(|axis| axis.tensor == site.weight);
         let (Some(axis), Some(w)) = (axis, self.weight(&site.weight)) else {
-            return Ok((0..count).collect());
+            return Ok((0..count).map(|channel| (channel, 0.0)).collect());
         };
         let kept = self.kept(site);
         let place: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(i, &k)| (k, i)).collect();
@@ -230,10 +272,7 @@ impl<'a> Refit<'a> {
         let fitted = self.fitted(site, central, &kept, &site.weights(w)).ok_or_else(not_finite)?;
         let (mut w, factor) = fitted;
         let mut inverse = factor.inverse();
-        let mut removed =
-            select::remove(&mut w, &mut inverse, &blocks, count).ok_or_else(not_finite)?;
-        removed.sort_unstable();
-        Ok(removed)
+        select::remove(&mut w, &mut inverse, &blocks, count).ok_or_else(not_finite)
     }
 
     /// The best weights of the features `kept`, [kept, outputs], and the factor of their moments.
@@ -286,7 +325,7 @@ impl<'a> Refit<'a> {
         let Some(old) = self.weight(name) else { return };
         let given = product(&central.mean_x, &all, [site.size, n]);
         let shift = central.mean_y.iter().zip(&given).map(|(y, x)| y - x);
-        let bias: Vec<f32> = if site.bias_is_inside {
+        let bias: Vec<f32> = if site.bias_is_inside || self.residual(site).is_some() {
             shift.map(|bias| bias as f32).collect()
         } else {
             let old = old.values::<f32>();
@@ -294,6 +333,13 @@ impl<'a> Refit<'a> {
         };
         self.replaced.insert(name.clone(), Tensor::new(&[n], &bias));
     }
+}
+
+/// `a` − `b`, of the same shape.
+fn difference(a: &Tensor, b: &Tensor) -> Tensor {
+    let (from, less) = (a.values::<f32>(), b.values::<f32>());
+    let difference: Vec<f32> = from.iter().zip(less.iter()).map(|(a, b)| a - b).collect();
+    Tensor::new(a.shape(), &difference)
 }
 
 fn shown(

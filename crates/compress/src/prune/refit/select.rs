@@ -14,16 +14,16 @@ use super::solve::{Factor, dot};
 const ROWS_AT_ONCE: usize = 64;
 
 /// Removes `count` blocks of rows of `w` [size, n], one after the other, each time the one that
-/// costs least. Blocks that `is_gone` marks are gone already and count for nothing.
+/// costs least.
 ///
-/// Returns the blocks in the order of their removal, or `None` where `inverse` is not positive
-/// definite.
+/// Returns the blocks in the order of their removal with what each cost, or `None` where `inverse`
+/// is not positive definite.
 pub(super) fn remove(
     w: &mut [f64],
     inverse: &mut [f64],
     blocks: &[Vec<usize>],
     count: usize,
-) -> Option<Vec<usize>> {
+) -> Option<Vec<(usize, f64)>> {
     let size = blocks.iter().flatten().max().map_or(0, |last| last + 1).max(isqrt(inverse.len()));
     let n = w.len() / size.max(1);
     let mut alive: Vec<usize> = (0..blocks.len()).collect();
@@ -36,10 +36,10 @@ pub(super) fn remove(
                 least = Some((cost, at));
             }
         }
-        let Some((_, at)) = least else { break };
+        let Some((cost, at)) = least else { break };
         let block = alive.remove(at);
         eliminate(w, inverse, &blocks[block], [size, n]);
-        removed.push(block);
+        removed.push((block, cost));
     }
     Some(removed)
 }
@@ -111,7 +111,8 @@ mod tests {
         }
         let least = (0..4).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap();
         let removed = remove(&mut w.clone(), &mut inverse.clone(), &blocks, 2).unwrap();
-        assert_eq!(removed[0], least);
         assert_eq!(removed.len(), 2);
+        assert_eq!(removed[0].0, least);
+        assert!((removed[0].1 - costs[least]).abs() < 1e-9 * costs[least]);
     }
 }

@@ -19,6 +19,13 @@ enum Layout {
     Windows { kernel: [usize; 2], strides: [usize; 2], pads: [usize; 2], dilations: [usize; 2] },
 }
 
+/// A sum of which a product, with its bias, is one part.
+#[derive(Clone, Debug)]
+pub(super) struct Residual {
+    pub(super) other: String,
+    pub(super) sum: String,
+}
+
 /// A product y = x·W + b, of which inputs are cut.
 #[derive(Clone, Debug)]
 pub(super) struct Site {
@@ -29,6 +36,8 @@ pub(super) struct Site {
     /// A bias that nothing else reads, which is part of `output` or added to it.
     pub(super) bias: Option<String>,
     pub(super) bias_is_inside: bool,
+    /// What the product and its bias are added to.
+    pub(super) residual: Option<Residual>,
     /// Rows of W, which are features of x, that each index of the cut axis stands for.
     each: usize,
     pub(super) size: usize,
@@ -118,7 +127,12 @@ impl Site {
         if inside.is_some() && bias.is_none() {
             return None;
         }
+        let mut result = node.outputs[0].as_str();
+        if bias.is_some() && inside.is_none() {
+            result = &links.only_use(result)?.1.outputs[0];
+        }
         Some(Self {
+            residual: residual(links, result),
             node: index,
             input: node.inputs[0].clone(),
             output: node.outputs[0].clone(),
@@ -218,6 +232,14 @@ impl Site {
             }
         }
     }
+}
+
+/// The sum that alone reads `result`, if it adds something computed.
+fn residual(links: &Links, result: &str) -> Option<Residual> {
+    let (_, add) = links.only_use(result).filter(|(_, next)| next.is("Add"))?;
+    let other = add.inputs.iter().find(|name| *name != result)?;
+    let is_computed = links.constant(other).is_none();
+    is_computed.then(|| Residual { other: other.clone(), sum: add.outputs[0].clone() })
 }
 
 /// The windows of a convolution over an image; `None` where padding is left to the runtime.

@@ -34,6 +34,7 @@ fn quantized(model: &Model, settings: &str, batches: Vec<Tensor>) -> Result<Quan
         runtime: &Builtin,
         threads: NonZeroUsize::MIN,
         exclude: Exclude::default(),
+        timing: None,
     };
     let settings = settings.parse().expect("it is TOML");
     let pass = pass_entry("quantize.static")?.build(settings)?;
