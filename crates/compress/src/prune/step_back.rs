@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn a_slower_one_becomes_the_next_that_is_not() {
-        let odd_is_slow = |width: usize| if width % 16 == 0 { width as f64 } else { 100.0 };
+        let odd_is_slow =
+            |width: usize| if width.is_multiple_of(16) { width as f64 } else { 100.0 };
         let (width, remarks) = kept(odd_is_slow, 31);
         assert_eq!(width, 48);
         assert!(remarks[0].starts_with("columns: 48 of 64 kept instead of 33"), "{remarks:?}");

@@ -12,6 +12,8 @@ mod moments;
 mod select;
 mod site;
 mod solve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -185,26 +187,44 @@ impl<'a> Refit<'a> {
         let calibration = self.context.calibration.ok_or(PassError::NoCalibration)?;
         let kept: Vec<Vec<usize>> = sites.iter().map(|site| self.kept(site)).collect();
         let residuals: Vec<Option<&Residual>> = sites.iter().map(|s| self.residual(s)).collect();
+        let is_computed =
+            |other: &String| !self.model.graph.inputs.iter().any(|input| input.name == *other);
         let others = residuals.iter().flatten().map(|residual| residual.other.clone());
-        let inputs_of = sites.iter().map(|site| site.input.clone()).chain(others).collect();
-        let given = |(site, residual): (&Site, &Option<&Residual>)| {
-            residual.map_or_else(|| site.output.clone(), |residual| residual.sum.clone())
+        let others = others.filter(is_computed);
+        let mut of_pruned: Vec<String> =
+            sites.iter().map(|site| site.input.clone()).chain(others).collect();
+        let target = |site: &Site| {
+            self.residual(site).map_or(&site.output, |residual| &residual.sum).clone()
         };
-        let targets: Vec<String> = sites.iter().zip(&residuals).map(given).collect();
-        let outputs_of = targets.clone();
-        let mut pruned = self.load(self.pruned()?, inputs_of)?;
-        let mut original = self.load(self.model.clone(), outputs_of)?;
-        let inputs = original.inputs().to_vec();
+        let targets: Vec<String> = sites.iter().map(target).collect();
+        // As long as nothing is cut, one run shows both.
+        let mut original = None;
+        if self.cut.is_empty() && self.replaced.is_empty() {
+            of_pruned.extend(targets.iter().cloned());
+        } else {
+            original = Some(self.load(self.model.clone(), targets.clone())?);
+        }
+        let mut pruned = self.load(self.pruned()?, of_pruned)?;
+        let inputs = pruned.inputs().to_vec();
         let mut batch = 0;
         calibration.for_each_batch(&inputs, &mut |feeds| {
             let x = shown(pruned.as_mut(), feeds)?;
-            let y = shown(original.as_mut(), feeds)?;
+            let y = match &mut original {
+                Some(original) => &shown(original.as_mut(), feeds)?,
+                None => &x,
+            };
             for (index, (site, moments)) in sites.iter().zip(&mut moments).enumerate() {
                 let (Some(input), Some(y)) = (x.get(&site.input), y.get(&targets[index])) else {
                     continue;
                 };
-                let rest = residuals[index].and_then(|residual| x.get(&residual.other));
-                let y = &rest.map_or_else(|| y.clone(), |rest| difference(y, rest));
+                let sum;
+                let mut y = y;
+                if let Some(Residual { other, .. }) = residuals[index] {
+                    let fed = || feeds.iter().find(|(name, _)| name == other).map(|(_, t)| *t);
+                    let Some(rest) = x.get(other).or_else(fed) else { continue };
+                    sum = difference(y, rest);
+                    y = &sum;
+                }
                 let mut is_finite = true;
                 site.rows(input, y, &kept[index], &mut |x, y| {
                     is_finite &= x.iter().all(|x| x.is_finite());
@@ -270,9 +290,8 @@ impl<'a> Refit<'a> {
             .collect();
         let not_finite = || PassError::WeightNotFinite { tensor: site.weight.clone() };
         let fitted = self.fitted(site, central, &kept, &site.weights(w)).ok_or_else(not_finite)?;
-        let (mut w, factor) = fitted;
-        let mut inverse = factor.inverse();
-        select::remove(&mut w, &mut inverse, &blocks, count).ok_or_else(not_finite)
+        let (w, factor) = fitted;
+        select::remove(w, factor.inverse(), &blocks, count).ok_or_else(not_finite)
     }
 
     /// The best weights of the features `kept`, [kept, outputs], and the factor of their moments.

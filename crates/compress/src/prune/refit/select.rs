@@ -12,76 +12,119 @@ use super::solve::{Factor, dot};
 
 /// Rows that a thread eliminates at least, so that small systems stay on one.
 const ROWS_AT_ONCE: usize = 64;
+/// Of all rows, the part that may be gone before the others are moved together.
+const GONE_MAX: f64 = 0.25;
 
 /// Removes `count` blocks of rows of `w` [size, n], one after the other, each time the one that
-/// costs least.
+/// costs least. Of `inverse` [size, size] only the lower triangle is read.
 ///
 /// Returns the blocks in the order of their removal with what each cost, or `None` where `inverse`
 /// is not positive definite.
 pub(super) fn remove(
-    w: &mut [f64],
-    inverse: &mut [f64],
+    w: Vec<f64>,
+    inverse: Vec<f64>,
     blocks: &[Vec<usize>],
     count: usize,
 ) -> Option<Vec<(usize, f64)>> {
-    let size = blocks.iter().flatten().max().map_or(0, |last| last + 1).max(isqrt(inverse.len()));
+    let size = (inverse.len() as f64).sqrt().round() as usize;
     let n = w.len() / size.max(1);
-    let mut alive: Vec<usize> = (0..blocks.len()).collect();
+    let mut system = System { w, inverse, size, n };
+    let mut alive: Vec<(usize, Vec<usize>)> = blocks.iter().cloned().enumerate().collect();
     let mut removed = Vec::with_capacity(count);
+    let mut gone = 0;
     for _ in 0..count {
         let mut least: Option<(f64, usize)> = None;
-        for (at, &block) in alive.iter().enumerate() {
-            let cost = cost(w, inverse, &blocks[block], [size, n])?;
+        for (at, (_, rows)) in alive.iter().enumerate() {
+            let cost = system.cost(rows)?;
             if least.is_none_or(|(known, _)| cost < known) {
                 least = Some((cost, at));
             }
         }
         let Some((cost, at)) = least else { break };
-        let block = alive.remove(at);
-        eliminate(w, inverse, &blocks[block], [size, n]);
+        let (block, rows) = alive.remove(at);
+        system.eliminate(&rows);
         removed.push((block, cost));
+        gone += rows.len();
+        if gone as f64 > GONE_MAX * system.size as f64 {
+            system.gather(&mut alive);
+            gone = 0;
+        }
     }
     Some(removed)
 }
 
-fn isqrt(square: usize) -> usize {
-    (square as f64).sqrt().round() as usize
+/// Weights, and the inverse of the moments of what they read.
+struct System {
+    w: Vec<f64>,
+    /// The lower triangle.
+    inverse: Vec<f64>,
+    size: usize,
+    n: usize,
 }
 
-fn cost(w: &[f64], inverse: &[f64], block: &[usize], [size, n]: [usize; 2]) -> Option<f64> {
-    let row = |i: usize| &w[i * n..(i + 1) * n];
-    if let &[only] = block {
-        let diagonal = inverse[only * size + only];
-        return (diagonal > 0.0).then(|| dot(row(only), row(only)) / diagonal);
+impl System {
+    fn row(&self, i: usize) -> &[f64] {
+        &self.w[i * self.n..(i + 1) * self.n]
     }
-    let part: Vec<f64> =
-        block.iter().flat_map(|&i| block.iter().map(move |&j| inverse[i * size + j])).collect();
-    let rows: Vec<f64> = block.iter().flat_map(|&i| row(i).iter().copied()).collect();
-    let solved = Factor::new(part, block.len())?.solve(&rows, n);
-    Some(dot(&rows, &solved))
-}
 
-/// Takes the rows of a block out, one after the other.
-fn eliminate(w: &mut [f64], inverse: &mut [f64], block: &[usize], [size, n]: [usize; 2]) {
-    for &gone in block {
-        let pivot = inverse[gone * size..(gone + 1) * size].to_vec();
-        let own = w[gone * n..(gone + 1) * n].to_vec();
-        let diagonal = pivot[gone];
-        let rows = inverse.par_chunks_mut(size).zip(w.par_chunks_mut(n)).zip(&pivot);
-        rows.with_min_len(ROWS_AT_ONCE).for_each(|((inverse, w), &factor)| {
-            if factor == 0.0 {
-                return;
-            }
-            let factor = factor / diagonal;
-            inverse.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
-            w.iter_mut().zip(&own).for_each(|(value, own)| *value -= factor * own);
-        });
-        // Exactly nothing, not what rounding left.
-        for i in 0..size {
-            inverse[gone * size + i] = 0.0;
-            inverse[i * size + gone] = 0.0;
+    fn at(&self, i: usize, j: usize) -> f64 {
+        self.inverse[i.max(j) * self.size + i.min(j)]
+    }
+
+    /// What it costs to do without a block.
+    fn cost(&self, block: &[usize]) -> Option<f64> {
+        if let &[only] = block {
+            let diagonal = self.at(only, only);
+            return (diagonal > 0.0).then(|| dot(self.row(only), self.row(only)) / diagonal);
         }
-        w[gone * n..(gone + 1) * n].fill(0.0);
+        let part: Vec<f64> =
+            block.iter().flat_map(|&i| block.iter().map(move |&j| self.at(i, j))).collect();
+        let rows: Vec<f64> = block.iter().flat_map(|&i| self.row(i).iter().copied()).collect();
+        let solved = Factor::new(part, block.len())?.solve(&rows, self.n);
+        Some(dot(&rows, &solved))
+    }
+
+    /// Takes the rows of a block out, one after the other.
+    fn eliminate(&mut self, block: &[usize]) {
+        let (size, n) = (self.size, self.n);
+        for &gone in block {
+            let pivot: Vec<f64> = (0..size).map(|j| self.at(gone, j)).collect();
+            let own = self.row(gone).to_vec();
+            let diagonal = pivot[gone];
+            let rows = self.inverse.par_chunks_mut(size).zip(self.w.par_chunks_mut(n)).enumerate();
+            rows.with_min_len(ROWS_AT_ONCE).for_each(|(i, (inverse, w))| {
+                if pivot[i] == 0.0 {
+                    return;
+                }
+                let factor = pivot[i] / diagonal;
+                let below = inverse[..=i].iter_mut().zip(&pivot);
+                below.for_each(|(value, pivot)| *value -= factor * pivot);
+                w.iter_mut().zip(&own).for_each(|(value, own)| *value -= factor * own);
+            });
+            // Exactly nothing, not what rounding left.
+            for i in 0..size {
+                self.inverse[i.max(gone) * size + i.min(gone)] = 0.0;
+            }
+            self.w[gone * n..(gone + 1) * n].fill(0.0);
+        }
+    }
+
+    /// Leaves out all rows that are in no block of `alive`, which then name the new places.
+    fn gather(&mut self, alive: &mut [(usize, Vec<usize>)]) {
+        let mut kept: Vec<usize> = alive.iter().flat_map(|(_, rows)| rows.clone()).collect();
+        kept.sort_unstable();
+        let mut inverse = Vec::with_capacity(kept.len() * kept.len());
+        let mut w = Vec::with_capacity(kept.len() * self.n);
+        for &i in &kept {
+            inverse.extend(kept.iter().map(|&j| self.at(i, j)));
+            w.extend_from_slice(self.row(i));
+        }
+        for (_, rows) in alive {
+            for row in rows {
+                *row = kept.binary_search(row).expect("rows of blocks are kept");
+            }
+        }
+        (self.w, self.inverse, self.size) = (w, inverse, kept.len());
     }
 }
 
@@ -95,24 +138,46 @@ mod tests {
         dot(e, &product(h, e, [size, n]))
     }
 
+    /// A drawn problem with blocks of three rows.
+    fn drawn(count: usize) -> (Vec<f64>, System, Vec<Vec<usize>>) {
+        let (size, n) = (3 * count, 3);
+        let (h, w) = (moments(size), numbers(size * n, 5));
+        let inverse = Factor::new(h.clone(), size).unwrap().inverse();
+        let blocks = (0..count).map(|b| (b * 3..b * 3 + 3).collect()).collect();
+        (h, System { w, inverse, size, n }, blocks)
+    }
+
     #[test]
     fn the_cost_is_the_error_that_is_left_after_the_others_made_up_for_it() {
-        let (size, n) = (12, 3);
-        let (h, w) = (moments(size), numbers(size * n, 5));
-        let blocks: Vec<Vec<usize>> = (0..4).map(|b| (b * 3..b * 3 + 3).collect()).collect();
-        let inverse = Factor::new(h.clone(), size).unwrap().inverse();
-        let costs: Vec<f64> =
-            blocks.iter().map(|b| cost(&w, &inverse, b, [size, n]).unwrap()).collect();
+        let (h, system, blocks) = drawn(4);
+        let (size, n) = (system.size, system.n);
+        let costs: Vec<f64> = blocks.iter().map(|block| system.cost(block).unwrap()).collect();
         for (block, cost) in blocks.iter().zip(&costs) {
-            let (mut refitted, mut rest) = (w.clone(), inverse.clone());
-            eliminate(&mut refitted, &mut rest, block, [size, n]);
-            let e: Vec<f64> = refitted.iter().zip(&w).map(|(a, b)| a - b).collect();
+            let (w, inverse) = (system.w.clone(), system.inverse.clone());
+            let mut refitted = System { w, inverse, size, n };
+            refitted.eliminate(block);
+            let e: Vec<f64> = refitted.w.iter().zip(&system.w).map(|(a, b)| a - b).collect();
             assert!((error(&h, &e, size, n) - cost).abs() < 1e-9 * cost);
         }
         let least = (0..4).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap();
-        let removed = remove(&mut w.clone(), &mut inverse.clone(), &blocks, 2).unwrap();
+        let removed = remove(system.w, system.inverse, &blocks, 2).unwrap();
         assert_eq!(removed.len(), 2);
         assert_eq!(removed[0].0, least);
         assert!((removed[0].1 - costs[least]).abs() < 1e-9 * costs[least]);
+    }
+
+    #[test]
+    fn costs_add_up_to_the_error_of_all_that_went() {
+        let (h, system, blocks) = drawn(10);
+        let (size, n) = (system.size, system.n);
+        let removed = remove(system.w.clone(), system.inverse.clone(), &blocks, 8).unwrap();
+        let total: f64 = removed.iter().map(|(_, cost)| cost).sum();
+        let all: Vec<usize> =
+            removed.iter().flat_map(|(block, _)| blocks[*block].clone()).collect();
+        let mut refitted = System { w: system.w.clone(), inverse: system.inverse.clone(), size, n };
+        refitted.eliminate(&all);
+        let e: Vec<f64> = refitted.w.iter().zip(&system.w).map(|(a, b)| a - b).collect();
+        let expected = error(&h, &e, size, n);
+        assert!((total - expected).abs() < 1e-9 * expected, "{total} {expected}");
     }
 }
