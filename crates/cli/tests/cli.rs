@@ -99,6 +99,24 @@ fn a_model_is_imported_compressed_measured_and_served_from_its_run_folder() {
 }
 
 #[test]
+fn calibration_texts_of_another_kind_are_told() {
+    let folder = Folder::new("register");
+    let (model, beir) = (folder.minilm(), folder.retrieval());
+    let other = folder.path("other.txt");
+    std::fs::write(&other, "x = y + 1;\nreturn z[4];\nint i;\nif (a < b) {\n".repeat(3)).unwrap();
+    let told = |calibration: &str, name: &str| {
+        let run = folder.path(name);
+        let arguments = ["compress", &model, "--step", "cleanup", "--no-timing", "-o", &run];
+        let data = ["--calibration", calibration, "--data", &beir];
+        let output = attar(&[&arguments[..], &data].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).contains("of another kind")
+    };
+    assert!(told(&other, "a"));
+    assert!(!told(&beir, "b"));
+}
+
+#[test]
 fn a_missed_budget_exits_with_1_and_a_second_run_is_refused() {
     let folder = Folder::new("budget");
     let (model, run) = (folder.minilm(), folder.path("run"));

@@ -269,7 +269,7 @@ fn layers_text(layers: &[LayerChange]) -> String {
     let mut sizes: Vec<u64> = layers.iter().map(|layer| layer.before.macs).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let Some(&least) = sizes.get(LAYERS_SHOWN - 1).or(sizes.last()) else { return String::new() };
-    let mut header = vec!["  layer", "multiply-accumulates", "parameters"];
+    let mut header = vec!["layer", "multiply-accumulates", "parameters"];
     let is_timed = layers.iter().any(|layer| layer.ms.is_some());
     if is_timed {
         header.push("ms on builtin");
@@ -279,7 +279,7 @@ fn layers_text(layers: &[LayerChange]) -> String {
     for layer in shown {
         let (before, after) = (layer.before, layer.after);
         let mut row = vec![
-            format!("  {} ({})", layer.node, layer.op_type),
+            format!("{} ({})", layer.node, layer.op_type),
             format!("{} → {}", count(before.macs), count(after.macs)),
             format!("{} → {}", count(before.parameter_count), count(after.parameter_count)),
         ];

@@ -101,3 +101,39 @@ fn sensitivity_is_told_drawn_and_read_by_a_recipe() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("nowhere.json"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_cut_model_is_told_of_by_step_and_by_layer() {
+    let folder = Folder::new("cut");
+    let (run, data, _) = learned(&folder, &[]);
+    let result = folder.path("cut");
+    let step = "prune.channels:sparsity=0.5,importance=second-order,scope=global,ridge=0.01";
+    let compress = ["compress", &run, "--step", step, "--calibration", &data, "--data", &data];
+    let output =
+        attar(&[&compress[..], &["--step", "cleanup", "--measure-steps", "-o", &result]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in ["multiply-accumulates (", "as fast as the original", "ms on builtin"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let report = std::fs::read(Path::new(&result).join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let [cut, after] = [&report["steps"][0], &report["steps"][1]];
+    let count = |step: &serde_json::Value, key: &str| step[key]["macs"].as_u64().unwrap();
+    assert!(count(cut, "work") < count(cut, "work_before"), "{cut}");
+    assert_eq!(count(after, "work_before"), count(cut, "work"));
+    let layers = cut["layers"].as_array().unwrap();
+    let sum = |key: &str| -> u64 { layers.iter().map(|layer| count(layer, key)).sum() };
+    let gone = count(cut, "work_before") - count(cut, "work");
+    assert_eq!(sum("before") - sum("after"), gone, "the layers are all that changed");
+    let quality = &report["quality"]["models"][1]["metrics"][0];
+    let metric = &after["measures"]["metric"];
+    assert_eq!(metric["value"], quality["interval"]["value"], "the last step leaves the result");
+    let output = attar(&["bench", &run, &result, "--by-node", "--seconds", "0", "--json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert!(rows.iter().all(|row| row["ms"].as_array().unwrap().len() == 2), "{rows:?}");
+    for layer in layers {
+        assert!(rows.iter().any(|row| row["node"] == layer["node"]), "{layer}");
+    }
+}
