@@ -10,7 +10,7 @@ use attar_ops::fold_constants;
 use serde::Deserialize;
 
 use super::refit::{Choice, Refit};
-use super::score::{ChannelImportance, channel_scores};
+use super::score::{ChannelImportance, channel_scores, least};
 use super::step_back::step_back;
 use crate::{
     ChannelGroup, ChannelGroups, ChannelKind, Context, Exclude, Fraction, OptionEntry, Pass,
@@ -250,15 +250,6 @@ impl ChannelPrune {
     fn step(&self, group: &ChannelGroup) -> usize {
         if group.kind == ChannelKind::Heads { 1 } else { self.round_to.get() }
     }
-}
-
-/// The `count` channels of least score, in order of position.
-fn least(scores: &[f64], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-    order.truncate(count);
-    order.sort_unstable();
-    order
 }
 
 /// What is cut, by kind.

@@ -87,6 +87,15 @@ pub(super) fn channel_scores(
     Ok(found)
 }
 
+/// The `count` channels of least score, in order of position.
+pub(super) fn least(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
 /// Rows added in f32 before they go into the sums.
 const ROWS_AT_ONCE: usize = 64;
 

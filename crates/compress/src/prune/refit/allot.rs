@@ -12,7 +12,7 @@ use attar_tensor::{DType, Tensor};
 use super::moments::Central;
 use super::site::Site;
 use super::{Refit, shown};
-use crate::{ChannelGroup, Cut, PassError};
+use crate::{ChannelGroup, PassError};
 
 /// Of a group, what is left at least.
 const KEPT_MIN: f64 = 0.15;
@@ -51,8 +51,10 @@ impl Refit<'_> {
         let reference = self.reference()?;
         for (index, group) in groups.iter().enumerate().filter(|(index, _)| wanted[*index] > 0) {
             let (sites, _) = self.sites(&links, group);
-            let Some(first) = sites.first() else { continue };
-            let own = first.size * (first.size + first.outputs);
+            if sites.is_empty() {
+                continue;
+            }
+            let own: usize = sites.iter().map(|site| site.size * (site.size + site.outputs)).sum();
             if numbers + own > NUMBERS_MAX {
                 self.measure(&mut waiting, groups, wanted, &reference, &mut curves)?;
                 numbers = 0;
@@ -86,8 +88,7 @@ impl Refit<'_> {
                 own.map(|(moments, site)| moments.finish(site.bias.is_some())).collect();
             let group = groups[index];
             let most = group.channel_count as f64 * (1.0 - KEPT_MIN);
-            let order =
-                self.select(group, &sites[0], &own[0], (most as usize).max(wanted[index]))?;
+            let order = self.select(group, &sites, &own, (most as usize).max(wanted[index]))?;
             let mut costs = vec![0.0];
             for (_, cost) in &order {
                 costs.push(costs[costs.len() - 1] + cost.max(0.0));
@@ -118,11 +119,7 @@ impl Refit<'_> {
         gone: &[usize],
         reference: &[Vec<Tensor>],
     ) -> Result<f64, PassError> {
-        let mut alone = Refit {
-            cut: Cut::default(),
-            remarks: Vec::new(),
-            ..Refit::new(self.model, self.found, self.context, self.ridge)
-        };
+        let mut alone = Refit::new(self.model, self.found, self.context, self.ridge);
         alone.take(group, sites, centrals, gone);
         let mut model = self.model.clone();
         apply(&mut model.graph, &self.found.edits(self.model, &alone.cut, &alone.replaced)?)?;

@@ -22,8 +22,11 @@ use attar_runtime::{RunOptions, Session};
 use attar_tensor::{DType, Tensor};
 
 use self::moments::{Central, Moments};
+use self::select::System;
 use self::site::{Residual, Site};
-use self::solve::{Factor, product};
+use self::solve::{Factor, dot, product};
+use super::score::{channel_scores, least};
+use crate::importance::Importance;
 use crate::{ChannelGroup, ChannelGroups, Context, Cut, PassError};
 
 /// Smallest ridge, relative to the mean diagonal: what keeps a factor of f32 sums positive definite.
@@ -34,6 +37,16 @@ pub(super) enum Choice {
     These(Vec<usize>),
     /// So many, by second order.
     Count(usize),
+}
+
+/// Weights that fit best, and what they follow from.
+struct Fitted {
+    /// [kept, outputs].
+    w: Vec<f64>,
+    /// Of the moments and the ridge.
+    factor: Factor,
+    /// Mean square of what the weights gave before, summed over outputs.
+    power: f64,
 }
 
 /// Everything known of a model while its groups are cut one after the other.
@@ -135,18 +148,30 @@ impl<'a> Refit<'a> {
         }
         let channels = match choice {
             Choice::These(channels) => channels,
-            Choice::Count(count) => match sites.first() {
-                Some(site) => {
-                    let removed = self.select(group, site, &centrals[0], count)?;
-                    let mut channels: Vec<usize> = removed.into_iter().map(|(c, _)| c).collect();
-                    channels.sort_unstable();
-                    channels
-                }
-                None => (0..count).collect(),
-            },
+            Choice::Count(count) if sites.is_empty() => self.of_least_weight(group, count)?,
+            Choice::Count(count) => {
+                let removed = self.select(group, sites, &centrals, count)?;
+                let mut channels: Vec<usize> = removed.into_iter().map(|(c, _)| c).collect();
+                channels.sort_unstable();
+                channels
+            }
         };
         self.take(group, sites, &centrals, &channels);
         Ok(channels)
+    }
+
+    /// Channels of a group that no product reads which could be refitted.
+    fn of_least_weight(
+        &mut self,
+        group: &ChannelGroup,
+        count: usize,
+    ) -> Result<Vec<usize>, PassError> {
+        let text =
+            format!("`{}` goes by \"l2\": no product that reads it can be refitted", group.name);
+        self.remarks.push(text);
+        let importance = Importance::named("l2");
+        let scores = channel_scores(self.model, self.context, &[group], importance, 0)?;
+        Ok(least(&scores[0], count))
     }
 
     /// Cuts channels, and refits the products that read them.
@@ -271,37 +296,39 @@ impl<'a> Refit<'a> {
     }
 
     /// `count` channels by second order, in the order that they go in, with what each costs: the
-    /// rise of the mean square error of the product's outputs, summed over these.
+    /// rise of the square error of each product that reads them, relative to what it gives, added
+    /// up.
     fn select(
         &self,
         group: &ChannelGroup,
-        site: &Site,
-        central: &Central,
+        sites: &[Site],
+        centrals: &[Central],
         count: usize,
     ) -> Result<Vec<(usize, f64)>, PassError> {
-        let axis = group.axes.iter().find(|axis| axis.tensor == site.weight);
-        let (Some(axis), Some(w)) = (axis, self.weight(&site.weight)) else {
-            return Ok((0..count).map(|channel| (channel, 0.0)).collect());
-        };
-        let kept = self.kept(site);
-        let place: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(i, &k)| (k, i)).collect();
-        let blocks: Vec<Vec<usize>> = (0..group.channel_count)
-            .map(|c| site.features(axis.of(c)).iter().map(|f| place[f]).collect())
-            .collect();
-        let not_finite = || PassError::WeightNotFinite { tensor: site.weight.clone() };
-        let fitted = self.fitted(site, central, &kept, &site.weights(w)).ok_or_else(not_finite)?;
-        let (w, factor) = fitted;
-        select::remove(w, factor.inverse(), &blocks, count).ok_or_else(not_finite)
+        let (mut systems, mut blocks) = (Vec::new(), Vec::new());
+        for (site, central) in sites.iter().zip(centrals) {
+            let axis = group.axes.iter().find(|axis| axis.tensor == site.weight);
+            let (Some(axis), Some(w)) = (axis, self.weight(&site.weight)) else { continue };
+            let kept = self.kept(site);
+            let place: BTreeMap<usize, usize> =
+                kept.iter().enumerate().map(|(i, &k)| (k, i)).collect();
+            let rows = |channel: usize| -> Vec<usize> {
+                let features = site.features(axis.of(channel));
+                features.iter().filter_map(|feature| place.get(feature).copied()).collect()
+            };
+            blocks.push((0..group.channel_count).map(rows).collect());
+            let fitted = self.fitted(site, central, &kept, &site.weights(w));
+            let Fitted { w, factor, power } =
+                fitted.ok_or_else(|| PassError::WeightNotFinite { tensor: site.weight.clone() })?;
+            let weight = 1.0 / power.max(f64::MIN_POSITIVE);
+            systems.push(System::new(w, factor.inverse(), site.outputs, weight));
+        }
+        let not_finite = || PassError::WeightNotFinite { tensor: group.name.clone() };
+        select::remove(systems, blocks, count).ok_or_else(not_finite)
     }
 
-    /// The best weights of the features `kept`, [kept, outputs], and the factor of their moments.
-    fn fitted(
-        &self,
-        site: &Site,
-        central: &Central,
-        kept: &[usize],
-        w: &[f64],
-    ) -> Option<(Vec<f64>, Factor)> {
+    /// The best weights of the features `kept`.
+    fn fitted(&self, site: &Site, central: &Central, kept: &[usize], w: &[f64]) -> Option<Fitted> {
         let (size, n) = (kept.len(), site.outputs);
         let rows = |matrix: &[f64], width: usize| -> Vec<f64> {
             kept.iter().flat_map(|&i| matrix[i * width..(i + 1) * width].to_vec()).collect()
@@ -313,6 +340,7 @@ impl<'a> Refit<'a> {
         let own = rows(w, n);
         // What the kept weights as they are leave over.
         let explained = product(&h, &own, [size, n]);
+        let power = dot(&own, &explained);
         let rest: Vec<f64> =
             rows(&central.xy, n).iter().zip(&explained).map(|(y, e)| y - e).collect();
         let diagonal: f64 = (0..size).map(|i| h[i * size + i]).sum::<f64>() / size.max(1) as f64;
@@ -320,7 +348,8 @@ impl<'a> Refit<'a> {
         (0..size).for_each(|i| h[i * size + i] += ridge);
         let factor = Factor::new(h, size)?;
         let change = factor.solve(&rest, n);
-        Some((own.iter().zip(&change).map(|(w, change)| w + change).collect(), factor))
+        let w = own.iter().zip(&change).map(|(w, change)| w + change).collect();
+        Some(Fitted { w, factor, power })
     }
 
     /// Sets the weights and the bias of a site; leaves them where they cannot be found.
@@ -329,14 +358,14 @@ impl<'a> Refit<'a> {
         let (shape, w) = (tensor.shape().to_vec(), site.weights(tensor));
         let kept = self.kept(site);
         // y without the bias that it holds: the mean takes it up where there is a bias to set.
-        let Some((fitted, _)) = self.fitted(site, central, &kept, &w) else {
+        let Some(fitted) = self.fitted(site, central, &kept, &w) else {
             self.remarks
                 .push(format!("`{}` is not refitted: its moments are singular", site.weight));
             return;
         };
         let n = site.outputs;
         let mut all = vec![0.0; w.len()];
-        for (row, &feature) in fitted.chunks_exact(n).zip(&kept) {
+        for (row, &feature) in fitted.w.chunks_exact(n).zip(&kept) {
             all[feature * n..(feature + 1) * n].copy_from_slice(row);
         }
         self.replaced.insert(site.weight.clone(), site.stored(&all, &shape));

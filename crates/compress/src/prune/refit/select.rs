@@ -15,54 +15,62 @@ const ROWS_AT_ONCE: usize = 64;
 /// Of all rows, the part that may be gone before the others are moved together.
 const GONE_MAX: f64 = 0.25;
 
-/// Removes `count` blocks of rows of `w` [size, n], one after the other, each time the one that
-/// costs least. Of `inverse` [size, size] only the lower triangle is read.
+/// Removes `count` blocks of rows of all systems, one after the other, each time the one that costs
+/// least in all. `blocks` names the rows of each, by system.
 ///
-/// Returns the blocks in the order of their removal with what each cost, or `None` where `inverse`
+/// Returns the blocks in the order of their removal with what each cost, or `None` where an inverse
 /// is not positive definite.
 pub(super) fn remove(
-    w: Vec<f64>,
-    inverse: Vec<f64>,
-    blocks: &[Vec<usize>],
+    mut systems: Vec<System>,
+    mut blocks: Vec<Vec<Vec<usize>>>,
     count: usize,
 ) -> Option<Vec<(usize, f64)>> {
-    let size = (inverse.len() as f64).sqrt().round() as usize;
-    let n = w.len() / size.max(1);
-    let mut system = System { w, inverse, size, n };
-    let mut alive: Vec<(usize, Vec<usize>)> = blocks.iter().cloned().enumerate().collect();
+    let mut alive: Vec<usize> = (0..blocks.first().map_or(0, Vec::len)).collect();
     let mut removed = Vec::with_capacity(count);
-    let mut gone = 0;
     for _ in 0..count {
         let mut least: Option<(f64, usize)> = None;
-        for (at, (_, rows)) in alive.iter().enumerate() {
-            let cost = system.cost(rows)?;
+        for (at, &block) in alive.iter().enumerate() {
+            let mut cost = 0.0;
+            for (system, blocks) in systems.iter().zip(&blocks) {
+                cost += system.weight * system.cost(&blocks[block])?;
+            }
             if least.is_none_or(|(known, _)| cost < known) {
                 least = Some((cost, at));
             }
         }
         let Some((cost, at)) = least else { break };
-        let (block, rows) = alive.remove(at);
-        system.eliminate(&rows);
+        let block = alive.remove(at);
         removed.push((block, cost));
-        gone += rows.len();
-        if gone as f64 > GONE_MAX * system.size as f64 {
-            system.gather(&mut alive);
-            gone = 0;
+        for (system, blocks) in systems.iter_mut().zip(&mut blocks) {
+            system.eliminate(&blocks[block]);
+            if system.gone as f64 > GONE_MAX * system.size as f64 {
+                system.gather(&alive, blocks);
+            }
         }
     }
     Some(removed)
 }
 
 /// Weights, and the inverse of the moments of what they read.
-struct System {
+pub(super) struct System {
     w: Vec<f64>,
-    /// The lower triangle.
+    /// Its lower triangle is what counts.
     inverse: Vec<f64>,
     size: usize,
     n: usize,
+    /// By which its costs are multiplied.
+    weight: f64,
+    /// Rows that are there, and gone.
+    gone: usize,
 }
 
 impl System {
+    /// Of `w` [size, n] and `inverse` [size, size].
+    pub(super) fn new(w: Vec<f64>, inverse: Vec<f64>, n: usize, weight: f64) -> Self {
+        let size = w.len() / n.max(1);
+        Self { w, inverse, size, n, weight, gone: 0 }
+    }
+
     fn row(&self, i: usize) -> &[f64] {
         &self.w[i * self.n..(i + 1) * self.n]
     }
@@ -73,6 +81,9 @@ impl System {
 
     /// What it costs to do without a block.
     fn cost(&self, block: &[usize]) -> Option<f64> {
+        if block.is_empty() {
+            return Some(0.0);
+        }
         if let &[only] = block {
             let diagonal = self.at(only, only);
             return (diagonal > 0.0).then(|| dot(self.row(only), self.row(only)) / diagonal);
@@ -107,11 +118,12 @@ impl System {
             }
             self.w[gone * n..(gone + 1) * n].fill(0.0);
         }
+        self.gone += block.len();
     }
 
-    /// Leaves out all rows that are in no block of `alive`, which then name the new places.
-    fn gather(&mut self, alive: &mut [(usize, Vec<usize>)]) {
-        let mut kept: Vec<usize> = alive.iter().flat_map(|(_, rows)| rows.clone()).collect();
+    /// Leaves out all rows that are in no block of `alive`; `blocks` then names the new places.
+    fn gather(&mut self, alive: &[usize], blocks: &mut [Vec<usize>]) {
+        let mut kept: Vec<usize> = alive.iter().flat_map(|&block| blocks[block].clone()).collect();
         kept.sort_unstable();
         let mut inverse = Vec::with_capacity(kept.len() * kept.len());
         let mut w = Vec::with_capacity(kept.len() * self.n);
@@ -119,12 +131,12 @@ impl System {
             inverse.extend(kept.iter().map(|&j| self.at(i, j)));
             w.extend_from_slice(self.row(i));
         }
-        for (_, rows) in alive {
-            for row in rows {
+        for &block in alive {
+            for row in &mut blocks[block] {
                 *row = kept.binary_search(row).expect("rows of blocks are kept");
             }
         }
-        (self.w, self.inverse, self.size) = (w, inverse, kept.len());
+        *self = Self::new(w, inverse, self.n, self.weight);
     }
 }
 
@@ -144,7 +156,7 @@ mod tests {
         let (h, w) = (moments(size), numbers(size * n, 5));
         let inverse = Factor::new(h.clone(), size).unwrap().inverse();
         let blocks = (0..count).map(|b| (b * 3..b * 3 + 3).collect()).collect();
-        (h, System { w, inverse, size, n }, blocks)
+        (h, System::new(w, inverse, n, 1.0), blocks)
     }
 
     #[test]
@@ -153,14 +165,13 @@ mod tests {
         let (size, n) = (system.size, system.n);
         let costs: Vec<f64> = blocks.iter().map(|block| system.cost(block).unwrap()).collect();
         for (block, cost) in blocks.iter().zip(&costs) {
-            let (w, inverse) = (system.w.clone(), system.inverse.clone());
-            let mut refitted = System { w, inverse, size, n };
+            let mut refitted = System::new(system.w.clone(), system.inverse.clone(), n, 1.0);
             refitted.eliminate(block);
             let e: Vec<f64> = refitted.w.iter().zip(&system.w).map(|(a, b)| a - b).collect();
             assert!((error(&h, &e, size, n) - cost).abs() < 1e-9 * cost);
         }
         let least = (0..4).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap();
-        let removed = remove(system.w, system.inverse, &blocks, 2).unwrap();
+        let removed = remove(vec![system], vec![blocks], 2).unwrap();
         assert_eq!(removed.len(), 2);
         assert_eq!(removed[0].0, least);
         assert!((removed[0].1 - costs[least]).abs() < 1e-9 * costs[least]);
@@ -170,14 +181,31 @@ mod tests {
     fn costs_add_up_to_the_error_of_all_that_went() {
         let (h, system, blocks) = drawn(10);
         let (size, n) = (system.size, system.n);
-        let removed = remove(system.w.clone(), system.inverse.clone(), &blocks, 8).unwrap();
+        let mut refitted = System::new(system.w.clone(), system.inverse.clone(), n, 1.0);
+        let w = system.w.clone();
+        let removed = remove(vec![system], vec![blocks.clone()], 8).unwrap();
         let total: f64 = removed.iter().map(|(_, cost)| cost).sum();
         let all: Vec<usize> =
             removed.iter().flat_map(|(block, _)| blocks[*block].clone()).collect();
-        let mut refitted = System { w: system.w.clone(), inverse: system.inverse.clone(), size, n };
         refitted.eliminate(&all);
-        let e: Vec<f64> = refitted.w.iter().zip(&system.w).map(|(a, b)| a - b).collect();
+        let e: Vec<f64> = refitted.w.iter().zip(&w).map(|(a, b)| a - b).collect();
         let expected = error(&h, &e, size, n);
         assert!((total - expected).abs() < 1e-9 * expected, "{total} {expected}");
+    }
+
+    #[test]
+    fn a_block_goes_by_what_it_costs_in_all() {
+        let of = |weight: f64, row_costs: [f64; 3]| {
+            let mut inverse = vec![0.0; 9];
+            (0..3).for_each(|i| inverse[i * 4] = 1.0 / row_costs[i]);
+            System::new(vec![1.0; 3], inverse, 1, weight)
+        };
+        let rows = || vec![vec![0], vec![1], vec![2]];
+        let systems = || vec![of(1.0, [1.0, 2.0, 5.0]), of(2.0, [4.0, 1.0, 0.1])];
+        let removed = remove(systems(), vec![rows(), rows()], 3).unwrap();
+        assert_eq!(removed.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [1, 2, 0]);
+        assert!((removed[0].1 - 4.0).abs() < 1e-12);
+        let without = vec![rows(), vec![vec![0], vec![1], vec![]]];
+        assert_eq!(remove(systems(), without, 1).unwrap()[0].0, 1);
     }
 }
