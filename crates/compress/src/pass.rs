@@ -74,7 +74,7 @@ pub struct Context<'a> {
 
 /// Times models against each other.
 pub trait Timing {
-    /// The time of `b` over that of `a`: medians of runs in turn.
+    /// The time of `b` over that of `a`, run in turn.
     ///
     /// # Errors
     /// A model that the runtime does not take.
