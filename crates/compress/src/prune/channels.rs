@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 use super::refit::{Choice, Refit};
 use super::score::{ChannelImportance, channel_scores};
+use super::unstructured::contradiction;
+use crate::sensitivity::SensitivitySetting;
 use crate::{
     ChannelGroup, ChannelGroups, ChannelKind, Context, Exclude, Fraction, OptionEntry, Pass,
     PassError,
@@ -33,6 +35,8 @@ pub(crate) struct ChannelPrune {
     /// λ of the refit, relative to the mean second moment; 0 for none.
     #[serde(default)]
     ridge: f64,
+    #[serde(default)]
+    sensitivity: SensitivitySetting,
 }
 
 /// One for all groups, or by kind or group.
@@ -112,6 +116,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         help: "above 0, the product behind a cut is refitted from calibration data, layer after \
                layer; its pull towards the original weights, relative to the mean second moment",
     },
+    OptionEntry {
+        key: "sensitivity",
+        default: "\"\"",
+        help: "file of `attar sensitivity --by group --json`: each group gets the fraction of least \
+               error, for as many bytes of weights; \"\" for none",
+    },
 ];
 
 impl Pass for ChannelPrune {
@@ -123,12 +133,13 @@ impl Pass for ChannelPrune {
         let found = ChannelGroups::find(model, &context.exclude);
         let mut remarks = Vec::new();
         let chosen = self.chosen(&found, &mut remarks);
+        let wanted = self.wanted(&chosen)?;
         let mut refit = Refit::new(model, &found, context, self.ridge);
         let is_second_order = self.importance == ChannelImportance::SecondOrder;
         let removed = if self.ridge > 0.0 || is_second_order {
-            refit.run(&chosen, self.choices(model, &chosen)?)?
+            refit.run(&chosen, self.choices(model, &chosen, wanted)?)?
         } else {
-            let removed = self.removed(model, &chosen)?;
+            let removed = self.removed(model, &chosen, wanted)?;
             for (group, channels) in chosen.iter().zip(&removed) {
                 refit.cut.remove(group, channels.iter().copied());
             }
@@ -176,19 +187,21 @@ impl ChannelPrune {
     }
 
     /// What goes of each group where products are refitted on the way.
-    fn choices(&self, model: &Model, chosen: &[&ChannelGroup]) -> Result<Vec<Choice>, PassError> {
+    fn choices(
+        &self,
+        model: &Model,
+        chosen: &[&ChannelGroup],
+        wanted: Vec<usize>,
+    ) -> Result<Vec<Choice>, PassError> {
         if self.importance == ChannelImportance::SecondOrder {
             if self.scope == Scope::Global {
-                return Err(PassError::Settings {
-                    pass: "prune.channels",
-                    message: "\"second-order\" ranks within a group, not \"global\"".into(),
-                    known: OPTIONS.iter().map(|option| option.key).collect::<Vec<_>>().join(", "),
-                });
+                let message = "\"second-order\" ranks within a group, not \"global\"";
+                return Err(contradiction("prune.channels", message.into()));
             }
-            let count = |group: &&ChannelGroup| self.rounded(group, self.wanted(group));
-            return Ok(chosen.iter().map(|group| Choice::Count(count(group))).collect());
+            let counts = chosen.iter().zip(wanted).map(|(group, count)| self.rounded(group, count));
+            return Ok(counts.map(Choice::Count).collect());
         }
-        Ok(self.removed(model, chosen)?.into_iter().map(Choice::These).collect())
+        Ok(self.removed(model, chosen, wanted)?.into_iter().map(Choice::These).collect())
     }
 
     /// The channels to cut of each group, in order.
@@ -196,6 +209,7 @@ impl ChannelPrune {
         &self,
         model: &Model,
         chosen: &[&ChannelGroup],
+        wanted: Vec<usize>,
     ) -> Result<Vec<Vec<usize>>, PassError> {
         let constants: HashMap<&str, &Tensor> = model.graph.constants().collect();
         let scores = chosen
@@ -203,8 +217,8 @@ impl ChannelPrune {
             .map(|group| channel_scores(group, &constants, self.importance))
             .collect::<Result<Vec<_>, _>>()?;
         let counts = match self.scope {
-            Scope::Group => chosen.iter().map(|group| self.wanted(group)).collect(),
-            Scope::Global => self.global_counts(chosen, &scores),
+            Scope::Group => wanted,
+            Scope::Global => global_counts(wanted.iter().sum(), &scores),
         };
         let least = |(group, (scores, count)): (&&ChannelGroup, (&Vec<f64>, usize))| {
             let mut order: Vec<usize> = (0..group.channel_count).collect();
@@ -216,26 +230,17 @@ impl ChannelPrune {
         Ok(chosen.iter().zip(scores.iter().zip(counts)).map(least).collect())
     }
 
-    fn wanted(&self, group: &ChannelGroup) -> usize {
-        self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
-    }
-
-    /// How many go of each group when all are ranked together, by their score against the mean of
-    /// their group.
-    fn global_counts(&self, chosen: &[&ChannelGroup], scores: &[Vec<f64>]) -> Vec<usize> {
-        let total: usize = chosen.iter().map(|group| self.wanted(group)).sum();
-        let mut all: Vec<(f64, usize)> = Vec::new();
-        for (index, scores) in scores.iter().enumerate() {
-            let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
-            let mean = if mean > 0.0 { mean } else { 1.0 };
-            all.extend(scores.iter().map(|score| (score / mean, index)));
+    /// How many channels of each group are to go.
+    fn wanted(&self, chosen: &[&ChannelGroup]) -> Result<Vec<usize>, PassError> {
+        let of = |group: &&ChannelGroup| {
+            self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
+        };
+        let wanted: Vec<usize> = chosen.iter().map(of).collect();
+        if self.scope == Scope::Global && !self.sensitivity.is_empty() {
+            let message = "`sensitivity` says how much of each group goes: no scope \"global\"";
+            return Err(contradiction("prune.channels", message.into()));
         }
-        all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut counts = vec![0; chosen.len()];
-        for &(_, index) in all.iter().take(total) {
-            counts[index] += 1;
-        }
-        counts
+        Ok(self.sensitivity.allotted_channels(chosen, &wanted)?.unwrap_or(wanted))
     }
 
     /// `count` or fewer, so that what is kept is a multiple of `round_to` and not nothing.
@@ -244,6 +249,23 @@ impl ChannelPrune {
         let kept = (group.channel_count - count).max(1).next_multiple_of(step);
         group.channel_count - kept.min(group.channel_count)
     }
+}
+
+/// How many go of each group when all are ranked together, by their score against the mean of their
+/// group.
+fn global_counts(total: usize, scores: &[Vec<f64>]) -> Vec<usize> {
+    let mut all: Vec<(f64, usize)> = Vec::new();
+    for (index, scores) in scores.iter().enumerate() {
+        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+        let mean = if mean > 0.0 { mean } else { 1.0 };
+        all.extend(scores.iter().map(|score| (score / mean, index)));
+    }
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut counts = vec![0; scores.len()];
+    for &(_, index) in all.iter().take(total) {
+        counts[index] += 1;
+    }
+    counts
 }
 
 /// What is cut, by kind.
