@@ -347,6 +347,40 @@ mod tests {
     }
 
     #[test]
+    fn sensitivities_say_which_group_gives_most() {
+        let network = "x: f32[n, 2]
+            w = [1 2 3 4; 4 3 2 1]
+            v = [1 1 1 1; 2 2 2 2; 3 3 3 3; 4 4 4 4]
+            u = [1 1; 2 2; 3 3; 4 4]
+            a = MatMul(x, w)
+            b = Relu(a)
+            c = MatMul(b, v)
+            d = Relu(c)
+            y = MatMul(d, u)";
+        let level = |sparsity: f64, error: f64| {
+            let error = format!("{{ value = {error}, low = {error}, high = {error} }}");
+            format!("{{ sparsity = {sparsity}, error = {error} }}")
+        };
+        let group = |name: &str, count: usize, errors: [f64; 2]| {
+            let levels = [level(0.25, errors[0]), level(0.5, errors[1])].join(", ");
+            format!(
+                "{{ name = \"{name}\", kind = \"columns\", block = \"\", \
+                 channel_count = {count}, levels = [{levels}] }}"
+            )
+        };
+        let (fragile, robust) = (group("a", 4, [0.3, 0.6]), group("c", 4, [0.01, 0.02]));
+        let found = |groups: &str| {
+            plan(&format!("sparsity = 0.25\nsensitivity = {{ groups = [{groups}] }}"), network)
+        };
+        let plan = found(&format!("{fragile}, {robust}")).unwrap();
+        assert_eq!(plan.to_string(), "set v f32[4, 2]\nset u f32[2, 2]\n");
+        assert_eq!(plan.remarks[0], "columns: 2 of 8 cut, in 2 groups");
+        let error = found(&format!("{fragile}, {}", group("c", 5, [0.0; 2]))).unwrap_err();
+        let expected = "calibration data: the sensitivity of columns of `c` [4] is not in it";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
     fn a_refit_without_data_is_an_error() {
         let error = plan("sparsity = 0.4\nridge = 0.01", NETWORK).unwrap_err();
         assert_eq!(error.to_string(), "it needs calibration data, and none was given");

@@ -195,7 +195,7 @@ impl<'a> Probe<'a> {
         ratio(&batches.collect::<Vec<_>>(), seed)
     }
 
-    /// Of each batch that rows were kept of: ‖x(W − Ŵ)‖² and ‖xW‖² over its rows x.
+    /// Of each batch that rows were kept of: ‖x·(W − Ŵ)‖² and ‖x·W‖² over its rows x.
     pub(super) fn lost(&self, pruned: &Tensor) -> Vec<(usize, f64, f64)> {
         let (w, kept) = (self.tensor.values::<f32>(), pruned.values::<f32>());
         let gone: Vec<f32> = w.iter().zip(kept.iter()).map(|(w, kept)| w - kept).collect();

@@ -47,14 +47,13 @@ impl Projection<'_> {
 pub(super) fn edits(
     model: &Model,
     output: &str,
-    rank: usize,
     ending: &Ending,
-    source: Option<Source>,
+    source: Option<&Source>,
     projection: &Projection,
 ) -> Result<Vec<Edit>, PassError> {
     let mut edits = match source {
-        Some(source) => folded(model, &source, projection),
-        None => added(model, output, rank, ending, projection)?,
+        Some(source) => folded(model, source, projection),
+        None => added(model, output, ending, projection)?,
     };
     let declared = model.graph.outputs.iter().find(|value| value.name == output);
     edits.extend(declared.and_then(|value| shortened(value, projection.size)));
@@ -124,7 +123,6 @@ impl Names {
 fn added(
     model: &Model,
     output: &str,
-    rank: usize,
     ending: &Ending,
     projection: &Projection,
 ) -> Result<Vec<Edit>, PassError> {
@@ -160,24 +158,15 @@ fn added(
     match projection.vectors {
         Some(vectors) => {
             let tensor = projection.matrix(vectors);
-            product(tensor, &mut names, &mut edits, rank, [&from, &to]);
+            let matrix = names.fresh("projection");
+            let label = names.fresh("project/MatMul");
+            let node = Node::new("MatMul", &label, &[&from, &matrix], &[&to]);
+            edits.push(Edit::SetInitializer { name: matrix, tensor });
+            edits.push(Edit::AddNode { node });
         }
         None => first(model.opset(), &mut names, &mut edits, projection.size, [&from, &to]),
     }
     Ok(edits)
-}
-
-fn product(
-    tensor: Tensor,
-    names: &mut Names,
-    edits: &mut Vec<Edit>,
-    _rank: usize,
-    [from, to]: [&str; 2],
-) {
-    let matrix = names.fresh("projection");
-    let node = Node::new("MatMul", &names.fresh("project/MatMul"), &[from, &matrix], &[to]);
-    edits.push(Edit::SetInitializer { name: matrix, tensor });
-    edits.push(Edit::AddNode { node });
 }
 
 /// Slice took its bounds as attributes before opset 10.

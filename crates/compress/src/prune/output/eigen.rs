@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use crate::prune::refit::solve::dot;
+
 /// Columns of the eigenvectors that are turned together, so that they stay in the cache.
 const COLUMNS: usize = 64;
 /// QL steps until an eigenvalue is given up; two or three are usual.
@@ -43,18 +45,6 @@ struct Reflection {
     first: usize,
     v: Vec<f64>,
     beta: f64,
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let (a_blocks, b_blocks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + rest
 }
 
 /// Turns `a` into H·A·H with three diagonals, H the product of the reflections, first to last.
@@ -217,17 +207,15 @@ mod tests {
             let beta = 2.0 / dot(&v, &v);
             let w: Vec<f64> = a.chunks_exact(size).map(|row| dot(row, &v)).collect();
             let inner = dot(&v, &w);
-            for i in 0..size {
-                for j in 0..size {
-                    a[i * size + j] -=
-                        beta * (v[i] * w[j] + w[i] * v[j]) - beta * beta * inner * v[i] * v[j];
-                }
+            for (at, x) in a.iter_mut().enumerate() {
+                let (i, j) = (at / size, at % size);
+                *x -= beta * (v[i] * w[j] + w[i] * v[j]) - beta * beta * inner * v[i] * v[j];
             }
         }
         a
     }
 
-    /// The largest of |Av − λv| and |VVᵀ − I|.
+    /// The largest of |A·v − λ·v| and |V·Vᵀ − I|.
     fn worst(a: &[f64], found: &Eigen) -> f64 {
         let size = found.values.len();
         let mut worst = 0.0_f64;

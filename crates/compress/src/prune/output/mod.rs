@@ -111,7 +111,7 @@ impl Pass for OutputPrune {
             None if ending.is_normalized() => "before the normalization".into(),
             None => "at the end".into(),
         };
-        plan.edits = edits(model, &target.output, target.rank, &ending, source, &projection)?;
+        plan.edits = edits(model, &target.output, &ending, source.as_ref(), &projection)?;
         check(model, &plan, &facts, &target, size)?;
         plan.remark(format!("`{}`: {width} dimensions become {size}, {place}", target.output));
         if !ending.is_normalized() {

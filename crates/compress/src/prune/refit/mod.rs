@@ -9,7 +9,7 @@
 mod moments;
 mod select;
 mod site;
-mod solve;
+pub(super) mod solve;
 
 use std::collections::{BTreeMap, BTreeSet};
 
