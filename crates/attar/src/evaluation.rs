@@ -66,7 +66,9 @@ pub fn evaluate_models(
     }
     let models = subjects.iter().zip(&outcomes).enumerate().map(|(index, (subject, outcome))| {
         let reference = (index > 0).then(|| &outcomes[0]);
-        let with_direction = reference.filter(|first| first.rows.dimension > 1);
+        // Vectors of another length have no angle to the first model's.
+        let size = outcome.rows.dimension;
+        let with_direction = reference.filter(|first| size > 1 && first.rows.dimension == size);
         Ok(ModelQuality {
             name: subject.name.clone(),
             size_bytes: subject.size_bytes,

@@ -27,8 +27,8 @@ mod training;
 mod vocabulary;
 
 pub use attar_compress::{
-    Estimate, IMPORTANCES, ImportanceEntry, LevelSensitivity, OptionEntry, PASSES, PassEntry,
-    Sensitivity, SensitivityOptions, TensorSensitivity,
+    Estimate, GroupSensitivity, IMPORTANCES, ImportanceEntry, LevelSensitivity, OptionEntry,
+    PASSES, PassEntry, Sensitivity, SensitivityOptions, TensorSensitivity,
 };
 pub use attar_evaluate::{
     Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent, Split,

@@ -29,7 +29,7 @@ enum Entry {
     },
     Step {
         number: usize,
-        outcome: StepOutcome,
+        outcome: Box<StepOutcome>,
         checkpoint: PathBuf,
     },
     Finished,
@@ -73,7 +73,7 @@ impl RunFolder {
             check_resumable(path, &entries, line(first) == line(&started), resume)?;
             for entry in entries {
                 if let Entry::Step { outcome, checkpoint: file, .. } = entry {
-                    outcomes.push(outcome);
+                    outcomes.push(*outcome);
                     checkpoint = Some(path.join(file));
                 }
             }
@@ -127,7 +127,7 @@ impl RunFolder {
         let name = PathBuf::from(format!("checkpoints/step-{number}.onnx"));
         let path = self.path.join(&name);
         save(model, &path)?;
-        self.append(&Entry::Step { number, outcome: outcome.clone(), checkpoint: name })?;
+        self.append(&Entry::Step { number, outcome: Box::new(outcome.clone()), checkpoint: name })?;
         if let Some(older) = self.checkpoint.replace(path) {
             // The journal still names it; a run resumes from the last one that exists.
             let _ = fs::remove_file(&older);

@@ -25,7 +25,7 @@ pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
 };
 pub use sensitivity::{
-    Estimate, LevelSensitivity, Measured, Sensitivity, SensitivityOptions, TensorSensitivity,
-    ratio, sensitivity,
+    Estimate, GroupSensitivity, LevelSensitivity, Measured, Sensitivity, SensitivityOptions,
+    TensorSensitivity, group_sensitivity, ratio, sensitivity,
 };
 pub use types::Fraction;

@@ -152,6 +152,11 @@ pub const PASSES: &[PassEntry] = &[
         "take whole residual blocks out: attention or feed-forward parts, blocks of a ResNet",
         prune::BLOCK_OPTIONS,
     ),
+    PassEntry::of::<prune::OutputPrune>(
+        "prune.output",
+        "make the vector that a model gives shorter: projected, or its first dimensions",
+        prune::OUTPUT_OPTIONS,
+    ),
     PassEntry::of::<prune::UnstructuredPrune>(
         "prune.unstructured",
         "set the weights of least importance to zero: single ones, N of every M, or blocks",
@@ -231,6 +236,9 @@ pub enum PassError {
     #[error("`{pattern}` names no residual block; there are {known}")]
     NoBlock { pattern: String, known: String },
 
+    #[error("output `{output}` cannot be made shorter: {reason}")]
+    Output { output: String, reason: String },
+
     #[error("tokens cannot be left out: `{node}` {reason} (`{tensor}`)")]
     Tokens { node: String, tensor: String, reason: &'static str },
 
@@ -277,6 +285,7 @@ impl PassError {
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
             Self::NoBlock { .. } => "blocks are named by the node that ends them".into(),
+            Self::Output { .. } => "see what the model returns: `attar inspect MODEL`".into(),
             Self::Tokens { .. } => "the model needs all its tokens: leave this step out".into(),
             Self::Data { hint, .. } => hint.clone(),
             Self::NoActivation { tensor } => {
@@ -298,12 +307,15 @@ mod tests {
     #[test]
     fn every_documented_default_is_a_setting_that_its_pass_takes() {
         for entry in PASSES {
-            let lines = entry.options.iter().map(|option| {
-                let value = if option.default.is_empty() { "0.5" } else { option.default };
-                format!("{} = {value}\n", option.key)
+            // What must be given is a fraction, or a number of something.
+            let is_taken = ["0.5", "1"].into_iter().any(|given| {
+                let lines = entry.options.iter().map(|option| {
+                    let value = if option.default.is_empty() { given } else { option.default };
+                    format!("{} = {value}\n", option.key)
+                });
+                entry.build(lines.collect::<String>().parse().unwrap()).is_ok()
             });
-            let settings: toml::Table = lines.collect::<String>().parse().unwrap();
-            assert!(entry.build(settings).is_ok(), "{}", entry.name);
+            assert!(is_taken, "{}", entry.name);
         }
     }
 

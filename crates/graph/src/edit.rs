@@ -6,7 +6,7 @@ use std::fmt;
 use attar_tensor::Tensor;
 
 use crate::links::for_each_name_read;
-use crate::{AttributeValue, Graph, GraphError, Node, sort_nodes, validate};
+use crate::{AttributeValue, Graph, GraphError, Node, Value, ValueType, sort_nodes, validate};
 
 /// One change. Nodes are named by their index in the graph that the plan was made for.
 #[derive(Clone, Debug)]
@@ -37,6 +37,10 @@ pub enum Edit {
         index: usize,
         input: usize,
         value: String,
+    },
+    /// Declares the type of a graph output anew.
+    SetOutput {
+        value: Value,
     },
     /// Makes every reader of `from` read `to`, graph outputs excepted: their names are a contract.
     ReplaceUses {
@@ -94,9 +98,20 @@ impl fmt::Display for Edit {
             Self::SetInput { index, input, value } => {
                 write!(f, "node {index} input {input} reads {value}")
             }
+            Self::SetOutput { value } => write!(f, "output {}{}", value.name, type_of(value)),
             Self::ReplaceUses { from, to } => write!(f, "readers of {from} read {to}"),
         }
     }
+}
+
+/// The type of a tensor as text, as far as it is known.
+fn type_of(value: &Value) -> String {
+    let Some(ValueType::Tensor { dtype, shape }) = &value.value_type else { return String::new() };
+    let dtype = dtype.map_or(String::from("?"), |dtype| dtype.to_string());
+    let sizes = |dims: &Vec<crate::Dim>| dims.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let shape =
+        shape.as_ref().map_or(String::new(), |dims| format!("[{}]", sizes(dims).join(", ")));
+    format!(" {dtype}{shape}")
 }
 
 fn describe(node: &Node) -> String {
@@ -139,6 +154,11 @@ pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
                     inputs.resize(input + 1, String::new());
                 }
                 inputs[*input].clone_from(value);
+            }
+            Edit::SetOutput { value } => {
+                let output = edited.outputs.iter_mut().find(|output| output.name == value.name);
+                let missing = || GraphError::NoSuchValue { value: value.name.clone() };
+                *output.ok_or_else(missing)? = value.clone();
             }
             Edit::ReplaceUses { from, to } => {
                 replace_uses(&mut edited, from, to);
@@ -303,6 +323,22 @@ mod tests {
         let order: Vec<&str> = graph.nodes.iter().map(|node| node.op_type.as_str()).collect();
         assert_eq!(order, ["Relu", "Abs", "Relu"]);
         assert_eq!(plan.to_string(), "add b = Abs(a)\nnode 1 input 0 reads b\n");
+    }
+
+    #[test]
+    fn an_output_is_declared_anew() {
+        let mut graph = graph_from_text("y = Relu(x)");
+        let value = |name| {
+            Value::tensor(name, attar_tensor::DType::F32, vec![crate::Dim::symbol("n"), 2.into()])
+        };
+        let mut plan = Plan::default();
+        plan.push(Edit::SetOutput { value: value("y") });
+        assert_eq!(plan.to_string(), "output y f32[n, 2]\n");
+        apply(&mut graph, &plan).unwrap();
+        assert_eq!(graph.outputs, [value("y")]);
+        plan.push(Edit::SetOutput { value: value("z") });
+        let error = apply(&mut graph, &plan).unwrap_err();
+        assert_eq!(error.to_string(), "an edit names value `z`, which the graph does not have");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Sensitivities as a picture: a row for each tensor, a column for each sparsity.
+//! Sensitivities as a picture: a row for each tensor or group, a column for each sparsity.
 
-use attar_compress::{Estimate, LevelSensitivity, Sensitivity, TensorSensitivity};
+use attar_compress::{Estimate, LevelSensitivity, Sensitivity};
 
 const ROW: usize = 20;
 const CELL: usize = 54;
@@ -18,12 +18,13 @@ const COLOURS: [[f64; 3]; 4] =
 /// An SVG: how much of each product's output is lost, predicted, and beside it, where it was
 /// measured, how much of the model's output.
 pub fn heat_map(found: &Sensitivity, title: &str) -> String {
-    let levels = found.tensors.first().map_or(&[][..], |tensor| &tensor.levels);
+    let rows = rows(found);
+    let levels = rows.first().map_or(&[][..], |(_, levels)| levels);
     let has_output = |level: &&LevelSensitivity| level.output_error.is_some();
     let measured = levels.iter().filter(has_output).count();
     let second = LABEL + levels.len() * CELL + GAP;
     let width = if measured > 0 { second + measured * CELL } else { second - GAP } + 16;
-    let height = TOP + found.tensors.len() * ROW + 56;
+    let height = TOP + rows.len() * ROW + 56;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
@@ -42,21 +43,28 @@ pub fn heat_map(found: &Sensitivity, title: &str) -> String {
         let heading = percent(level.sparsity);
         svg.push_str(&text(second + column * CELL + CELL / 2, 64, "middle", "", &heading));
     }
-    for (row, tensor) in found.tensors.iter().enumerate() {
-        svg.push_str(&row_of(tensor, TOP + row * ROW, second));
+    for (row, (name, levels)) in rows.iter().enumerate() {
+        svg.push_str(&row_of(name, levels, TOP + row * ROW, second));
     }
-    svg.push_str(&legend(TOP + found.tensors.len() * ROW + 16));
+    svg.push_str(&legend(TOP + rows.len() * ROW + 16));
     svg.push_str("</svg>\n");
     svg
 }
 
-fn row_of(tensor: &TensorSensitivity, y: usize, second: usize) -> String {
-    let name = shortened(&tensor.name);
+/// Tensors, and groups that products read, with their names.
+fn rows(found: &Sensitivity) -> Vec<(String, &[LevelSensitivity])> {
+    let tensors = found.tensors.iter().map(|tensor| (tensor.name.clone(), &tensor.levels[..]));
+    let groups = found.groups.iter().map(|group| (group.title(), &group.levels[..]));
+    tensors.chain(groups.filter(|(_, levels)| !levels.is_empty())).collect()
+}
+
+fn row_of(name: &str, levels: &[LevelSensitivity], y: usize, second: usize) -> String {
+    let name = shortened(name);
     let mut row = text(LABEL - 8, y + 14, "end", "", &name);
-    for (column, level) in tensor.levels.iter().enumerate() {
+    for (column, level) in levels.iter().enumerate() {
         row.push_str(&cell(LABEL + column * CELL, y, &level.error));
     }
-    let measured = tensor.levels.iter().filter_map(|level| level.output_error.as_ref());
+    let measured = levels.iter().filter_map(|level| level.output_error.as_ref());
     for (column, error) in measured.enumerate() {
         row.push_str(&cell(second + column * CELL, y, error));
     }
@@ -124,6 +132,7 @@ fn text(x: usize, y: usize, anchor: &str, attributes: &str, content: &str) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use attar_compress::{ChannelKind, GroupSensitivity, TensorSensitivity};
 
     fn found(name: &str, output: Option<f64>) -> Sensitivity {
         let estimate = |value| Estimate { value, low: 0.9 * value, high: 1.1 * value };
@@ -141,7 +150,7 @@ mod tests {
             element_count: 16,
             levels: [(0.5, 0.123), (0.9, 0.8)].into_iter().map(level).collect(),
         };
-        Sensitivity { tensors: vec![tensor.clone(), tensor] }
+        Sensitivity { tensors: vec![tensor.clone(), tensor], groups: Vec::new() }
     }
 
     #[test]
@@ -152,6 +161,22 @@ mod tests {
         assert!(!svg.contains("of the model's output"));
         assert!(heat_map(&found("w", Some(0.02)), "").contains("of the model's output"));
         assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
+    }
+
+    #[test]
+    fn groups_that_products_read_have_rows() {
+        let Sensitivity { tensors, .. } = found("w", None);
+        let group = |name: &str, levels: &[LevelSensitivity]| GroupSensitivity {
+            name: name.into(),
+            kind: ChannelKind::HeadDims,
+            block: String::new(),
+            channel_count: 8,
+            levels: levels.to_vec(),
+        };
+        let groups = vec![group("/a", &tensors[0].levels), group("/b", &[])];
+        let svg = heat_map(&Sensitivity { tensors: Vec::new(), groups }, "");
+        assert!(svg.contains("/a (head-dims)") && !svg.contains("/b"));
+        assert_eq!(svg.matches("<title>12 % (11 % to 14 %)</title>").count(), 1);
     }
 
     #[test]

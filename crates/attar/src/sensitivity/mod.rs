@@ -1,4 +1,4 @@
-//! How much pruning each tensor costs: predicted from one pass over data, and measured.
+//! How much pruning each tensor, or each group of channels, costs: predicted from one pass over data, and measured.
 
 mod heat_map;
 
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use attar_compress::{
     Calibration, Context, Estimate, Exclude, Measured, PassError, Sensitivity, SensitivityOptions,
-    ratio, sensitivity,
+    group_sensitivity, ratio, sensitivity,
 };
 use attar_evaluate::{Dataset, Interval, Progress};
 use attar_graph::Model;
@@ -28,6 +28,8 @@ pub struct SensitivityRequest<'a> {
     /// Examples taken of the data, spread over it.
     pub example_count: usize,
     pub options: SensitivityOptions,
+    /// Whether groups of channels are looked at, and not tensors.
+    pub by_group: bool,
     /// Whether the data set's metric is measured too, on all of the data.
     pub measures_metric: bool,
     /// Patterns of nodes and tensors to leave out.
@@ -52,7 +54,7 @@ pub struct SensitivityOutcome {
     pub found: Sensitivity,
 }
 
-/// Finds out what each tensor's weights are worth.
+/// Finds out what each tensor's weights, or each group's channels, are worth.
 ///
 /// # Errors
 /// A model or data that do not fit, or a model without weights to prune.
@@ -82,11 +84,17 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         }
         found.unwrap_or_else(|| Ok(Measured::default()))
     };
-    let found = sensitivity(&subject.model, &context, &request.options, &mut measure);
+    let (model, options) = (&subject.model, &request.options);
+    let found = if request.by_group {
+        group_sensitivity(model, &context, options, &mut measure)
+    } else {
+        sensitivity(model, &context, options, &mut measure)
+    };
     let found = found.map_err(|Failure(error)| error)?;
-    if found.tensors.is_empty() {
+    if found.tensors.is_empty() && found.groups.is_empty() {
+        let what = if request.by_group { "channels that can be cut" } else { "weights to prune" };
         return Err(Error::Usage {
-            message: format!("{} has no weights that can be pruned", subject.name),
+            message: format!("{} has no {what}", subject.name),
             hint: "see what it holds: `attar inspect MODEL`".into(),
         });
     }

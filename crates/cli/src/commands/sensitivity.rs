@@ -1,12 +1,12 @@
-//! `attar sensitivity`: what the weights of each tensor are worth.
+//! `attar sensitivity`: what the weights of each tensor, or the channels of each group, are worth.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use attar::{
-    Error, Estimate, LevelSensitivity, SensitivityOptions, SensitivityOutcome, SensitivityRequest,
-    Subject, TensorSensitivity, find_sensitivity, heat_map,
+    Error, Estimate, GroupSensitivity, LevelSensitivity, SensitivityOptions, SensitivityOutcome,
+    SensitivityRequest, Subject, TensorSensitivity, find_sensitivity, heat_map,
 };
 use clap::{Args, ValueEnum};
 
@@ -14,11 +14,13 @@ use crate::arguments::DataArguments;
 use crate::print;
 use crate::table::Table;
 
-/// Tell what pruning each tensor costs, at every sparsity.
+/// Tell what pruning each tensor, or cutting each group of channels, costs at every sparsity.
 ///
 /// One pass over a sample of the data keeps some rows of what each product reads; from them the
-/// relative error of its output is computed for every sparsity, with a 95 % interval. With
-/// `--measure`, the model is also run with one tensor pruned at a time, and its own output compared.
+/// relative error of its output is computed for every sparsity, with a 95 % interval. Of a group it
+/// is the error of the products that read its channels, when those of least importance are cut. With
+/// `--measure`, the model is also run with one tensor pruned or one group cut at a time, and its own
+/// output compared.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Sensitivity {
@@ -30,7 +32,7 @@ pub(crate) struct Sensitivity {
     /// Examples taken of the data
     #[arg(long, value_name = "N", default_value = "64")]
     examples: std::num::NonZeroUsize,
-    /// Which weights go first: l1, l2, relative, activation, taylor, taylor2, loss or random
+    /// Which weights or channels go first: l1, l2, relative, activation, taylor, taylor2, loss or random
     #[arg(long, value_name = "NAME", default_value = "l1")]
     importance: String,
     /// Sparsities to look at
@@ -41,7 +43,7 @@ pub(crate) struct Sensitivity {
         default_value = "0.3,0.5,0.6,0.7,0.8,0.9,0.95"
     )]
     sparsity: Vec<f64>,
-    /// Sparsities at which the model is run with each tensor pruned by itself
+    /// Sparsities at which the model is run with each tensor pruned, or group cut, by itself
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     measure: Vec<f64>,
     /// Measure the data set's metric there too, on all of it
@@ -71,6 +73,8 @@ enum By {
     Tensor,
     /// The part of the model up to the first number of a node's name
     Block,
+    /// Channels that can be cut, and only together
+    Group,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -78,7 +82,9 @@ const EXAMPLES: &str = "Examples:
   attar sensitivity minilm.onnx --data beir/ --by block --svg minilm.svg
   attar sensitivity cnn.onnx --data fashion-mnist/ --measure 0.5,0.9 --metric
   attar sensitivity minilm.onnx --data texts.txt --json > minilm.json
-  attar compress minilm.onnx --step prune.unstructured:sparsity=0.6,sensitivity=minilm.json -o runs/p";
+  attar compress minilm.onnx --step prune.unstructured:sparsity=0.6,sensitivity=minilm.json -o runs/p
+  attar sensitivity minilm.onnx --data texts.txt --by group --json > groups.json
+  attar compress minilm.onnx --step prune.channels:sparsity=0.3,sensitivity=groups.json -o runs/q";
 
 impl Sensitivity {
     pub(crate) fn run(&self, json: bool) -> Result<ExitCode, Error> {
@@ -98,6 +104,7 @@ impl Sensitivity {
                 measured: self.measure.clone(),
                 seed: self.seed,
             },
+            by_group: self.by == By::Group,
             measures_metric: self.metric,
             exclude: self.exclude.clone(),
             threads: self.threads.unwrap_or_else(attar::default_threads),
@@ -117,17 +124,28 @@ impl Sensitivity {
     }
 
     fn text(&self, outcome: &SensitivityOutcome) -> String {
+        let (heading, all) = match self.by {
+            By::Group => (["group", "channels"], groups(&outcome.found.groups)),
+            _ => (["tensor", "weights"], tensors(&outcome.found.tensors)),
+        };
         let blocks = by_block(&outcome.found.tensors);
-        let rows = if self.by == By::Block { &blocks } else { &outcome.found.tensors };
-        let mut text = table(rows, "lost at", |level| Some(level.error));
+        let of_blocks = tensors(&blocks);
+        let rows = if self.by == By::Block { &of_blocks } else { &all };
+        let mut text = table(rows, heading, "lost at", |level| Some(level.error));
         if !self.measure.is_empty() {
             text.push('\n');
-            text.push_str(&table(&outcome.found.tensors, "output at", |level| level.output_error));
+            text.push_str(&table(&all, heading, "output at", |level| level.output_error));
         }
         if let Some((name, value)) = outcome.metric {
             text.push('\n');
             text.push_str(&format!("change of {name}, which was {value:.4}, in hundredths\n"));
-            text.push_str(&table(&outcome.found.tensors, "at", |level| level.metric));
+            text.push_str(&table(&all, heading, "at", |level| level.metric));
+        }
+        let unread = outcome.found.groups.iter().filter(|group| group.levels.is_empty()).count();
+        if unread > 0 {
+            text.push_str(&format!(
+                "{unread} groups are read by no product that can be predicted\n"
+            ));
         }
         let (count, seconds) = (outcome.example_count, outcome.seconds);
         text.push_str(&format!("% of what is computed; {count} examples, {seconds:.1} s\n"));
@@ -135,21 +153,34 @@ impl Sensitivity {
     }
 }
 
+/// A row: its name, what it has, and what was found.
+type Row<'a> = (String, usize, &'a [LevelSensitivity]);
+
+fn tensors(found: &[TensorSensitivity]) -> Vec<Row<'_>> {
+    found.iter().map(|row| (row.name.clone(), row.element_count, &row.levels[..])).collect()
+}
+
+fn groups(found: &[GroupSensitivity]) -> Vec<Row<'_>> {
+    let read = found.iter().filter(|group| !group.levels.is_empty());
+    read.map(|group| (group.title(), group.channel_count, &group.levels[..])).collect()
+}
+
 /// A column for each sparsity of which `of` has something.
 fn table(
-    rows: &[TensorSensitivity],
+    rows: &[Row],
+    [what, count]: [&str; 2],
     heading: &str,
     of: impl Fn(&LevelSensitivity) -> Option<Estimate>,
 ) -> String {
-    let levels = rows.first().map_or(&[][..], |row| &row.levels);
+    let levels = rows.first().map_or(&[][..], |(_, _, levels)| levels);
     let shown = levels.iter().filter(|level| of(level).is_some());
-    let mut header = vec!["tensor".to_string(), "weights".to_string()];
+    let mut header = vec![what.to_string(), count.to_string()];
     header.extend(shown.map(|level| format!("{heading} {}", level.sparsity)));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = Table::new(&header);
-    for row in rows {
-        let mut cells = vec![row.name.clone(), print::count(row.element_count as u64)];
-        let found = row.levels.iter().filter_map(&of);
+    for (name, count, levels) in rows {
+        let mut cells = vec![name.clone(), print::count(*count as u64)];
+        let found = levels.iter().filter_map(&of);
         cells.extend(found.map(|found| {
             let half = 50.0 * (found.high - found.low);
             format!("{:.1} ±{half:.1}", 100.0 * found.value)

@@ -137,3 +137,32 @@ fn a_cut_model_is_told_of_by_step_and_by_layer() {
         assert!(rows.iter().any(|row| row["node"] == layer["node"]), "{layer}");
     }
 }
+
+#[test]
+fn sensitivity_of_groups_chooses_how_much_of_each_is_cut() {
+    let folder = Folder::new("sensitivity-groups");
+    let (run, data, _) = learned(&folder, &[]);
+    let svg = folder.path("map.svg");
+    let by_group = ["sensitivity", &run, "--data", &data, "--by", "group"];
+    let output = attar(&[&by_group[..], &["--svg", &svg, "--measure", "0.5"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    for heading in ["group", "channels", "lost at 0.3", "output at 0.5"] {
+        assert!(stdout(&output).contains(heading), "{}", stdout(&output));
+    }
+    assert!(std::fs::read_to_string(&svg).unwrap().ends_with("</svg>\n"));
+    let output = attar(&[&by_group[..], &["--json"]].concat());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!found["groups"].as_array().unwrap().is_empty(), "{found}");
+    assert!(found.get("tensors").is_none(), "{found}");
+    let json = folder.write("groups.json", &output.stdout);
+    let step = format!("prune.channels:sparsity=0.5,sensitivity={json}");
+    let result = folder.path("cut");
+    let output = attar(&["compress", &run, "--step", &step, "-o", &result, "--no-timing"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains(" cut, in "), "{}", stdout(&output));
+    let other = folder.write("other.json", "{\"tensors\": []}");
+    let step = format!("prune.channels:sparsity=0.5,sensitivity={other}");
+    let output = attar(&["compress", &run, "--step", &step]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--by group"), "{}", stderr(&output));
+}

@@ -11,13 +11,13 @@ mod places;
 mod shapes;
 mod ties;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use cut::Cut;
 pub use find::ChannelGroups;
 
 /// What the channels of a group are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChannelKind {
     /// Channels of convolutions.

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use super::refit::{Choice, Refit};
 use super::score::{ChannelImportance, channel_scores, least};
 use super::step_back::step_back;
+use super::unstructured::contradiction;
+use crate::sensitivity::SensitivitySetting;
 use crate::{
     ChannelGroup, ChannelGroups, ChannelKind, Context, Exclude, Fraction, OptionEntry, Pass,
     PassError,
@@ -38,6 +40,8 @@ pub(crate) struct ChannelPrune {
     timed: bool,
     #[serde(default)]
     seed: u64,
+    #[serde(default)]
+    sensitivity: SensitivitySetting,
 }
 
 /// One for all groups, or by kind or group.
@@ -130,6 +134,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         help: "cut less of a group where the model, timed on the chosen runtime, is slower for it",
     },
     OptionEntry { key: "seed", default: "0", help: "of whatever is drawn" },
+    OptionEntry {
+        key: "sensitivity",
+        default: "\"\"",
+        help: "file of `attar sensitivity --by group --json`: each group gets the fraction of least \
+               error, for as many bytes of weights; \"\" for none",
+    },
 ];
 
 impl Pass for ChannelPrune {
@@ -141,6 +151,7 @@ impl Pass for ChannelPrune {
         let found = ChannelGroups::find(model, &context.exclude);
         let mut remarks = Vec::new();
         let chosen = self.chosen(&found, &mut remarks);
+        let wanted = self.wanted(&chosen)?;
         let mut refit = Refit::new(model, &found, context, self.ridge);
         let scores = match self.importance {
             ChannelImportance::SecondOrder => None,
@@ -148,7 +159,6 @@ impl Pass for ChannelPrune {
                 Some(channel_scores(model, context, &chosen, importance, self.seed)?)
             }
         };
-        let wanted: Vec<usize> = chosen.iter().map(|group| self.wanted(group)).collect();
         let counts = match (self.scope, &scores) {
             (Scope::Group, _) => wanted,
             (Scope::Global, None) => refit.allot(&chosen, &wanted, &|group| self.step(group))?,
@@ -215,10 +225,6 @@ impl ChannelPrune {
         chosen
     }
 
-    fn wanted(&self, group: &ChannelGroup) -> usize {
-        self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
-    }
-
     /// How many go of each group when all are ranked together, by their score or, where scores of
     /// groups do not compare, by what it is against the mean of their group.
     fn global_counts(&self, total: usize, scores: &[Vec<f64>]) -> Vec<usize> {
@@ -238,6 +244,19 @@ impl ChannelPrune {
             counts[index] += 1;
         }
         counts
+    }
+
+    /// How many channels of each group are to go.
+    fn wanted(&self, chosen: &[&ChannelGroup]) -> Result<Vec<usize>, PassError> {
+        let of = |group: &&ChannelGroup| {
+            self.sparsity.of(group).map_or(0, |fraction| fraction.of(group.channel_count))
+        };
+        let wanted: Vec<usize> = chosen.iter().map(of).collect();
+        if self.scope == Scope::Global && !self.sensitivity.is_empty() {
+            let message = "`sensitivity` says how much of each group goes: no scope \"global\"";
+            return Err(contradiction("prune.channels", message.into()));
+        }
+        Ok(self.sensitivity.allotted_channels(chosen, &wanted)?.unwrap_or(wanted))
     }
 
     /// `count` or fewer, so that what is kept is a multiple of `round_to` and not nothing.
@@ -329,6 +348,40 @@ mod tests {
     fn a_table_of_sparsities_cuts_what_it_names() {
         assert!(plan("sparsity = { heads = 0.4 }", NETWORK).unwrap().is_empty());
         assert!(!plan("sparsity = { columns = 0.4 }", NETWORK).unwrap().is_empty());
+    }
+
+    #[test]
+    fn sensitivities_say_which_group_gives_most() {
+        let network = "x: f32[n, 2]
+            w = [1 2 3 4; 4 3 2 1]
+            v = [1 1 1 1; 2 2 2 2; 3 3 3 3; 4 4 4 4]
+            u = [1 1; 2 2; 3 3; 4 4]
+            a = MatMul(x, w)
+            b = Relu(a)
+            c = MatMul(b, v)
+            d = Relu(c)
+            y = MatMul(d, u)";
+        let level = |sparsity: f64, error: f64| {
+            let error = format!("{{ value = {error}, low = {error}, high = {error} }}");
+            format!("{{ sparsity = {sparsity}, error = {error} }}")
+        };
+        let group = |name: &str, count: usize, errors: [f64; 2]| {
+            let levels = [level(0.25, errors[0]), level(0.5, errors[1])].join(", ");
+            format!(
+                "{{ name = \"{name}\", kind = \"columns\", block = \"\", \
+                 channel_count = {count}, levels = [{levels}] }}"
+            )
+        };
+        let (fragile, robust) = (group("a", 4, [0.3, 0.6]), group("c", 4, [0.01, 0.02]));
+        let found = |groups: &str| {
+            plan(&format!("sparsity = 0.25\nsensitivity = {{ groups = [{groups}] }}"), network)
+        };
+        let plan = found(&format!("{fragile}, {robust}")).unwrap();
+        assert_eq!(plan.to_string(), "set v f32[4, 2]\nset u f32[2, 2]\n");
+        assert_eq!(plan.remarks[0], "columns: 2 of 8 cut, in 2 groups");
+        let error = found(&format!("{fragile}, {}", group("c", 5, [0.0; 2]))).unwrap_err();
+        let expected = "calibration data: the sensitivity of columns of `c` [4] is not in it";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Which tensor gets which sparsity, so that the predicted error of all is least.
+//! Which tensor, or which group of channels, gets which sparsity, so that the predicted error of all
+//! is least.
 //!
-//! The error of a tensor at each sparsity is known, Σ of the squares is to be least, and so many
+//! The error of each at every sparsity is known, Σ of the squares is to be least, and so many
 //! weights go in all. On the lower convex hull of each curve the cheapest step is always next, so
 //! that one sort of all steps gives the optimum.
 
@@ -9,9 +10,9 @@ use std::collections::BTreeMap;
 use attar_graph::Model;
 use serde::Deserialize;
 
-use super::{Sensitivity, TensorSensitivity};
+use super::{LevelSensitivity, Sensitivity, TensorSensitivity};
 use crate::prune::prunable;
-use crate::{Context, Fraction, PassError};
+use crate::{ChannelGroup, Context, Fraction, PassError};
 
 /// The setting of a pass: what was found, or nothing.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -63,11 +64,7 @@ impl SensitivitySetting {
         context: &Context,
         sparsity: Fraction,
     ) -> Result<Option<Allotment>, PassError> {
-        let found = match &self.0 {
-            Source::Found(found) => found,
-            Source::Path(path) if path.is_empty() => return Ok(None),
-            Source::Path(path) => return Err(unusable(format!("`{path}` was not read"))),
-        };
+        let Some(found) = self.found()? else { return Ok(None) };
         let mut tensors = Vec::new();
         for name in prunable(model, context)? {
             let count = model.graph.constant(&name).map_or(0, attar_tensor::Tensor::element_count);
@@ -79,6 +76,65 @@ impl SensitivitySetting {
         }
         Ok(Some(allot(&tensors, sparsity)))
     }
+
+    /// How many channels of each group go, so that as many bytes of weights do as where `wanted` do;
+    /// `None` where the setting is empty. Of groups that no product reads those go that are wanted.
+    ///
+    /// # Errors
+    /// A file of another model, or of its tensors.
+    pub(crate) fn allotted_channels(
+        &self,
+        groups: &[&ChannelGroup],
+        wanted: &[usize],
+    ) -> Result<Option<Vec<usize>>, PassError> {
+        let Some(found) = self.found()? else { return Ok(None) };
+        let mut curves = Vec::new();
+        let mut total = 0.0;
+        for (group, &wanted) in groups.iter().zip(wanted) {
+            let known = found.groups.iter().find(|known| {
+                let count = known.channel_count;
+                (&known.name, known.kind, count) == (&group.name, group.kind, group.channel_count)
+            });
+            let levels = &known.ok_or_else(|| no_group(group))?.levels;
+            let amount = group.weight_bytes as f64;
+            if levels.is_empty() {
+                curves.push(Curve { amount: 0.0, points: Vec::new() });
+                continue;
+            }
+            total += amount * wanted as f64 / group.channel_count as f64;
+            curves.push(Curve { amount, points: costs(levels) });
+        }
+        let shares = shares(&curves, total);
+        let counts = groups.iter().zip(wanted).zip(curves.iter().zip(shares));
+        let count =
+            |((group, &wanted), (curve, share)): ((&&ChannelGroup, &usize), (&Curve, f64))| {
+                let part = share / curve.amount;
+                let all = group.channel_count;
+                if part.is_finite() {
+                    ((part * all as f64).round() as usize).min(all)
+                } else {
+                    wanted
+                }
+            };
+        Ok(Some(counts.map(count).collect()))
+    }
+
+    fn found(&self) -> Result<Option<&Sensitivity>, PassError> {
+        match &self.0 {
+            Source::Found(found) => Ok(Some(found)),
+            Source::Path(path) if path.is_empty() => Ok(None),
+            Source::Path(path) => Err(unusable(format!("`{path}` was not read"))),
+        }
+    }
+}
+
+fn no_group(group: &ChannelGroup) -> PassError {
+    let (kind, name, count) = (group.kind.name(), &group.name, group.channel_count);
+    PassError::Data {
+        message: format!("the sensitivity of {kind} of `{name}` [{count}] is not in it"),
+        hint: "make it anew for this model: `attar sensitivity MODEL --data SET --by group --json`"
+            .into(),
+    }
 }
 
 fn unusable(message: String) -> PassError {
@@ -86,33 +142,50 @@ fn unusable(message: String) -> PassError {
     PassError::Data { message, hint }
 }
 
-/// A step of one tensor: so many weights more, for so much more error.
+/// What a tensor or a group holds, and what taking of it costs.
+struct Curve {
+    amount: f64,
+    /// (sparsity, squared error).
+    points: Vec<(f64, f64)>,
+}
+
+/// A step of one curve: so much more is taken, for so much more error.
 struct Step {
-    tensor: usize,
+    curve: usize,
     count: f64,
     cost: f64,
 }
 
-fn allot(tensors: &[&TensorSensitivity], sparsity: Fraction) -> Allotment {
-    let total: usize = tensors.iter().map(|tensor| tensor.element_count).sum();
+/// How much is taken of each, `total` of all.
+fn shares(curves: &[Curve], total: f64) -> Vec<f64> {
     let mut steps: Vec<Step> = Vec::new();
-    for (index, tensor) in tensors.iter().enumerate() {
-        let curve = hull(&costs(tensor));
-        steps.extend(curve.windows(2).map(|pair| Step {
-            tensor: index,
-            count: (pair[1].0 - pair[0].0) * tensor.element_count as f64,
+    for (index, curve) in curves.iter().enumerate().filter(|(_, curve)| curve.amount > 0.0) {
+        steps.extend(hull(&curve.points).windows(2).map(|pair| Step {
+            curve: index,
+            count: (pair[1].0 - pair[0].0) * curve.amount,
             cost: pair[1].1 - pair[0].1,
         }));
     }
-    // Stable: of like steps the first tensor's comes first.
+    // Stable: of like steps the first one's comes first.
     steps.sort_by(|a, b| (a.cost / a.count).total_cmp(&(b.cost / b.count)));
-    let mut taken = vec![0.0_f64; tensors.len()];
-    let mut rest = sparsity.of(total) as f64;
+    let mut taken = vec![0.0_f64; curves.len()];
+    let mut rest = total;
     for step in steps {
         let count = step.count.min(rest);
-        taken[step.tensor] += count;
+        taken[step.curve] += count;
         rest -= count;
     }
+    taken
+}
+
+fn allot(tensors: &[&TensorSensitivity], sparsity: Fraction) -> Allotment {
+    let total: usize = tensors.iter().map(|tensor| tensor.element_count).sum();
+    let curve = |tensor: &&TensorSensitivity| Curve {
+        amount: tensor.element_count as f64,
+        points: costs(&tensor.levels),
+    };
+    let curves: Vec<Curve> = tensors.iter().map(curve).collect();
+    let taken = shares(&curves, sparsity.of(total) as f64);
     let whole = whole_counts(&taken, sparsity.of(total));
     let fraction = |(tensor, &count): (&&TensorSensitivity, &usize)| {
         (tensor.name.clone(), Fraction::of_count(count, tensor.element_count))
@@ -135,17 +208,17 @@ fn whole_counts(counts: &[f64], total: usize) -> Vec<usize> {
 }
 
 /// (sparsity, squared error) from nothing to everything. Where outputs of the model were measured,
-/// an error of the tensor counts as much as it was found to move them.
-fn costs(tensor: &TensorSensitivity) -> Vec<(f64, f64)> {
+/// an error counts as much as it was found to move them.
+fn costs(levels: &[LevelSensitivity]) -> Vec<(f64, f64)> {
     let (mut measured, mut own) = (0.0, 0.0);
-    for level in &tensor.levels {
+    for level in levels {
         if let Some(output) = level.output_error {
             measured += output.value.powi(2);
             own += level.error.value.powi(2);
         }
     }
     let weight = if own > 0.0 { measured / own } else { 1.0 };
-    let within = tensor.levels.iter().filter(|level| level.sparsity > 0.0 && level.sparsity < 1.0);
+    let within = levels.iter().filter(|level| level.sparsity > 0.0 && level.sparsity < 1.0);
     let points = within.map(|level| (level.sparsity, weight * level.error.value.powi(2)));
     // Nothing remains of an output whose weights are all gone.
     std::iter::once((0.0, 0.0)).chain(points).chain([(1.0, weight)]).collect()
@@ -231,6 +304,20 @@ mod tests {
         let loud = tensor("loud", 100, [0.1, 0.2, 0.4], Some(1.0));
         let found = counts(&[loud, quiet], 0.375);
         assert_eq!(found, [0, 75]);
+    }
+
+    #[test]
+    fn groups_give_the_bytes_that_were_asked_for_and_the_fragile_one_least() {
+        let curve = |amount, errors: [f64; 3]| Curve {
+            amount,
+            points: costs(&tensor("", 1, errors, None).levels),
+        };
+        let curves = [curve(1000.0, [0.3, 0.6, 0.8]), curve(4000.0, [0.01, 0.02, 0.1])];
+        let taken = shares(&curves, 2500.0);
+        assert!((taken[0] + taken[1] - 2500.0).abs() < 1e-9, "{taken:?}");
+        assert!(taken[0] == 0.0, "{taken:?}");
+        let nothing = Curve { amount: 0.0, points: Vec::new() };
+        assert_eq!(shares(&[nothing], 0.0), [0.0]);
     }
 
     #[test]

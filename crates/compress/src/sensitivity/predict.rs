@@ -31,6 +31,21 @@ pub struct SensitivityOptions {
     pub seed: u64,
 }
 
+impl SensitivityOptions {
+    /// The sparsities, all of which are between 0 and 1.
+    pub(super) fn fractions(&self) -> Result<Vec<Fraction>, PassError> {
+        let all = self.sparsities.iter().chain(&self.measured);
+        let fractions: Result<Vec<_>, String> = all.map(|&x| Fraction::try_from(x)).collect();
+        let mut fractions = fractions.map_err(wrong)?;
+        fractions.truncate(self.sparsities.len());
+        Ok(fractions)
+    }
+}
+
+pub(super) fn wrong(message: String) -> PassError {
+    PassError::Data { message, hint: "see `attar sensitivity --help`".into() }
+}
+
 /// Draws of a bootstrap.
 const DRAWS: usize = 400;
 
@@ -46,18 +61,11 @@ pub fn sensitivity<E: From<PassError>>(
     options: &SensitivityOptions,
     measure: &mut dyn FnMut(&Model, [usize; 2]) -> Result<Measured, E>,
 ) -> Result<Sensitivity, E> {
-    let wrong = |message: String| PassError::Data {
-        message,
-        hint: "see `attar sensitivity --help`".into(),
-    };
     let importance = Importance::try_from(options.importance.clone()).map_err(wrong)?;
-    for &sparsity in options.sparsities.iter().chain(&options.measured) {
-        Fraction::try_from(sparsity).map_err(wrong)?;
-    }
-    let names = prunable(model, context)?;
-    let products = products(model, &names);
-    let mut samples: BTreeMap<usize, RowSample> = BTreeMap::new();
-    observe_rows(model, context, &products, &mut samples)?;
+    let fractions = options.fractions()?;
+    let products = products(model, &prunable(model, context)?);
+    let all: Vec<(usize, &Product)> = products.iter().enumerate().collect();
+    let samples = observe_rows(model, context, &all)?;
     let names: Vec<String> = products.iter().map(|product| product.name.clone()).collect();
     let scoring = Scoring { model, names: &names, context, seed: options.seed };
     let scores = importance.scores(&scoring)?;
@@ -69,8 +77,8 @@ pub fn sensitivity<E: From<PassError>>(
         let scores = scores.of(index);
         let probe = Probe::new(product, tensor, &samples[&index]);
         let mut levels = Vec::new();
-        for &sparsity in &options.sparsities {
-            let pruned = without_least(tensor, &scores, sparsity)?;
+        for (&fraction, &sparsity) in fractions.iter().zip(&options.sparsities) {
+            let pruned = without_least(tensor, &scores, fraction);
             let error = probe.error(&pruned, options.seed);
             let mut measured = Measured::default();
             if options.measured.contains(&sparsity) {
@@ -95,30 +103,28 @@ pub fn sensitivity<E: From<PassError>>(
 }
 
 /// The part of a model that a node belongs to: its label up to the first number.
-fn block_of(label: &str) -> String {
+pub(super) fn block_of(label: &str) -> String {
     let parts: Vec<&str> = label.split(['/', '.']).filter(|part| !part.is_empty()).collect();
     let numbered = parts.iter().position(|part| part.ends_with(|c: char| c.is_ascii_digit()));
     let end = numbered.map_or(1, |at| at + 1).min(parts.len());
     parts[..end].join("/")
 }
 
-/// Rows of every product, in one pass over the data.
-fn observe_rows(
+/// Rows of products, by their numbers, in one pass over the data.
+pub(super) fn observe_rows(
     model: &Model,
     context: &Context,
-    products: &[Product],
-    samples: &mut BTreeMap<usize, RowSample>,
-) -> Result<(), PassError> {
+    products: &[(usize, &Product)],
+) -> Result<BTreeMap<usize, RowSample>, PassError> {
     let mut records: BTreeMap<String, Samples> = BTreeMap::new();
-    for (index, product) in products.iter().enumerate() {
+    for &(index, product) in products {
         let of_value = records.entry(product.data.clone()).or_default();
         of_value.0.push((index, RowSample::new(product)));
     }
     if !records.is_empty() {
         observe(model, &mut records, context)?;
     }
-    samples.extend(records.into_values().flat_map(|of_value| of_value.0));
-    Ok(())
+    Ok(records.into_values().flat_map(|of_value| of_value.0).collect())
 }
 
 /// Of one value, for each product that reads it.
@@ -132,14 +138,12 @@ impl crate::quantize::calibrate::Fold for Samples {
 }
 
 /// The tensor with that part of its weights at zero, those of lowest scores.
-fn without_least(tensor: &Tensor, scores: &[f32], sparsity: f64) -> Result<Tensor, PassError> {
-    let wrong = |message: String| PassError::Data { message, hint: String::new() };
-    let sparsity = Fraction::try_from(sparsity).map_err(wrong)?;
+fn without_least(tensor: &Tensor, scores: &[f32], sparsity: Fraction) -> Tensor {
     let mut cut = Cut::of(scores, sparsity.of(scores.len()));
     let values = tensor.values::<f32>();
     let kept = values.iter().zip(scores);
     let kept: Vec<f32> = kept.map(|(&w, &score)| if cut.takes(score) { 0.0 } else { w }).collect();
-    Ok(Tensor::new(tensor.shape(), &kept))
+    Tensor::new(tensor.shape(), &kept)
 }
 
 fn replaced(model: &Model, name: &str, tensor: Tensor) -> Result<Model, PassError> {
@@ -151,7 +155,7 @@ fn replaced(model: &Model, name: &str, tensor: Tensor) -> Result<Model, PassErro
 }
 
 /// One product with a sample of its rows.
-struct Probe<'a> {
+pub(super) struct Probe<'a> {
     product: &'a Product,
     tensor: &'a Tensor,
     sample: &'a RowSample,
@@ -160,7 +164,7 @@ struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    fn new(product: &'a Product, tensor: &'a Tensor, sample: &'a RowSample) -> Self {
+    pub(super) fn new(product: &'a Product, tensor: &'a Tensor, sample: &'a RowSample) -> Self {
         let mut probe = Self { product, tensor, sample, power: Vec::new() };
         probe.power = probe.row_squares(&tensor.values::<f32>());
         probe
@@ -187,21 +191,23 @@ impl<'a> Probe<'a> {
 
     /// ‖X(W − Ŵ)‖ / ‖XW‖, with its interval.
     fn error(&self, pruned: &Tensor, seed: u64) -> Estimate {
+        let batches = self.lost(pruned).into_iter().map(|(_, lost, power)| (lost, power));
+        ratio(&batches.collect::<Vec<_>>(), seed)
+    }
+
+    /// Of each batch that rows were kept of: ‖x·(W − Ŵ)‖² and ‖x·W‖² over its rows x.
+    pub(super) fn lost(&self, pruned: &Tensor) -> Vec<(usize, f64, f64)> {
         let (w, kept) = (self.tensor.values::<f32>(), pruned.values::<f32>());
         let gone: Vec<f32> = w.iter().zip(kept.iter()).map(|(w, kept)| w - kept).collect();
         let lost = self.row_squares(&gone);
-        let mut batches: Vec<(f64, f64)> = Vec::new();
-        let mut last = None;
+        let mut batches: Vec<(usize, f64, f64)> = Vec::new();
         for ((&batch, lost), power) in self.sample.batches().iter().zip(lost).zip(&self.power) {
-            if last != Some(batch) {
-                batches.push((0.0, 0.0));
-                last = Some(batch);
-            }
-            if let Some(sums) = batches.last_mut() {
-                *sums = (sums.0 + lost, sums.1 + power);
+            match batches.last_mut().filter(|(last, ..)| *last == batch) {
+                Some(sums) => *sums = (batch, sums.1 + lost, sums.2 + power),
+                None => batches.push((batch, lost, *power)),
             }
         }
-        ratio(&batches, seed)
+        batches
     }
 }
 
@@ -227,33 +233,15 @@ pub fn ratio(examples: &[(f64, f64)], seed: u64) -> Estimate {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Feeds, drawn, model, outputs};
     use super::*;
-    use crate::{Calibration, Exclude};
-    use attar_graph::Value;
-    use attar_graph::testing::graph_from_text;
-    use attar_runtime::{Builtin, RunOptions, Runtime};
-
-    struct Feeds(Vec<Tensor>);
-
-    impl Calibration for Feeds {
-        fn for_each_batch(
-            &self,
-            _: &[Value],
-            visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
-        ) -> Result<(), PassError> {
-            self.0.iter().try_for_each(|tensor| visit(&[("x", tensor)]))
-        }
-    }
+    use crate::Exclude;
+    use attar_runtime::Builtin;
 
     #[test]
     fn what_is_predicted_of_a_product_is_what_it_does() {
-        let graph =
-            graph_from_text("x: f32[n, 4]\nw = [1 -2; 3 0.5; -1 2; 0.1 -4]\ny = MatMul(x, w)");
-        let opsets = [(String::new(), 17)].into_iter().collect();
-        let model = Model { ir_version: 8, opsets, graph, ..Model::default() };
-        let mut rng = Rng::new(&[4]);
-        let drawn = |rng: &mut Rng| (0..12).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
-        let feeds = Feeds((0..20).map(|_| Tensor::new(&[3, 4], &drawn(&mut rng))).collect());
+        let model = model("x: f32[n, 4]\ny = MatMul(x, w)", &[("w", vec![4, 2])]);
+        let feeds = Feeds((0..20).map(|seed| drawn(seed, &[3, 4])).collect());
         let threads = std::num::NonZeroUsize::MIN;
         let exclude = Exclude::default();
         let context = Context {
@@ -269,16 +257,10 @@ mod tests {
             measured: vec![0.5],
             seed: 1,
         };
-        let outputs = |model: &Model| -> Vec<f32> {
-            let mut session = Builtin.load(model, &RunOptions::default()).unwrap();
-            let run =
-                |x: &Tensor| session.run(&[("x", x)]).unwrap()[0].values::<f32>().into_owned();
-            feeds.0.iter().flat_map(run).collect()
-        };
-        let wanted = outputs(&model);
+        let wanted = outputs(&model, &feeds);
         let mut errors = Vec::new();
         let mut measure = |pruned: &Model, _: [usize; 2]| {
-            let found = outputs(pruned);
+            let found = outputs(pruned, &feeds);
             let sums = wanted.iter().zip(&found).fold((0.0, 0.0), |(lost, power), (a, b)| {
                 (lost + f64::from(a - b).powi(2), power + f64::from(*a).powi(2))
             });

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ChannelKind;
+
 /// A number with its 95 % interval over the examples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -10,10 +12,32 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Of every tensor that can be pruned, in file order.
+/// Of every tensor that can be pruned, in file order, or of every group of channels.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorSensitivity>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSensitivity>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupSensitivity {
+    /// The node that makes the channels. Groups of several kinds may have the same.
+    pub name: String,
+    pub kind: ChannelKind,
+    /// As that of a tensor.
+    pub block: String,
+    pub channel_count: usize,
+    /// By rising part of the channels cut; none where no product reads them.
+    pub levels: Vec<LevelSensitivity>,
+}
+
+impl GroupSensitivity {
+    /// The name with the kind, which no other group has.
+    pub fn title(&self) -> String {
+        format!("{} ({})", self.name, self.kind.name())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,11 +53,11 @@ pub struct TensorSensitivity {
     pub levels: Vec<LevelSensitivity>,
 }
 
-/// One tensor at one sparsity, all others as they are.
+/// One tensor or group at one sparsity, all others as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelSensitivity {
     pub sparsity: f64,
-    /// ‖X(W − Ŵ)‖ / ‖XW‖ of the product itself.
+    /// ‖X(W − Ŵ)‖ / ‖XW‖ of the product itself, or of those that read the group.
     pub error: Estimate,
     /// ‖ŷ − y‖ / ‖y‖ of the model's outputs, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,7 +67,7 @@ pub struct LevelSensitivity {
     pub metric: Option<Estimate>,
 }
 
-/// What was measured of a model that one tensor of is pruned.
+/// What was measured of a model of which one tensor or group is pruned.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
     /// ‖ŷ − y‖ / ‖y‖ of the outputs.

@@ -11,7 +11,7 @@ mod allot;
 mod moments;
 mod select;
 mod site;
-mod solve;
+pub(super) mod solve;
 #[cfg(test)]
 mod tests;
 

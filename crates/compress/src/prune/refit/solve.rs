@@ -6,7 +6,7 @@ use rayon::prelude::*;
 const BLOCK: usize = 64;
 
 /// Σ a·b, in eight partial sums.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(in crate::prune) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let (a_blocks, b_blocks) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f64 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(a, b)| a * b).sum();
