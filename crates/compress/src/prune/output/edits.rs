@@ -138,7 +138,7 @@ fn added(
             node.inputs
                 .iter_mut()
                 .filter(|name| **name == from)
-                .for_each(|name| *name = to.clone());
+                .for_each(|name| name.clone_from(&to));
             if is_reader {
                 edits.push(Edit::ReplaceNode { index, node });
             }
