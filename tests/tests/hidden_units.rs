@@ -16,7 +16,6 @@ struct Case {
     feeds: Vec<(String, Tensor)>,
 }
 
-
 fn new(architecture: &str, options: &[(&str, &str)]) -> Case {
     let small = [("vocabulary", "40"), ("embedding", "6"), ("hidden", "10")];
     let options = small.iter().chain(options).map(|&(key, value)| (key.into(), value.into()));

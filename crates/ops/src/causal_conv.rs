@@ -46,12 +46,9 @@ impl Operator for CausalConvWithState {
         let mut channels = Channels::default();
         let channel = input(0, 1);
         channels.tie(tensors, channel, output(0, 1));
-        for (port, axis) in [
-            (Port::Input(1), 0),
-            (Port::Input(2), 0),
-            (Port::Input(3), 1),
-            (Port::Output(1), 1),
-        ] {
+        for (port, axis) in
+            [(Port::Input(1), 0), (Port::Input(2), 0), (Port::Input(3), 1), (Port::Output(1), 1)]
+        {
             if tensors.rank(port).is_some() {
                 channels.tie(tensors, Axis { port, axis }, channel);
             }

@@ -158,9 +158,12 @@ impl Operator for Slice {
         let (Some(starts), Some(ends)) = (tensors.integers(1), tensors.integers(2)) else {
             return Some(channels);
         };
-        let ranges = Ranges::new(starts.clone(), ends.clone(), Some(axes.iter().map(|&a| a as i64).collect()), {
-            optional(4)?
-        });
+        let ranges = Ranges::new(
+            starts.clone(),
+            ends.clone(),
+            Some(axes.iter().map(|&a| a as i64).collect()),
+            { optional(4)? },
+        );
         for (i, (axis, start, end, step)) in ranges.ok()?.cuts(rank).ok()?.into_iter().enumerate() {
             let Some(size) = tensors.size(input(0, axis)).filter(|_| step == 1) else { continue };
             let Cut { start, count, .. } = cut(size as i64, start, end, step).ok()?;

@@ -209,7 +209,8 @@ impl Cutter<'_> {
                         all[element] = new;
                     }
                 }
-                Place::InputElement(input, element) | Place::InputElementFromEnd(input, element) => {
+                Place::InputElement(input, element)
+                | Place::InputElementFromEnd(input, element) => {
                     let element = Element { index: element, new, is_place };
                     elements.entry((*index, input)).or_default().push(element);
                 }

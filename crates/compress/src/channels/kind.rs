@@ -33,7 +33,9 @@ pub(super) fn kind_of(
         .min_by_key(|(_, index, ..)| *index)?;
     let several = readers
         .iter()
-        .filter(|(node, ..)| is_one(node, &["MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention"]))
+        .filter(|(node, ..)| {
+            is_one(node, &["MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention"])
+        })
         .find(|(.., axis)| axis.per_channel > 1);
     let kind = if !group.is_exact {
         ChannelKind::Width

@@ -120,7 +120,8 @@ fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
     let mut worst = 0.0_f64;
     for (a, b) in a.iter().zip(b) {
         assert_eq!(a.shape(), b.shape());
-        let (a, b) = (a.to_f64().expect("a model that runs"), b.to_f64().expect("a model that runs"));
+        let (a, b) =
+            (a.to_f64().expect("a model that runs"), b.to_f64().expect("a model that runs"));
         let scale = a.iter().fold(1e-6, |most: f64, x| most.max(x.abs()));
         for (a, b) in a.iter().zip(&b) {
             let apart = (a - b).abs() / scale;

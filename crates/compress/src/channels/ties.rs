@@ -179,9 +179,7 @@ impl Ties {
         }
         let computed = |own: &usize| !places.tensors[places.axes[*own].tensor].is_constant;
         for [a, b] in rule.summed {
-            if let (Some(a), Some(b)) =
-                (axis(a).filter(computed), axis(b).filter(computed))
-            {
+            if let (Some(a), Some(b)) = (axis(a).filter(computed), axis(b).filter(computed)) {
                 self.summed.push([a, b]);
             }
         }

@@ -121,7 +121,9 @@ pub(super) fn packed(node: &Node, tensors: &Tensors) -> Option<Channels> {
     let total = tensors.size(weights)?;
     let given = node.ints("qkv_hidden_sizes").ok()?.filter(|given| !given.is_empty());
     let hidden: Vec<usize> = match given {
-        Some(given) => given.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().ok()?,
+        Some(given) => {
+            given.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().ok()?
+        }
         None => vec![total / 3; 3],
     };
     let &[q, k, v] = hidden.as_slice() else { return None };
@@ -171,9 +173,8 @@ pub(super) fn rotary(node: &Node, tensors: &Tensors, tables: [usize; 2]) -> Opti
     if node.int_or("is_packed_batching", 0) != Ok(0) {
         return None;
     }
-    let [cosines, sines] = tables.map(|table| {
-        Some(input(table, tensors.rank(Port::Input(table))?.checked_sub(1)?))
-    });
+    let [cosines, sines] =
+        tables.map(|table| Some(input(table, tensors.rank(Port::Input(table))?.checked_sub(1)?)));
     let tables = [cosines?, sines?];
     let half = tensors.size(tables[0]).filter(|&half| half > 0)?;
     let heads = match count(node, "num_heads") {
@@ -198,7 +199,8 @@ pub(super) fn rotary(node: &Node, tensors: &Tensors, tables: [usize; 2]) -> Opti
         tie_places(&mut channels, &y, &x);
         let is_interleaved = node.int_or("interleaved", 0).ok()? != 0;
         for pair in 0..half {
-            let [a, b] = if is_interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + half] };
+            let [a, b] =
+                if is_interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + half] };
             let a = blocks.from + a;
             channels.tie_range(blocks.axis, a, blocks.axis, blocks.from + b, 1);
             for table in tables {

@@ -67,9 +67,7 @@ impl Part {
             Lie::Apart { heads, .. } if is_of_heads => {
                 Blocks { axis: heads, from: 0, up_to: count, per: 1 }
             }
-            Lie::Apart { places, .. } => {
-                Blocks { axis: places?, from: 0, up_to: size, per: size }
-            }
+            Lie::Apart { places, .. } => Blocks { axis: places?, from: 0, up_to: size, per: size },
         })
     }
 

@@ -20,8 +20,18 @@ pub(super) struct Graphs {
 
 /// Operators that work element by element on one input.
 const UNARY: &[&str] = &[
-    "Relu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Erf", "Softplus", "Identity", "Neg", "Mish",
-    "Elu", "Abs",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "HardSwish",
+    "Gelu",
+    "Erf",
+    "Softplus",
+    "Identity",
+    "Neg",
+    "Mish",
+    "Elu",
+    "Abs",
 ];
 
 /// One way to go on from a value, which says whether it can.
@@ -47,7 +57,6 @@ const STEPS: &[(Step, usize)] = &[
     (Graphs::sliced, 3),
     (Graphs::transposed, 3),
     (Graphs::reshaped, 4),
-    (Graphs::flattened, 1),
     (Graphs::expanded, 1),
     (Graphs::softmax, 1),
     (Graphs::reduced, 2),
@@ -73,34 +82,24 @@ impl Graphs {
         self.text = format!("x: f32[{first}, {}]\n", rest.join(", "));
         self.values.push(Value { name: "x".into(), shape: shape.clone(), is_read: true });
         let x = self.values[0].clone();
-        let begun =
-            if shape.len() == 4 { self.convolution(&x) } else { self.product(&x) };
+        let begun = if shape.len() == 4 { self.convolution(&x) } else { self.product(&x) };
         assert!(begun.is_some(), "any input can be multiplied");
         let weights: usize = STEPS.iter().map(|(_, weight)| weight).sum();
-        let length = 5 + self.below(9);
-        let mut made = 0;
-        for _ in 0..200 {
+        for _ in 0..8 + self.below(16) {
             let mut at = self.below(weights);
-            let step = STEPS.iter().find(|(_, weight)| match at.checked_sub(*weight) {
-                Some(rest) => {
-                    at = rest;
-                    false
-                }
-                None => true,
+            let step = STEPS.iter().find(|(_, weight)| {
+                let is_here = at < *weight;
+                at = at.saturating_sub(*weight);
+                is_here
             });
+            let (step, _) = step.expect("less than all weights together");
             // Late values are drawn more often, so that chains get long.
             let count = self.values.len();
             let index = if self.below(3) > 0 { count - 1 } else { self.below(count) };
             let value = self.values[index.max(1)].clone();
-            let size: usize = value.shape.iter().product();
-            if let Some((step, _)) = step
-                && size <= 4096
-                && step(&mut self, &value).is_some()
-            {
-                made += 1;
-            }
-            if made == length {
-                break;
+            if value.shape.iter().product::<usize>() <= 4096 {
+                // A step that does not fit is left out.
+                let _ = step(&mut self, &value);
             }
         }
         for value in self.values.clone().iter().filter(|value| !value.is_read) {
@@ -179,12 +178,20 @@ impl Graphs {
         let (size, pad) = self.pick(&[(1, 0), (3, 1)]);
         let stride = if height % 2 == 0 && width % 2 == 0 { self.pick(&[1, 1, 2]) } else { 1 };
         let w = self.weight(&[outputs, inputs / group, size, size]);
-        let bias = if self.below(2) == 0 { format!(", {}", self.weight(&[outputs])) } else { String::new() };
+        let bias = if self.below(2) == 0 {
+            format!(", {}", self.weight(&[outputs]))
+        } else {
+            String::new()
+        };
         let call = format!(
             "Conv({}, {w}{bias}, group={group}, pads={pad},{pad},{pad},{pad}, strides={stride},{stride})",
             x.name
         );
-        self.node(&call, vec![batch, outputs, height.div_ceil(stride), width.div_ceil(stride)], &[x])
+        self.node(
+            &call,
+            vec![batch, outputs, height.div_ceil(stride), width.div_ceil(stride)],
+            &[x],
+        )
     }
 
     fn transposed_convolution(&mut self, x: &Value) -> Option<()> {
@@ -355,7 +362,11 @@ impl Graphs {
         if size < 4 {
             return None;
         }
-        let first = if size.is_multiple_of(2) && self.below(2) == 0 { size / 2 } else { 1 + self.below(size - 2) };
+        let first = if size.is_multiple_of(2) && self.below(2) == 0 {
+            size / 2
+        } else {
+            1 + self.below(size - 2)
+        };
         let names = [self.name("v"), self.name("v")];
         let how = if first * 2 == size && self.below(2) == 0 {
             format!("axis={axis}, num_outputs=2")
@@ -427,11 +438,6 @@ impl Graphs {
         }
         let target = self.constant("ints", &target);
         self.node(&format!("Reshape({}, {target})", x.name), shape, &[x])
-    }
-
-    fn flattened(&mut self, x: &Value) -> Option<()> {
-        let shape = vec![x.shape[0], x.shape[1..].iter().product()];
-        self.node(&format!("Flatten({})", x.name), shape, &[x])
     }
 
     /// A mean over the last axis, repeated along it.

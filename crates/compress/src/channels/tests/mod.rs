@@ -56,8 +56,12 @@ fn case(opset: i64, text: &str) -> Case {
 
 fn constant(text: &str, seed: u64) -> Option<Tensor> {
     let (kind, list) = text.strip_suffix(']')?.split_once('[')?;
-    let list: Vec<i64> =
-        list.split(',').map(str::trim).filter(|x| !x.is_empty()).map(|x| x.parse().unwrap()).collect();
+    let list: Vec<i64> = list
+        .split(',')
+        .map(str::trim)
+        .filter(|x| !x.is_empty())
+        .map(|x| x.parse().unwrap())
+        .collect();
     let shape: Vec<usize> = list.iter().map(|&size| size as usize).collect();
     // Of a size at which values neither grow nor vanish.
     let drawn = |change: fn(f32) -> f32| {
@@ -83,8 +87,12 @@ fn feeds(graph: &Graph) -> Vec<(String, Tensor)> {
             .collect();
         let count: usize = shape.iter().product();
         let tensor = match input.dtype().unwrap() {
-            DType::I64 => Tensor::new(&shape, &(0..count as i64).map(|i| i % 4).collect::<Vec<_>>()),
-            DType::I32 => Tensor::new(&shape, &(0..count as i32).map(|i| i % 4).collect::<Vec<_>>()),
+            DType::I64 => {
+                Tensor::new(&shape, &(0..count as i64).map(|i| i % 4).collect::<Vec<_>>())
+            }
+            DType::I32 => {
+                Tensor::new(&shape, &(0..count as i32).map(|i| i % 4).collect::<Vec<_>>())
+            }
             _ => Tensor::new(&shape, &numbers(count, seed)),
         };
         (input.name.clone(), tensor)

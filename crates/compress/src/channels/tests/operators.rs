@@ -107,8 +107,8 @@ fn multi_head_attention_of_onnx_runtime() {
         ("b = normal[39]\ns = normal[1, 3, 5, 5]", "q, k, v, b, , s, num_heads=3, scale=0.4"),
         ("s = normal[1, 1, 5, 5]", "q, k, v, , , s, num_heads=3, unidirectional=1"),
     ] {
-        let text = projected(12, 12, 15)
-            + &format!("{start}\ny = ms.MultiHeadAttention({call})\n{end}");
+        let text =
+            projected(12, 12, 15) + &format!("{start}\ny = ms.MultiHeadAttention({call})\n{end}");
         assert_eq!(groups(call, 17, &text), all);
     }
     let together = "
