@@ -57,6 +57,7 @@ const STEPS: &[(Step, usize)] = &[
     (Graphs::sliced, 3),
     (Graphs::transposed, 3),
     (Graphs::reshaped, 4),
+    (Graphs::flattened, 1),
     (Graphs::expanded, 1),
     (Graphs::softmax, 1),
     (Graphs::reduced, 2),
@@ -85,21 +86,30 @@ impl Graphs {
         let begun = if shape.len() == 4 { self.convolution(&x) } else { self.product(&x) };
         assert!(begun.is_some(), "any input can be multiplied");
         let weights: usize = STEPS.iter().map(|(_, weight)| weight).sum();
-        for _ in 0..8 + self.below(16) {
+        let length = 5 + self.below(9);
+        let mut made = 0;
+        for _ in 0..200 {
             let mut at = self.below(weights);
-            let step = STEPS.iter().find(|(_, weight)| {
-                let is_here = at < *weight;
-                at = at.saturating_sub(*weight);
-                is_here
+            let step = STEPS.iter().find(|(_, weight)| match at.checked_sub(*weight) {
+                Some(rest) => {
+                    at = rest;
+                    false
+                }
+                None => true,
             });
-            let (step, _) = step.expect("less than all weights together");
             // Late values are drawn more often, so that chains get long.
             let count = self.values.len();
             let index = if self.below(3) > 0 { count - 1 } else { self.below(count) };
             let value = self.values[index.max(1)].clone();
-            if value.shape.iter().product::<usize>() <= 4096 {
-                // A step that does not fit is left out.
-                let _ = step(&mut self, &value);
+            let size: usize = value.shape.iter().product();
+            if let Some((step, _)) = step
+                && size <= 4096
+                && step(&mut self, &value).is_some()
+            {
+                made += 1;
+            }
+            if made == length {
+                break;
             }
         }
         for value in self.values.clone().iter().filter(|value| !value.is_read) {
@@ -438,6 +448,11 @@ impl Graphs {
         }
         let target = self.constant("ints", &target);
         self.node(&format!("Reshape({}, {target})", x.name), shape, &[x])
+    }
+
+    fn flattened(&mut self, x: &Value) -> Option<()> {
+        let shape = vec![x.shape[0], x.shape[1..].iter().product()];
+        self.node(&format!("Flatten({})", x.name), shape, &[x])
     }
 
     /// A mean over the last axis, repeated along it.
