@@ -15,6 +15,8 @@ mod types;
 
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;
+#[cfg(any(test, feature = "testing"))]
+pub use channels::testing;
 pub use channels::{ChannelGroup, ChannelGroups, ChannelKind, Cut, GroupAxis};
 pub use importance::{IMPORTANCES, ImportanceEntry};
 pub use pass::{

@@ -5,6 +5,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Axis, Channels, Port, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::kernels::{elementwise, slope};
 use crate::real::Real;
@@ -39,6 +40,20 @@ impl Operator for CausalConvWithState {
         let mut outputs = vec![x.with_dtype(x.dtype), state];
         outputs.truncate(node.outputs.len());
         Ok(outputs)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let mut channels = Channels::default();
+        let channel = input(0, 1);
+        channels.tie(tensors, channel, output(0, 1));
+        for (port, axis) in
+            [(Port::Input(1), 0), (Port::Input(2), 0), (Port::Input(3), 1), (Port::Output(1), 1)]
+        {
+            if tensors.rank(port).is_some() {
+                channels.tie(tensors, Axis { port, axis }, channel);
+            }
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -55,20 +55,38 @@ pub enum Place {
     /// Of an attribute that is a list.
     AttributeElement(&'static str, usize),
     InputElement(usize, usize),
+    /// A place in an axis, which counts from its end: it changes with a cut behind it too.
+    InputElementFromEnd(usize, usize),
 }
 
-/// A number that changes with a cut: how many of the first `up_to` indices of `axis` are kept,
-/// divided by `per`.
+/// Indices `from..up_to` of an axis, in blocks of `per`. A cut counts the blocks of which anything
+/// is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    pub place: Place,
+pub struct Blocks {
     pub axis: Axis,
+    pub from: usize,
     pub up_to: usize,
     pub per: usize,
 }
 
+/// A number that a node says, which is a count of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub place: Place,
+    pub blocks: Blocks,
+}
+
+/// What a node takes from the size of a block while no attribute says it. It is written down
+/// before blocks get smaller.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fixed {
+    pub attribute: &'static str,
+    pub value: f32,
+    pub blocks: Blocks,
+}
+
 /// The rule of one node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Channels {
     pub ties: Vec<Tie>,
     /// Axes of which any part can go without touching another: what is summed over.
@@ -77,7 +95,11 @@ pub struct Channels {
     pub statistics: Vec<Axis>,
     /// Axes that stay whole though a tie mentions them.
     pub whole: Vec<Axis>,
+    /// Axes over which products of two tensors are summed: a channel adds nothing where one of
+    /// the two is zero.
+    pub summed: Vec<[Axis; 2]>,
     pub sizes: Vec<Size>,
+    pub fixed: Vec<Fixed>,
 }
 
 /// Which axis a reshape may be cut along where it splits one axis into several, of those longer
@@ -150,10 +172,16 @@ impl Channels {
         self.ties.push(Tie { from, to, map: Map::Factor { inner, count, stride } });
     }
 
+    /// Index with index, of axes over which products are summed.
+    pub(crate) fn tie_summed(&mut self, tensors: &Tensors, a: Axis, b: Axis) {
+        self.tie(tensors, a, b);
+        self.summed.push([a, b]);
+    }
+
     /// Says where the node holds the size of an axis.
     pub(crate) fn held(&mut self, tensors: &Tensors, place: Place, axis: Axis) {
         if let Some(up_to) = tensors.size(axis) {
-            self.sizes.push(Size { place, axis, up_to, per: 1 });
+            self.sizes.push(Size { place, blocks: Blocks { axis, from: 0, up_to, per: 1 } });
         }
     }
 

@@ -72,7 +72,7 @@ impl Operator for Gemm {
         let mut channels = Channels::default();
         let (k_of_a, k_of_b) =
             (usize::from(!settings.transpose_a), usize::from(settings.transpose_b));
-        channels.tie(tensors, input(0, k_of_a), input(1, k_of_b));
+        channels.tie_summed(tensors, input(0, k_of_a), input(1, k_of_b));
         channels.tie(tensors, input(0, 1 - k_of_a), output(0, 0));
         channels.tie(tensors, input(1, 1 - k_of_b), output(0, 1));
         channels.tie_broadcast(tensors, 2);

@@ -6,7 +6,7 @@
 use attar_graph::Node;
 use attar_tensor::Tensor;
 
-use crate::channels::{Channels, Place, Port, Size, Tensors, input, output};
+use crate::channels::{Blocks, Channels, Place, Port, Size, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::kernels::{for_rows, normalize as rows};
 use crate::real::{by_real, rounded_to, widened};
@@ -80,7 +80,8 @@ impl Operator for GroupNormalization {
         let each = size / groups;
         channels.tie_factor(x, x, [each, groups, each]);
         let place = Place::Attribute("num_groups");
-        channels.sizes.push(Size { place, axis: x, up_to: size, per: each });
+        let blocks = Blocks { axis: x, from: 0, up_to: size, per: each };
+        channels.sizes.push(Size { place, blocks });
         Some(channels)
     }
 

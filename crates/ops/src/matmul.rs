@@ -87,18 +87,22 @@ pub(crate) fn infer_product(inputs: &[Option<&Fact>], dtype: DType) -> Result<Ve
     }])
 }
 
-/// What a product sums over is cut from both sides; rows, columns and batches pass.
-pub(crate) fn product_channels(tensors: &Tensors) -> Option<Channels> {
-    let rank = |port| tensors.rank(port).filter(|&rank| rank >= 2);
-    let ranks = [rank(Port::Input(0))?, rank(Port::Input(1))?];
-    let out = rank(Port::Output(0))?;
+/// What a product sums over is cut from both sides; rows, columns and batches pass. `axes` are those
+/// of each side in the order in which they are multiplied.
+pub(crate) fn product_channels(tensors: &Tensors, axes: [Vec<usize>; 2]) -> Option<Channels> {
+    let out = tensors.rank(Port::Output(0)).filter(|&rank| rank >= 2)?;
+    let own = |index: usize, back: usize| {
+        let axes: &[usize] = &axes[index];
+        Some(input(index, *axes.get(axes.len().checked_sub(back)?)?))
+    };
+    let (rows, columns) = ([own(0, 2)?, own(0, 1)?], [own(1, 2)?, own(1, 1)?]);
     let mut channels = Channels::default();
-    channels.tie(tensors, input(0, ranks[0] - 1), input(1, ranks[1] - 2));
-    channels.tie(tensors, input(0, ranks[0] - 2), output(0, out - 2));
-    channels.tie(tensors, input(1, ranks[1] - 1), output(0, out - 1));
-    for (index, rank) in ranks.into_iter().enumerate() {
-        for back in 3..=rank {
-            let own = input(index, rank - back);
+    channels.tie_summed(tensors, rows[1], columns[0]);
+    channels.tie(tensors, rows[0], output(0, out - 2));
+    channels.tie(tensors, columns[1], output(0, out - 1));
+    for index in [0, 1] {
+        for back in 3..=axes[index].len() {
+            let own = own(index, back)?;
             if tensors.size(own) != Some(1) {
                 channels.tie(tensors, own, output(0, out - back));
             }
@@ -130,7 +134,8 @@ impl Operator for MatMul {
     }
 
     fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
-        product_channels(tensors)
+        let axes = |index: usize| Some((0..tensors.rank(Port::Input(index))?).collect());
+        product_channels(tensors, [axes(0)?, axes(1)?])
     }
 
     fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

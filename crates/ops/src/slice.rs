@@ -3,7 +3,7 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::Tensor;
 
-use crate::channels::{Channels, Place, Port, Size, Tensors, input, output};
+use crate::channels::{Blocks, Channels, Place, Port, Size, Tensors, input, output};
 use crate::gradient::gradient;
 use crate::squeeze::resolve_axes;
 use crate::words::{by_width, check_movable, for_every_type, words, words_mut};
@@ -158,23 +158,29 @@ impl Operator for Slice {
         let (Some(starts), Some(ends)) = (tensors.integers(1), tensors.integers(2)) else {
             return Some(channels);
         };
-        let ranges = Ranges::new(starts, ends, Some(axes.iter().map(|&a| a as i64).collect()), {
-            optional(4)?
-        });
+        let ranges = Ranges::new(
+            starts.clone(),
+            ends.clone(),
+            Some(axes.iter().map(|&a| a as i64).collect()),
+            { optional(4)? },
+        );
         for (i, (axis, start, end, step)) in ranges.ok()?.cuts(rank).ok()?.into_iter().enumerate() {
             let Some(size) = tensors.size(input(0, axis)).filter(|_| step == 1) else { continue };
             let Cut { start, count, .. } = cut(size as i64, start, end, step).ok()?;
-            let start = usize::try_from(start).ok()?;
-            channels.tie_range(output(0, axis), 0, input(0, axis), start, count);
-            let up_to = |element: Place, up_to: usize| Size {
-                place: element,
-                axis: input(0, axis),
-                up_to,
-                per: 1,
+            let first = usize::try_from(start).ok()?;
+            channels.tie_range(output(0, axis), 0, input(0, axis), first, count);
+            let bound = |input_index: usize, given: i64, up_to: usize| {
+                let place = if given < 0 {
+                    Place::InputElementFromEnd(input_index, i)
+                } else {
+                    Place::InputElement(input_index, i)
+                };
+                let axis = input(0, axis);
+                Size { place, blocks: Blocks { axis, from: 0, up_to, per: 1 } }
             };
-            channels.sizes.push(up_to(Place::InputElement(1, i), start));
+            channels.sizes.push(bound(1, starts[i], first));
             if end < size as i64 {
-                channels.sizes.push(up_to(Place::InputElement(2, i), start + count));
+                channels.sizes.push(bound(2, ends[i], first + count));
             }
         }
         Some(channels)

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use attar_compress::{ChannelGroup, ChannelGroups, Cut, Exclude};
+use attar_compress::testing::{rounds, zeroed_and_cut};
+use attar_compress::{ChannelGroup, ChannelGroups, Exclude};
 use attar_graph::{Model, apply};
 use attar_ops::fold_constants;
 use attar_runtime::{Builtin, RunOptions, Runtime};
-use attar_tensor::{DType, Tensor};
+use attar_tensor::Tensor;
 use attar_tests::data;
 
 use super::{Entry, MODELS};
@@ -17,52 +18,6 @@ const TOLERANCE: f64 = 1e-4;
 
 /// A model whose products quantize what they read while they run: it has no float channels.
 const WITHOUT: &[&str] = &["ddddocr/common_old.onnx"];
-
-/// Sets channel `channel` of `group` to zero: its slices of all that is added and multiplied.
-fn zero(model: &mut Model, group: &ChannelGroup, channel: usize) {
-    for axis in group.axes.iter().filter(|axis| axis.is_constant) {
-        let divides = |node: usize, input: usize| {
-            let node = &model.graph.nodes[node];
-            node.is("Div") || node.is("Pow") || (node.is("BatchNormalization") && input == 4)
-        };
-        if axis.reader.is_some_and(|(node, input)| divides(node, input)) {
-            continue;
-        }
-        let name = match axis.reader {
-            Some((node, input)) => model.graph.nodes[node].inputs[input].clone(),
-            None => axis.tensor.clone(),
-        };
-        let mut tensor = model.graph.constant(&name).expect("a constant of the group").clone();
-        if tensor.dtype() != DType::F32 {
-            continue;
-        }
-        let shape = tensor.shape().to_vec();
-        let inner: usize = shape[axis.axis + 1..].iter().product();
-        let mut values = tensor.values::<f32>().into_owned();
-        for rows in values.chunks_exact_mut(shape[axis.axis] * inner) {
-            for &index in axis.of(channel) {
-                rows[index as usize * inner..][..inner].fill(0.0);
-            }
-        }
-        tensor = Tensor::new(&shape, &values);
-        match axis.reader {
-            // Other readers go on with theirs.
-            Some((node, input)) => {
-                let own = format!("{name}/zeroed_{node}_{input}");
-                model.graph.set_initializer(own.clone(), tensor);
-                model.graph.nodes[node].inputs[input] = own;
-            }
-            None if model.graph.initializers.contains_key(&name) => {
-                model.graph.set_initializer(name, tensor);
-            }
-            None => {
-                let nodes = &mut model.graph.nodes;
-                let source = nodes.iter_mut().find(|node| node.outputs[0] == name);
-                source.expect("a Constant node").set_constant(tensor);
-            }
-        }
-    }
-}
 
 /// Largest difference of the outputs, relative to the largest value of each.
 fn difference(a: &Model, b: &Model, entry: &Entry) -> f64 {
@@ -93,33 +48,11 @@ fn compare(
     groups: &[&ChannelGroup],
     at: f64,
 ) -> f64 {
-    let mut cut = Cut::default();
-    let mut zeroed = model.clone();
-    for group in groups {
-        let channel = (at * (group.channel_count - 1) as f64).round() as usize;
-        cut.remove(group, [channel]);
-        zero(&mut zeroed, group, channel);
-    }
-    let plan = found.edits(model, &cut, &BTreeMap::new()).unwrap_or_else(|error| {
+    let models = zeroed_and_cut(model, found, groups, at).unwrap_or_else(|error| {
         let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
         panic!("{} {names:?}: {error}", entry.path)
     });
-    let mut smaller = model.clone();
-    apply(&mut smaller.graph, &plan).expect("the cut can be applied");
-    difference(&zeroed, &smaller, entry)
-}
-
-/// Groups in as few rounds as can be, so that those of a round go together.
-fn rounds(found: &ChannelGroups) -> Vec<Vec<&ChannelGroup>> {
-    let mut rounds: Vec<Vec<&ChannelGroup>> = Vec::new();
-    for group in found.groups.iter().filter(|group| group.is_exact && group.channel_count > 1) {
-        let fits = |round: &Vec<&ChannelGroup>| round.iter().all(|o| found.go_together(o, group));
-        match rounds.iter_mut().find(|round| fits(round)) {
-            Some(round) => round.push(group),
-            None => rounds.push(vec![group]),
-        }
-    }
-    rounds
+    difference(&models[0], &models[1], entry)
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use attar_graph::{AttributeValue, Edit, Links, Model, Node, Plan, apply};
-use attar_ops::channels::{Place, Size};
+use attar_ops::channels::{Blocks, Fixed, Place, Size};
 use attar_ops::infer_graph;
 use attar_tensor::{DType, Tensor};
 
-use super::shapes::{self, NewShape};
+use super::shapes::{self, Element, NewShape};
 use super::{ChannelGroup, ChannelGroups};
 use crate::PassError;
 
@@ -58,6 +58,7 @@ impl ChannelGroups {
         };
         cutter.constants(replaced);
         cutter.sizes()?;
+        cutter.fixed();
         let mut plan = cutter.plan;
         for (index, node) in cutter.nodes {
             plan.push(Edit::ReplaceNode { index, node });
@@ -161,25 +162,44 @@ impl Cutter<'_> {
         }
     }
 
-    /// How many of the first `up_to` indices of an axis are kept.
-    fn kept(&self, dim: usize, up_to: usize) -> usize {
-        let removed = self.cut.removed.get(&dim);
-        up_to - removed.map_or(0, |removed| removed.range(..up_to as u32).count())
+    /// Blocks of which anything is left, and indices that are left of them, before and after; `None`
+    /// where nothing of the axis goes.
+    fn left(&self, node: usize, blocks: Blocks) -> Option<[[usize; 2]; 2]> {
+        let dim = self.groups.places.axis(&self.model.graph, node, blocks.axis)?;
+        let removed = self.cut.removed.get(&dim)?;
+        let count = |start: usize| {
+            let end = (start + blocks.per).min(blocks.up_to);
+            end - start - removed.range(start as u32..end as u32).count()
+        };
+        let starts = (blocks.from..blocks.up_to).step_by(blocks.per);
+        let left: Vec<usize> = starts.map(count).collect();
+        let after = [left.iter().filter(|&&left| left > 0).count(), left.iter().sum()];
+        let size = blocks.up_to - blocks.from;
+        let before = [size.div_ceil(blocks.per), size];
+        Some([before, after])
+    }
+
+    /// Writes down what nodes took from sizes of blocks that are now smaller.
+    fn fixed(&mut self) {
+        for (index, Fixed { attribute, value, blocks }) in &self.groups.fixed {
+            let Some([_, [count, left]]) = self.left(*index, *blocks) else { continue };
+            if left != count * blocks.per {
+                let value = AttributeValue::Float(*value);
+                self.node(*index).attributes.insert((*attribute).into(), value.into());
+            }
+        }
     }
 
     fn sizes(&mut self) -> Result<(), PassError> {
-        let mut elements: BTreeMap<(usize, usize), Vec<(usize, i64)>> = BTreeMap::new();
-        for (index, size) in &self.groups.sizes {
-            let Size { place, axis, up_to, per } = *size;
-            let Some(dim) = self.groups.places.axis(&self.model.graph, *index, axis) else {
-                continue;
-            };
-            let new = self.kept(dim, up_to) / per;
-            if new == up_to / per {
+        let mut elements: BTreeMap<(usize, usize), Vec<Element>> = BTreeMap::new();
+        for (index, Size { place, blocks }) in &self.groups.sizes {
+            let Some([[before, _], [after, _]]) = self.left(*index, *blocks) else { continue };
+            let is_place = matches!(place, Place::InputElementFromEnd(..));
+            if after == before && !is_place {
                 continue;
             }
-            let new = new as i64;
-            match place {
+            let new = after as i64;
+            match *place {
                 Place::Attribute(name) => {
                     self.node(*index)
                         .attributes
@@ -193,8 +213,10 @@ impl Cutter<'_> {
                         all[element] = new;
                     }
                 }
-                Place::InputElement(input, element) => {
-                    elements.entry((*index, input)).or_default().push((element, new));
+                Place::InputElement(input, element)
+                | Place::InputElementFromEnd(input, element) => {
+                    let element = Element { index: element, new, is_place };
+                    elements.entry((*index, input)).or_default().push(element);
                 }
             }
         }
@@ -209,7 +231,7 @@ impl Cutter<'_> {
         &mut self,
         index: usize,
         input: usize,
-        elements: &[(usize, i64)],
+        elements: &[Element],
         count: usize,
     ) -> Result<(), PassError> {
         let graph = &self.model.graph;

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{Links, Model};
-use attar_ops::channels::{Factor, Port, Size};
-use attar_ops::{Bindings, Facts, infer_graph};
+use attar_ops::channels::{Factor, Fixed, Port, Size};
+use attar_ops::{Bindings, Facts, MICROSOFT_DOMAIN, infer_graph};
 
 use super::kind::kind_of;
 use super::places::Places;
 use super::ties::Ties;
+use super::zeros::sums_zeros;
 use super::{ChannelGroup, GroupAxis};
 use crate::Exclude;
 
@@ -22,6 +23,7 @@ pub struct ChannelGroups {
     pub blocked: Vec<(String, usize, String)>,
     pub(super) places: Places,
     pub(super) sizes: Vec<(usize, Size)>,
+    pub(super) fixed: Vec<(usize, Fixed)>,
     pub(super) facts: Facts,
 }
 
@@ -38,7 +40,7 @@ impl ChannelGroups {
         let mut found: Vec<ChannelGroup> = Vec::new();
         let mut by_axes: HashMap<Vec<(usize, usize)>, Vec<usize>> = HashMap::new();
         let mut reasons: BTreeMap<usize, String> = BTreeMap::new();
-        let mut sizes = Vec::new();
+        let (mut sizes, mut fixed) = (Vec::new(), Vec::new());
         for (bit, factor) in FACTORS.into_iter().enumerate() {
             let mut ties = Ties::new(model, &facts, &places, exclude, factor);
             let (components, whole) = components(&places, &mut ties);
@@ -58,16 +60,17 @@ impl ChannelGroups {
                     found[known].factors |= 1 << bit;
                     continue;
                 }
-                group.is_exact = !axes.iter().any(|&(axis, _)| ties.is_normalized[axis]);
+                group.is_exact = !axes.iter().any(|&(axis, _)| ties.is_normalized[axis])
+                    && sums_zeros(model, &places, &axes, &ties.summed);
                 let Some((kind, name)) = kind_of(model, &links, &group) else { continue };
                 (group.kind, group.name) = (kind, name);
                 same.push(found.len());
                 found.push(group);
             }
-            sizes = ties.sizes;
+            (sizes, fixed) = (ties.sizes, ties.fixed);
         }
         found.sort_by_key(|group| group.axes.first().map(|axis| (axis.dim, axis.indices[0])));
-        let mut groups = Self { groups: found, blocked: Vec::new(), places, sizes, facts };
+        let mut groups = Self { groups: found, blocked: Vec::new(), places, sizes, fixed, facts };
         groups.weigh(model);
         groups.block(reasons);
         groups
@@ -143,8 +146,12 @@ fn weight_axes(model: &Model, places: &Places) -> Vec<bool> {
     for (index, node) in graph.nodes.iter().enumerate() {
         // By input, the axes that hold channels.
         let axes: &[(usize, &[usize])] = match node.op_type.as_str() {
-            "MatMul" | "Gemm" => &[(0, &[0, 1, 2, 3]), (1, &[0, 1, 2, 3])],
-            "Conv" | "ConvTranspose" => &[(1, &[0, 1])],
+            "MatMul" | "Gemm" | "FusedMatMul" | "FusedGemm" => {
+                &[(0, &[0, 1, 2, 3]), (1, &[0, 1, 2, 3])]
+            }
+            "Conv" | "ConvTranspose" | "FusedConv" => &[(1, &[0, 1])],
+            "Attention" if node.domain == MICROSOFT_DOMAIN => &[(1, &[0, 1])],
+            "EmbedLayerNormalization" => &[(2, &[1]), (3, &[1]), (4, &[1])],
             "LSTM" | "GRU" | "RNN" => &[(1, &[1, 2]), (2, &[2])],
             "Gather" => &[(0, &[1])],
             _ => continue,

@@ -1,6 +1,7 @@
 //! What the channels of a group are, by the nodes that read their weights.
 
 use attar_graph::{Links, Model, Node};
+use attar_ops::MICROSOFT_DOMAIN;
 
 use super::{ChannelGroup, ChannelKind, GroupAxis};
 
@@ -18,9 +19,13 @@ pub(super) fn kind_of(
             readers.push((node, used.node, used.input?, axis));
         }
     }
-    let is_any = |ops: &[&str]| readers.iter().any(|(node, ..)| ops.iter().any(|op| node.is(op)));
+    let is_one = |node: &Node, ops: &[&str]| {
+        let is_known = matches!(node.domain.as_str(), "" | "ai.onnx" | MICROSOFT_DOMAIN);
+        is_known && ops.contains(&node.op_type.as_str())
+    };
+    let is_any = |ops: &[&str]| readers.iter().any(|(node, ..)| is_one(node, ops));
     let is_unit = |(node, _, input, axis): &(&Node, usize, usize, &GroupAxis)| {
-        ["LSTM", "GRU", "RNN"].iter().any(|op| node.is(op)) && (*input, axis.axis) == (2, 2)
+        is_one(node, &["LSTM", "GRU", "RNN"]) && (*input, axis.axis) == (2, 2)
     };
     let product = readers
         .iter()
@@ -28,13 +33,15 @@ pub(super) fn kind_of(
         .min_by_key(|(_, index, ..)| *index)?;
     let several = readers
         .iter()
-        .filter(|(node, ..)| node.is("MatMul") || node.is("Gemm"))
+        .filter(|(node, ..)| {
+            is_one(node, &["MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention"])
+        })
         .find(|(.., axis)| axis.per_channel > 1);
     let kind = if !group.is_exact {
         ChannelKind::Width
     } else if readers.iter().any(is_unit) {
         ChannelKind::Recurrent
-    } else if is_any(&["Conv", "ConvTranspose"]) {
+    } else if is_any(&["Conv", "ConvTranspose", "FusedConv"]) {
         ChannelKind::Conv
     } else if let Some((.., axis)) = several {
         let is_block = axis.indices[1] == axis.indices[0] + 1;

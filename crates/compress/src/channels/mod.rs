@@ -9,7 +9,12 @@ mod find;
 mod kind;
 mod places;
 mod shapes;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod ties;
+mod zeros;
 
 use serde::{Deserialize, Serialize};
 

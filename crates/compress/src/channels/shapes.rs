@@ -14,17 +14,26 @@ pub(super) enum NewShape {
     },
 }
 
-/// Whether [`set`] can set this element.
-pub(super) fn can_set(graph: &Graph, facts: &Facts, value: &str, element: usize) -> bool {
-    set(graph, facts, value, &[(element, 0)]).is_some()
+/// A number to be written into a value.
+#[derive(Clone, Copy)]
+pub(super) struct Element {
+    pub(super) index: usize,
+    pub(super) new: i64,
+    /// Whether it is a place in an axis: of sizes, 0 and −1 stay, which stand for no number.
+    pub(super) is_place: bool,
 }
 
-/// `value` with these elements, as (index, number); 0 and −1 stay, which stand for no number.
+/// Whether [`set`] can set this element.
+pub(super) fn can_set(graph: &Graph, facts: &Facts, value: &str, index: usize) -> bool {
+    set(graph, facts, value, &[Element { index, new: 0, is_place: false }]).is_some()
+}
+
+/// `value` with these elements.
 pub(super) fn set(
     graph: &Graph,
     facts: &Facts,
     value: &str,
-    elements: &[(usize, i64)],
+    elements: &[Element],
 ) -> Option<NewShape> {
     let fact = facts.get(value)?;
     if let Some(known) = fact.known_elements() {
@@ -40,10 +49,11 @@ pub(super) fn set(
     for (part, name) in graph.nodes[node].inputs.iter().enumerate() {
         let own = facts.get(name)?;
         let length = own.elements()?.len();
-        let within = |&(index, new): &(usize, i64)| {
-            Some((index.checked_sub(start).filter(|&index| index < length)?, new))
+        let within = |element: &Element| {
+            let index = element.index.checked_sub(start).filter(|&index| index < length)?;
+            Some(Element { index, ..*element })
         };
-        let own_elements: Vec<(usize, i64)> = elements.iter().filter_map(within).collect();
+        let own_elements: Vec<Element> = elements.iter().filter_map(within).collect();
         if !own_elements.is_empty() {
             parts.push((part, replaced(own.known_elements()?, &own_elements, false)));
         }
@@ -52,9 +62,9 @@ pub(super) fn set(
     Some(NewShape::Concat { node, parts })
 }
 
-fn replaced(mut known: Vec<i64>, elements: &[(usize, i64)], is_scalar: bool) -> Tensor {
-    for &(index, new) in elements {
-        if let Some(element) = known.get_mut(index).filter(|element| **element > 0) {
+fn replaced(mut known: Vec<i64>, elements: &[Element], is_scalar: bool) -> Tensor {
+    for &Element { index, new, is_place } in elements {
+        if let Some(element) = known.get_mut(index).filter(|element| is_place || **element > 0) {
             *element = new;
         }
     }

@@ -1,7 +1,7 @@
 //! The rules of all nodes, carried out: which places are tied, and which axes stay whole and why.
 
 use attar_graph::{Graph, Model, Node};
-use attar_ops::channels::{Channels, Factor, Map, Place, Port, Size, Tensors, Tie};
+use attar_ops::channels::{Channels, Factor, Fixed, Map, Place, Port, Size, Tensors, Tie};
 use attar_ops::{Facts, check};
 
 use super::places::Places;
@@ -50,8 +50,12 @@ pub(super) struct Ties {
     /// By axis.
     pub(super) whole: Vec<Option<Reason>>,
     pub(super) is_normalized: Vec<bool>,
+    /// Pairs of axes over which products of computed tensors are summed.
+    pub(super) summed: Vec<[usize; 2]>,
     /// Sizes that nodes hold, by node.
     pub(super) sizes: Vec<(usize, Size)>,
+    /// Numbers that nodes take from sizes, by node.
+    pub(super) fixed: Vec<(usize, Fixed)>,
 }
 
 impl Ties {
@@ -67,7 +71,9 @@ impl Ties {
             parents: (0..places.count as u32).collect(),
             whole: vec![None; places.axes.len()],
             is_normalized: vec![false; places.axes.len()],
+            summed: Vec::new(),
             sizes: Vec::new(),
+            fixed: Vec::new(),
         };
         ties.keep_ends(graph, places, exclude);
         for (index, node) in graph.nodes.iter().enumerate() {
@@ -171,11 +177,19 @@ impl Ties {
         for own in rule.statistics.iter().filter_map(|&over| axis(over)) {
             self.is_normalized[own] = true;
         }
+        let computed = |own: &usize| !places.tensors[places.axes[*own].tensor].is_constant;
+        for [a, b] in rule.summed {
+            if let (Some(a), Some(b)) = (axis(a).filter(computed), axis(b).filter(computed)) {
+                self.summed.push([a, b]);
+            }
+        }
+        self.fixed.extend(rule.fixed.into_iter().map(|fixed| (index, fixed)));
         for size in rule.sizes {
-            let Some(own) = axis(size.axis).filter(|&own| places.axes[own].size > 0) else {
+            let Some(own) = axis(size.blocks.axis).filter(|&own| places.axes[own].size > 0) else {
                 continue;
             };
-            if let Place::InputElement(input, element) = size.place
+            if let Place::InputElement(input, element) | Place::InputElementFromEnd(input, element) =
+                size.place
                 && !shapes::can_set(graph, facts, &graph.nodes[index].inputs[input], element)
             {
                 self.whole[own].get_or_insert(Reason::ComputedShape(index));
@@ -185,7 +199,14 @@ impl Ties {
     }
 
     fn tie(&mut self, places: &Places, from: usize, to: usize, tie: &Tie, node: usize) {
-        if places.axes[from].size == 0 || places.axes[to].size == 0 {
+        let [from_size, to_size] = [from, to].map(|axis| places.axes[axis].size);
+        let fits = match tie.map {
+            Map::Range { from, to, count } => {
+                from.saturating_add(count) <= from_size && to.saturating_add(count) <= to_size
+            }
+            Map::Factor { count, stride, .. } => count.saturating_sub(1) * stride < to_size,
+        };
+        if from_size == 0 || to_size == 0 || !fits {
             for axis in [from, to] {
                 self.whole[axis].get_or_insert(Reason::Whole(node));
             }

@@ -6,6 +6,8 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Element, Tensor};
 
+use super::channel_rules;
+use crate::channels::{Channels, Tensors};
 use crate::gradient::gradient;
 use crate::real::Real;
 use crate::{Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required};
@@ -74,6 +76,10 @@ impl Operator for LinearAttention {
         let y = vec![batch.clone(), tokens.clone(), &heads * &value_size];
         let state = vec![batch.clone(), kv_heads, key_size, value_size];
         Ok(vec![Fact::new(q.dtype, y), Fact::new(dtype, state)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::linear(node, tensors)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -1,6 +1,8 @@
 //! Attention in every form: ONNX's, those of ONNX Runtime's optimizer, and attar's own.
 
 mod backward;
+mod channel_rules;
+mod channels;
 mod core;
 mod flex;
 mod fused;

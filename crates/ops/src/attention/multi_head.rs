@@ -5,9 +5,11 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::backward::Order;
+use super::channel_rules;
 use super::core::{Attention, Heads, Layout, Scores, Sizes, check_head_sizes};
 use super::padding::Padding;
 use super::past::{Rows, joined, past_rows};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::microsoft::vector;
 use crate::normalization_gradient::place;
@@ -80,6 +82,10 @@ impl Operator for MultiHeadAttention {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::multi_head(node, tensors)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

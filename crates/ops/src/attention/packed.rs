@@ -5,9 +5,11 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::backward::Order;
+use super::channel_rules;
 use super::core::{self, Heads, Layout, Scores, Sizes, check_head_sizes};
 use super::padding::Padding;
 use super::past::{Rows, joined, past_rows};
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
 use crate::kernels::quantize;
@@ -144,6 +146,10 @@ impl Operator for PackedAttention {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs, 4)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::packed(node, tensors)
     }
 
     fn kernel(

@@ -5,6 +5,8 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use super::channel_rules;
+use crate::channels::{Channels, Tensors};
 use crate::gradient::gradient;
 use crate::kernels::for_rows;
 use crate::normalization_gradient::place;
@@ -66,6 +68,10 @@ impl Operator for RotaryEmbedding {
         Ok(vec![x.with_dtype(x.dtype)])
     }
 
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::rotary(node, tensors, [1, 2])
+    }
+
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         let settings = Settings::new(node, [1, 2, 3])?;
         Ok(Box::new(move |run: &mut Run| match run.input(0)?.dtype() {
@@ -99,6 +105,10 @@ impl Operator for MicrosoftRotaryEmbedding {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::rotary(node, tensors, [2, 3])
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

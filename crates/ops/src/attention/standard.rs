@@ -7,9 +7,11 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::backward::Order;
+use super::channel_rules;
 use super::core::{self, Heads, Layout, Mask, Scores, Sizes, Stage, check_head_sizes};
 use super::past::{Rows, joined, past_rows};
 use super::real::Real;
+use crate::channels::{Channels, Tensors};
 use crate::gradient::{add_assign, gradient, sum_to};
 use crate::normalization_gradient::place;
 use crate::{
@@ -116,6 +118,10 @@ impl Operator for Attention {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         infer(node, inputs)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        channel_rules::standard(node, tensors)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

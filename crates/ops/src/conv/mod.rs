@@ -69,10 +69,13 @@ impl Operator for Convolution {
     }
 
     fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
-        if !self.domain.is_empty() || self.is_channels_last {
+        if self.domain == ATTAR_DOMAIN {
             return None;
         }
         let mut channels = Channels::default();
+        if node.input(3).is_some() {
+            (0..2).for_each(|axis| channels.tie(tensors, input(3, axis), output(0, axis)));
+        }
         channels.tie(tensors, input(0, 0), output(0, 0));
         channels.tie(tensors, input(1, 0), output(0, 1));
         if node.input(2).is_some() {
@@ -83,7 +86,7 @@ impl Operator for Convolution {
         let (inputs, each) = (tensors.size(x)?, tensors.size(w)?);
         let outputs = tensors.size(output(0, 1))?;
         if group == 1 {
-            channels.tie(tensors, x, w);
+            channels.tie_summed(tensors, x, w);
         } else if group == inputs && each == 1 {
             // Depthwise: each input has outputs of its own.
             channels.tie_factor(output(0, 1), x, [outputs / inputs, inputs, 1]);

@@ -5,6 +5,7 @@
 use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Port, Tensors, input, output};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
 use crate::gradient::gradient;
@@ -34,6 +35,21 @@ impl Operator for BiasSoftmax {
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let x = required(inputs, 0)?;
         Ok(vec![x.with_dtype(x.dtype)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        if tensors.rank(Port::Input(1)) != Some(rank) {
+            return None;
+        }
+        let mut channels = Channels::default();
+        for axis in 0..resolve_axis(node.int_or("axis", 1).ok()?, rank)? {
+            channels.tie(tensors, input(0, axis), output(0, axis));
+            if tensors.size(input(1, axis)) != Some(1) {
+                channels.tie(tensors, input(1, axis), output(0, axis));
+            }
+        }
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -5,6 +5,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::vector;
+use crate::channels::{Channels, Tensors, input, output};
 use crate::gather::rows_gradient;
 use crate::gradient::add_assign;
 use crate::kernels::{elementwise, for_rows, normalize};
@@ -43,6 +44,19 @@ impl Operator for EmbedLayerNormalization {
         let mut facts = vec![y.clone(), Fact::new(DType::I32, vec![batch.clone()]), y];
         facts.truncate(node.outputs.len());
         Ok(facts)
+    }
+
+    fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+        let mut channels = Channels::default();
+        let width = output(0, 2);
+        let inputs = [(2, 1), (3, 1), (4, 1), (5, 0), (6, 0)].map(|(i, axis)| input(i, axis));
+        for own in inputs.into_iter().chain([output(2, 2)]) {
+            if tensors.rank(own.port).is_some() {
+                channels.tie(tensors, own, width);
+            }
+        }
+        channels.statistics.push(width);
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

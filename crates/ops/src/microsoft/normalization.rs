@@ -6,6 +6,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use super::vector;
+use crate::channels::{Channels, Port, Tensors, input};
 use crate::clip::in_place_or_copy;
 use crate::fact::resolve_axis;
 use crate::gradient::add_assign;
@@ -51,6 +52,10 @@ macro_rules! residual {
 
             fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
                 infer_residual(node, inputs)
+            }
+
+            fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
+                residual_channels(tensors)
             }
 
             fn kernel(
@@ -102,6 +107,16 @@ fn infer_residual(node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, Op
     let mut facts = vec![same(), statistics.clone(), statistics, same()];
     facts.truncate(node.outputs.len());
     Ok(facts)
+}
+
+/// All axes pass, over the last of which statistics are taken.
+fn residual_channels(tensors: &Tensors) -> Option<Channels> {
+    let last = tensors.rank(Port::Input(0))?.checked_sub(1)?;
+    let mut channels = Channels::elementwise(tensors, 0..tensors.inputs.len());
+    // Output 3 is the sum.
+    channels.tie_all(tensors, Port::Output(3), Port::Output(0), &[]);
+    channels.statistics.push(input(0, last));
+    Some(channels)
 }
 
 /// x + skip + bias in place of x where it dies here, and the size of a row.
@@ -249,6 +264,14 @@ impl Operator for SimplifiedLayerNormalization {
         let mut facts = vec![x.with_dtype(x.dtype), statistics];
         facts.truncate(node.outputs.len());
         Ok(facts)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let rank = tensors.rank(Port::Input(0))?;
+        let first = resolve_axis(node.int_or("axis", -1).ok()?, rank)?;
+        let mut channels = Channels::elementwise(tensors, 0..tensors.inputs.len());
+        channels.statistics.extend((first..rank).map(|axis| input(0, axis)));
+        Some(channels)
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

@@ -4,11 +4,12 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
+use crate::channels::{Channels, Port, Tensors};
 use crate::gemm::Gemm;
 use crate::gradient::{gradient, sum_to};
 use crate::kernels::gemm::{self, PackedB, Right, Strided};
 use crate::kernels::{elementwise, for_rows, gradient as kernels};
-use crate::matmul::{Sizes, batches, product_dims, product_macs};
+use crate::matmul::{Sizes, batches, product_channels, product_dims, product_macs};
 use crate::{
     Backward, Fact, Flow, Gradient, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Pool, Reads, Run,
     Training, required,
@@ -101,6 +102,14 @@ impl Operator for MicrosoftFusedMatMul {
         let (left, right) = (Side::new(node, 'A')?, Side::new(node, 'B')?);
         let dims = product_dims(&left.seen(a_shape), &right.seen(b_shape))?;
         Ok(vec![Fact::new(a.dtype, dims)])
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        let axes = |index: usize, letter: char| -> Option<Vec<usize>> {
+            let rank = tensors.rank(Port::Input(index))?;
+            Some(Side::new(node, letter).ok()?.seen(&(0..rank).collect::<Vec<_>>()))
+        };
+        product_channels(tensors, [axes(0, 'A')?, axes(1, 'B')?])
     }
 
     fn kernel(
@@ -260,6 +269,10 @@ impl Operator for FusedGemm {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         Gemm.infer(node, inputs)
+    }
+
+    fn channels(&self, node: &Node, tensors: &Tensors) -> Option<Channels> {
+        Gemm.channels(node, tensors)
     }
 
     fn kernel(
