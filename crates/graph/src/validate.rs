@@ -126,7 +126,8 @@ fn unknown_value(node: &Node, value: &str, rest: &[Node]) -> GraphError {
 pub fn sort_nodes(graph: &mut Graph) -> Result<(), GraphError> {
     let mut producer: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.nodes.iter().enumerate() {
-        producer.extend(node.outputs.iter().map(|name| (name.as_str(), index)));
+        let made = node.outputs.iter().filter(|name| !name.is_empty());
+        producer.extend(made.map(|name| (name.as_str(), index)));
     }
     let mut waiting = vec![0_usize; graph.nodes.len()];
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];

@@ -162,7 +162,7 @@ impl Operator for Slice {
             starts.clone(),
             ends.clone(),
             Some(axes.iter().map(|&a| a as i64).collect()),
-            { optional(4)? },
+            optional(4)?,
         );
         for (i, (axis, start, end, step)) in ranges.ok()?.cuts(rank).ok()?.into_iter().enumerate() {
             let Some(size) = tensors.size(input(0, axis)).filter(|_| step == 1) else { continue };

@@ -31,25 +31,33 @@ pub(super) fn kind_of(
         .iter()
         .filter(|(node, _, input, _)| *input == 1 && !node.is("Gather"))
         .min_by_key(|(_, index, ..)| *index)?;
-    let several = readers
+    let several: Vec<&GroupAxis> = readers
         .iter()
         .filter(|(node, ..)| {
             is_one(node, &["MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention"])
         })
-        .find(|(.., axis)| axis.per_channel > 1);
+        .map(|(.., axis)| *axis)
+        .filter(|axis| axis.per_channel > 1)
+        .collect();
     let kind = if !group.is_exact {
         ChannelKind::Width
     } else if readers.iter().any(is_unit) {
         ChannelKind::Recurrent
     } else if is_any(&["Conv", "ConvTranspose", "FusedConv"]) {
         ChannelKind::Conv
-    } else if let Some((.., axis)) = several {
-        let is_block = axis.indices[1] == axis.indices[0] + 1;
-        if is_block { ChannelKind::Heads } else { ChannelKind::HeadDims }
+    } else if several.iter().any(|axis| is_block(axis)) {
+        ChannelKind::Heads
+    } else if !several.is_empty() {
+        ChannelKind::HeadDims
     } else if is_any(&["Gather"]) {
         ChannelKind::Width
     } else {
         ChannelKind::Columns
     };
     Some((kind, product.0.label().to_string()))
+}
+
+/// Whether a channel is a run of neighbours, as a head is; pairs that turn together are several.
+fn is_block(axis: &GroupAxis) -> bool {
+    axis.of(0).windows(2).all(|pair| pair[1] == pair[0] + 1)
 }

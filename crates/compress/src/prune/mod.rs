@@ -27,6 +27,7 @@ pub(crate) use magnitude::{MagnitudePrune, OPTIONS as MAGNITUDE_OPTIONS};
 pub(crate) use obs::{OPTIONS as OBS_OPTIONS, ObsPrune};
 pub(crate) use output::{OPTIONS as OUTPUT_OPTIONS, OutputPrune};
 use pattern::Pattern;
+pub(crate) use score::{channel_scores, least_first};
 pub(crate) use threshold::{OPTIONS as THRESHOLD_OPTIONS, ThresholdPrune};
 pub(crate) use unstructured::{OPTIONS as UNSTRUCTURED_OPTIONS, UnstructuredPrune};
 pub use vocabulary::{KeptTokens, plan_vocabulary};

@@ -43,7 +43,7 @@ impl TryFrom<String> for ChannelImportance {
 ///
 /// # Errors
 /// A weight that is not finite, or what the importance cannot be computed of.
-pub(super) fn channel_scores(
+pub(crate) fn channel_scores(
     model: &Model,
     context: &Context,
     groups: &[&ChannelGroup],
@@ -87,10 +87,16 @@ pub(super) fn channel_scores(
     Ok(found)
 }
 
-/// The `count` channels of least score, in order of position.
-pub(super) fn least(scores: &[f64], count: usize) -> Vec<usize> {
+/// All channels, those of least score first.
+pub(crate) fn least_first(scores: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    order
+}
+
+/// The `count` channels of least score, in order of position.
+pub(super) fn least(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order = least_first(scores);
     order.truncate(count);
     order.sort_unstable();
     order

@@ -17,7 +17,7 @@ use super::{
 use crate::importance::{Importance, Scoring};
 use crate::layout::readings;
 use crate::moments::{Product, RowSample, products};
-use crate::prune::prunable;
+use crate::prune::{channel_scores, least_first, prunable};
 use crate::{ChannelGroup, ChannelGroups, Context, Cut, PassError};
 
 /// Finds out what cutting the channels of each group by itself does: those of least importance,
@@ -42,7 +42,9 @@ pub fn group_sensitivity<E: From<PassError>>(
     let samples = samples(model, context, &products, &reads)?;
     let names: Vec<String> = products.iter().map(|product| product.name.clone()).collect();
     let scoring = Scoring { model, names: &names, context, seed: options.seed };
-    let orders = orders(&scoring, importance, &found.groups)?;
+    let groups: Vec<&ChannelGroup> = found.groups.iter().collect();
+    let scores = channel_scores(model, context, &groups, importance, options.seed)?;
+    let orders = scores.iter().map(|scores| least_first(scores));
     let total = reads.iter().filter(|reads| !reads.is_empty()).count() * options.measured.len();
     let mut done = 0;
     let mut result = Sensitivity::default();
@@ -141,55 +143,6 @@ fn samples(
     observe_rows(model, context, &read)
 }
 
-/// The channels of every group, those of least importance first. Each tensor counts by the part of
-/// its importance that a channel holds.
-fn orders(
-    scoring: &Scoring,
-    importance: Importance,
-    groups: &[ChannelGroup],
-) -> Result<Vec<Vec<usize>>, PassError> {
-    let scores = importance.scores(scoring)?;
-    let mut sums: Vec<Vec<f64>> =
-        groups.iter().map(|group| vec![0.0; group.channel_count]).collect();
-    for (index, name) in scoring.names.iter().enumerate() {
-        let axes = groups.iter().enumerate().flat_map(|(place, group)| {
-            group.axes.iter().filter(|axis| axis.tensor == *name).map(move |axis| (place, axis))
-        });
-        let axes: Vec<(usize, &crate::GroupAxis)> = axes.collect();
-        if axes.is_empty() {
-            continue;
-        }
-        let of_weights = scores.of(index);
-        let total: f64 = of_weights.iter().map(|&score| f64::from(score)).sum();
-        if total <= 0.0 {
-            continue;
-        }
-        for (place, axis) in axes {
-            let by_index = index_sums(&of_weights, scoring.tensor(index).shape(), axis.axis);
-            for (channel, sum) in sums[place].iter_mut().enumerate() {
-                let own: f64 = axis.of(channel).iter().map(|&i| by_index[i as usize]).sum();
-                *sum += own / total;
-            }
-        }
-    }
-    let order = |sums: Vec<f64>| {
-        let mut order: Vec<usize> = (0..sums.len()).collect();
-        order.sort_by(|&a, &b| sums[a].total_cmp(&sums[b]));
-        order
-    };
-    Ok(sums.into_iter().map(order).collect())
-}
-
-/// Σ of the scores at each index of an axis.
-fn index_sums(scores: &[f32], shape: &[usize], axis: usize) -> Vec<f64> {
-    let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
-    let mut sums = vec![0.0_f64; size];
-    for (index, part) in scores.chunks_exact(inner.max(1)).enumerate() {
-        sums[index % size] += part.iter().map(|&score| f64::from(score)).sum::<f64>();
-    }
-    sums
-}
-
 /// What the products lose together, with its interval; each counts by what it is off of itself.
 fn error(group: &ChannelGroup, readers: &[Reader], gone: &[usize], seed: u64) -> Estimate {
     let mut batches: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
@@ -246,7 +199,8 @@ mod tests {
     fn found(model: &Model, feeds: &Feeds, importance: &str) -> (Sensitivity, Vec<f64>) {
         let threads = std::num::NonZeroUsize::MIN;
         let exclude = Exclude::default();
-        let context = Context { calibration: Some(feeds), runtime: &Builtin, threads, exclude, timing: None };
+        let context =
+            Context { calibration: Some(feeds), runtime: &Builtin, threads, exclude, timing: None };
         let options = SensitivityOptions {
             importance: importance.into(),
             sparsities: vec![0.25, 0.5, 1.0],

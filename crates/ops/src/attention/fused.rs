@@ -34,8 +34,7 @@ impl Operator for FusedAttention {
     }
 
     fn infer(&self, _: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
-        let q = required(inputs, 0)?;
-        Ok(vec![q.with_dtype(q.dtype)])
+        Ok(vec![attended(inputs, required(inputs, 0)?.dtype)?])
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -58,6 +57,18 @@ impl Operator for FusedAttention {
     }
 }
 
+/// The result: a row for each query, as wide as V.
+pub(super) fn attended(inputs: &[Option<&Fact>], dtype: DType) -> Result<Fact, OpError> {
+    let (q, v) = (required(inputs, 0)?, required(inputs, 2)?);
+    let mut result = q.with_dtype(dtype);
+    if let (Some(shape), Some(v)) = (&mut result.shape, &v.shape)
+        && let (Some(width), Some(own)) = (shape.last_mut(), v.last())
+    {
+        width.clone_from(own);
+    }
+    Ok(result)
+}
+
 /// Q·Kᵀ and P·V: twice batch · queries · keys · hidden.
 pub(super) fn attention_macs(inputs: &[Option<&Fact>]) -> Dim {
     let (Some(Some(q)), Some(Some(k))) = (inputs.first(), inputs.get(1)) else {
@@ -67,7 +78,7 @@ pub(super) fn attention_macs(inputs: &[Option<&Fact>]) -> Dim {
     &(&q.element_count() * &keys.unwrap_or(Dim::Unknown)) * &Dim::Known(2)
 }
 
-/// Sizes, once the shapes of queries, keys and values fit together.
+/// Sizes, once the shapes of queries, keys and values fit together. Values may be of another width.
 pub(super) fn sizes_of(
     q: &[usize],
     k: &[usize],
@@ -79,12 +90,13 @@ pub(super) fn sizes_of(
         return Err(error());
     };
     let fits = batch == batch_k && hidden == hidden_k && hidden % heads == 0;
-    if !fits || k != v {
-        return Err(error());
+    let &[batch_v, keys_v, hidden_v] = v else { return Err(error()) };
+    if !fits || [batch_v, keys_v] != [batch, keys] || hidden_v % heads != 0 {
+        return Err(OpError::shapes(k, v));
     }
-    let size = hidden / heads;
-    check_head_sizes([size, size])?;
-    Ok(Sizes { batch, heads, kv_heads: heads, queries, keys, head_size: size, value_size: size })
+    let (head_size, value_size) = (hidden / heads, hidden_v / heads);
+    check_head_sizes([head_size, value_size])?;
+    Ok(Sizes { batch, heads, kv_heads: heads, queries, keys, head_size, value_size })
 }
 
 /// Attention over tensors, their shapes checked.
@@ -105,7 +117,7 @@ fn attention<'a, T: Real>(
     Ok(Attention {
         query: Heads::packed(q.slice(), sizes.queries, heads, size),
         key: Heads::packed(k.slice(), sizes.keys, heads, size),
-        value: Heads::packed(v.slice(), sizes.keys, heads, size),
+        value: Heads::packed(v.slice(), sizes.keys, heads, sizes.value_size),
         scores: Scores { mask, ..Scores::scaled(scale) },
         layout: Layout::packed(sizes),
         sizes: sizes.clone(),
@@ -115,7 +127,8 @@ fn attention<'a, T: Real>(
 fn attend<T: Real>(run: &mut Run, heads: usize, scale: f32) -> Result<Vec<Tensor>, OpError> {
     let (q, k, v) = (run.typed::<T>(0)?, run.typed::<T>(1)?, run.typed::<T>(2)?);
     let sizes = sizes_of(q.shape(), k.shape(), v.shape(), heads)?;
-    let mut y = run.pool.tensor(T::DTYPE, q.shape());
+    let y_shape = [sizes.batch, sizes.queries, heads * sizes.value_size];
+    let mut y = run.pool.tensor(T::DTYPE, &y_shape);
     let attention = attention::<T>([q, k, v], run.optional(3), &sizes, scale)?;
     attention.run(y.slice_mut(), None, run.pool);
     Ok(vec![y])

@@ -12,9 +12,9 @@ use attar_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::core::{Mask, Sizes};
-use super::fused::{attention_macs, sizes_of};
+use super::fused::{attended, attention_macs, sizes_of};
 use crate::kernels::attention8::{Addends, HEAD_SIZE_MAX, Path, Rows8, Shape, Target};
-use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Pool, Run, required};
+use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Pool, Run};
 
 pub(crate) struct QuantizedAttention;
 
@@ -33,7 +33,7 @@ impl Operator for QuantizedAttention {
 
     fn infer(&self, node: &Node, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>, OpError> {
         let dtype = if is_rounded(node) { DType::U8 } else { DType::F32 };
-        Ok(vec![required(inputs, 0)?.with_dtype(dtype)])
+        Ok(vec![attended(inputs, dtype)?])
     }
 
     fn kernel(&self, node: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
@@ -96,9 +96,10 @@ impl QuantizedKernel {
     fn run(&self, run: &mut Run) -> Result<Vec<Tensor>, OpError> {
         let (q, k, v) = (run.typed::<u8>(0)?, run.typed::<u8>(1)?, run.typed::<u8>(2)?);
         let sizes = sizes_of(q.shape(), k.shape(), v.shape(), self.heads)?;
-        if sizes.head_size > HEAD_SIZE_MAX {
+        let head_size = sizes.head_size.max(sizes.value_size);
+        if head_size > HEAD_SIZE_MAX {
             let allowed = format!("up to {HEAD_SIZE_MAX}");
-            return Err(OpError::value("the size of a head", sizes.head_size, allowed));
+            return Err(OpError::value("the size of a head", head_size, allowed));
         }
         let mask = match run.optional(3) {
             Some(mask) if mask.dtype() == DType::F32 => {
@@ -108,6 +109,7 @@ impl QuantizedKernel {
             None => None,
         };
         let value_size = sizes.value_size;
+        let y_shape = [sizes.batch, sizes.queries, self.heads * value_size];
         let texts = Texts {
             kernel: self,
             operands: [q.slice(), k.slice(), v.slice()],
@@ -125,7 +127,7 @@ impl QuantizedKernel {
             sizes,
         };
         let dtype = if self.result.is_some() { DType::U8 } else { DType::F32 };
-        let mut y = run.pool.tensor(dtype, q.shape());
+        let mut y = run.pool.tensor(dtype, &y_shape);
         match &self.result {
             None => texts.run(y.slice_mut::<f32>(), run.pool, |data, stride, _| Target::F32 {
                 data,

@@ -78,6 +78,26 @@ fn heads_on_an_axis_of_their_own_are_cut_too() {
 }
 
 #[test]
+fn attention_written_out_is_cut_and_still_runs_as_one() {
+    let mut text = projected(12, 12, 12) + "apart = ints[0, 0, 3, 4]\n";
+    for (name, perm) in [("q", "0,2,1,3"), ("k", "0,2,3,1"), ("v", "0,2,1,3")] {
+        text += &format!(
+            "s{name} = Reshape({name}, apart)
+             t{name} = Transpose(s{name}, perm={perm})\n"
+        );
+    }
+    text += "scores = MatMul(tq, tk)
+             p = Softmax(scores, axis=-1)
+             y = MatMul(p, tv)
+             u = Transpose(y, perm=0,2,1,3)
+             flat = ints[0, 0, 12]
+             z = Reshape(u, flat)
+             wo = normal[12, 2]
+             out = MatMul(z, wo)";
+    assert_eq!(groups("written out", 17, &text), ["head-dims 4", "head-dims 4", "heads 3"]);
+}
+
+#[test]
 fn places_that_no_weight_zeroes_are_not_exact() {
     let text = projected(12, 12, 12)
         + "p = Sigmoid(q)
@@ -176,13 +196,7 @@ fn rotated_pairs_go_together() {
         text += "y = ms.MultiHeadAttention(rq, rk, v, num_heads=3)
                  wo = normal[12, 2]
                  out = MatMul(y, wo)";
-        // Neighbours that turn together look like a head: their kind is wrong, their cut is right.
-        let is_interleaved = rotary.contains("interleaved");
-        let all = if is_interleaved {
-            ["head-dims 4", "heads 2", "heads 3"]
-        } else {
-            ["head-dims 2", "head-dims 4", "heads 3"]
-        };
+        let all = ["head-dims 2", "head-dims 4", "heads 3"];
         assert_eq!(groups(rotary, opset, &text), all);
     }
 }
