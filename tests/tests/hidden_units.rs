@@ -74,6 +74,7 @@ fn half_of_the_hidden_units_go() {
             runtime: &Builtin,
             threads: std::num::NonZeroUsize::MIN,
             exclude: Exclude::default(),
+            timing: None,
         };
         let prepared = pass.prepare(&model);
         apply(&mut model.graph, &prepared).unwrap();

@@ -39,13 +39,22 @@ pub(super) fn kind_of(
         .map(|(.., axis)| *axis)
         .filter(|axis| axis.per_channel > 1)
         .collect();
+    // Neighbours that turn together are places of every head.
+    let is_turned = |group: &ChannelGroup| {
+        group.axes.iter().filter(|axis| !axis.is_constant).any(|axis| {
+            links.uses(&axis.tensor).iter().any(|used| {
+                let node = &model.graph.nodes[used.node];
+                is_one(node, &["RotaryEmbedding"]) && node.int_or("interleaved", 0) == Ok(1)
+            })
+        })
+    };
     let kind = if !group.is_exact {
         ChannelKind::Width
     } else if readers.iter().any(is_unit) {
         ChannelKind::Recurrent
     } else if is_any(&["Conv", "ConvTranspose", "FusedConv"]) {
         ChannelKind::Conv
-    } else if several.iter().any(|axis| is_block(axis)) {
+    } else if several.iter().any(|axis| is_block(axis) || (is_run(axis) && !is_turned(group))) {
         ChannelKind::Heads
     } else if !several.is_empty() {
         ChannelKind::HeadDims
@@ -57,7 +66,12 @@ pub(super) fn kind_of(
     Some((kind, product.0.label().to_string()))
 }
 
-/// Whether a channel is a run of neighbours, as a head is; pairs that turn together are several.
+/// Whether a channel is one run of neighbours, as a head is.
 fn is_block(axis: &GroupAxis) -> bool {
     axis.of(0).windows(2).all(|pair| pair[1] == pair[0] + 1)
+}
+
+/// Whether it begins with neighbours: several heads of queries may go with one of keys.
+fn is_run(axis: &GroupAxis) -> bool {
+    axis.indices[1] == axis.indices[0] + 1
 }
