@@ -89,7 +89,7 @@ pub(crate) fn infer_product(inputs: &[Option<&Fact>], dtype: DType) -> Result<Ve
 
 /// What a product sums over is cut from both sides; rows, columns and batches pass. `axes` are those
 /// of each side in the order in which they are multiplied.
-pub(crate) fn product_channels(tensors: &Tensors, axes: [Vec<usize>; 2]) -> Option<Channels> {
+pub(crate) fn product_channels(tensors: &Tensors, axes: &[Vec<usize>; 2]) -> Option<Channels> {
     let out = tensors.rank(Port::Output(0)).filter(|&rank| rank >= 2)?;
     let own = |index: usize, back: usize| {
         let axes: &[usize] = &axes[index];
@@ -135,7 +135,7 @@ impl Operator for MatMul {
 
     fn channels(&self, _: &Node, tensors: &Tensors) -> Option<Channels> {
         let axes = |index: usize| Some((0..tensors.rank(Port::Input(index))?).collect());
-        product_channels(tensors, [axes(0)?, axes(1)?])
+        product_channels(tensors, &[axes(0)?, axes(1)?])
     }
 
     fn kernel(&self, _: &Node, constants: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {

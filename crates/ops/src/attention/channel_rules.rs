@@ -11,22 +11,23 @@ fn count(node: &Node, name: &str) -> Option<usize> {
 }
 
 /// An operand of rank 4 with heads on axis 1, where the tensor is there.
-fn cache(tensors: &Tensors, port: Port) -> Option<Option<Part>> {
+fn cache(tensors: &Tensors, port: Port) -> Option<Vec<Part>> {
     match tensors.rank(port) {
-        None => Some(None),
-        Some(_) => Part::apart(tensors, port, [1, 3]).map(Some),
+        None => Some(Vec::new()),
+        Some(_) => Part::apart(tensors, port, [1, 3]).map(|part| vec![part]),
     }
 }
 
-/// The axis for heads of what is added to scores [batch, heads, queries, keys]; `Some(None)` where
-/// all heads share it, `None` where that is not known.
-fn addend(tensors: &Tensors, port: Port) -> Option<Option<Part>> {
-    let Some(rank) = tensors.rank(port) else { return Some(None) };
-    let Some(axis) = rank.checked_sub(3) else { return Some(None) };
+/// The axis for heads of what is added to scores [batch, heads, queries, keys]; nothing where all
+/// heads share it, `None` where that is not known.
+fn addend(tensors: &Tensors, port: Port) -> Option<Vec<Part>> {
+    let Some(axis) = tensors.rank(port).and_then(|rank| rank.checked_sub(3)) else {
+        return Some(Vec::new());
+    };
     if tensors.shape(port)?[axis] == Dim::Known(1) {
-        return Some(None);
+        return Some(Vec::new());
     }
-    Part::heads(tensors, Axis { port, axis }).map(Some)
+    Part::heads(tensors, Axis { port, axis }).map(|part| vec![part])
 }
 
 /// Of ONNX's `Attention`.

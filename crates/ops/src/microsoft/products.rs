@@ -109,7 +109,7 @@ impl Operator for MicrosoftFusedMatMul {
             let rank = tensors.rank(Port::Input(index))?;
             Some(Side::new(node, letter).ok()?.seen(&(0..rank).collect::<Vec<_>>()))
         };
-        product_channels(tensors, [axes(0, 'A')?, axes(1, 'B')?])
+        product_channels(tensors, &[axes(0, 'A')?, axes(1, 'B')?])
     }
 
     fn kernel(

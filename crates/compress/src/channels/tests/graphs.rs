@@ -152,6 +152,7 @@ impl Graphs {
     }
 
     /// A node of one output of this shape.
+    #[allow(clippy::unnecessary_wraps)] // what a step ends with
     fn node(&mut self, call: &str, shape: Vec<usize>, reads: &[&Value]) -> Option<()> {
         let name = self.name("v");
         self.text += &format!("{name} = {call}\n");
