@@ -143,10 +143,10 @@ fn unusable(message: String) -> PassError {
 }
 
 /// What a tensor or a group holds, and what taking of it costs.
-struct Curve {
-    amount: f64,
-    /// (sparsity, squared error).
-    points: Vec<(f64, f64)>,
+pub(crate) struct Curve {
+    pub(crate) amount: f64,
+    /// (part taken, squared error), from nothing on.
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// A step of one curve: so much more is taken, for so much more error.
@@ -157,7 +157,7 @@ struct Step {
 }
 
 /// How much is taken of each, `total` of all.
-fn shares(curves: &[Curve], total: f64) -> Vec<f64> {
+pub(crate) fn shares(curves: &[Curve], total: f64) -> Vec<f64> {
     let mut steps: Vec<Step> = Vec::new();
     for (index, curve) in curves.iter().enumerate().filter(|(_, curve)| curve.amount > 0.0) {
         steps.extend(hull(&curve.points).windows(2).map(|pair| Step {

@@ -8,7 +8,7 @@ mod report;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use allot::{Allotment, SensitivitySetting};
+pub(crate) use allot::{Allotment, Curve, SensitivitySetting, shares};
 pub use groups::group_sensitivity;
 pub use predict::{SensitivityOptions, ratio, sensitivity};
 pub use report::{

@@ -12,6 +12,7 @@ use attar_tensor::{DType, Tensor};
 use super::moments::Central;
 use super::site::Site;
 use super::{Refit, shown};
+use crate::sensitivity::{Curve, shares};
 use crate::{ChannelGroup, PassError};
 
 /// Of a group, what is left at least.
@@ -22,13 +23,22 @@ const EXAMPLES_MAX: usize = 64;
 const NUMBERS_MAX: usize = 1 << 24;
 
 /// What a group costs.
-struct Curve {
+struct GroupCurve {
     /// Channels of one step.
     step: usize,
     /// Operations of one channel.
     macs: f64,
     /// By channels cut.
     costs: Vec<f64>,
+}
+
+impl GroupCurve {
+    fn points(&self) -> Curve {
+        let most = (self.costs.len() - 1).max(1) as f64;
+        let steps = self.costs.iter().enumerate().step_by(self.step.max(1));
+        let points = steps.map(|(count, cost)| (count as f64 / most, *cost)).collect();
+        Curve { amount: most * self.macs, points }
+    }
 }
 
 impl Refit<'_> {
@@ -47,7 +57,7 @@ impl Refit<'_> {
         let links = Links::new(&self.model.graph);
         let mut waiting: Vec<(usize, Vec<Site>)> = Vec::new();
         let mut numbers = 0;
-        let mut curves: Vec<Option<Curve>> = groups.iter().map(|_| None).collect();
+        let mut curves: Vec<Option<GroupCurve>> = groups.iter().map(|_| None).collect();
         let reference = self.reference()?;
         for (index, group) in groups.iter().enumerate().filter(|(index, _)| wanted[*index] > 0) {
             let (sites, _) = self.sites(&links, group);
@@ -68,7 +78,7 @@ impl Refit<'_> {
                 curve.step = step(group);
             }
         }
-        Ok(cheapest(&curves, wanted))
+        Ok(counts(&curves, wanted))
     }
 
     /// The curves of groups, from one pass over the data.
@@ -78,7 +88,7 @@ impl Refit<'_> {
         groups: &[&ChannelGroup],
         wanted: &[usize],
         reference: &[Vec<Tensor>],
-        curves: &mut [Option<Curve>],
+        curves: &mut [Option<GroupCurve>],
     ) -> Result<(), PassError> {
         let sites: Vec<Site> = waiting.iter().flat_map(|(_, sites)| sites).cloned().collect();
         let mut centrals = self.moments(&sites)?.into_iter().zip(&sites);
@@ -98,7 +108,7 @@ impl Refit<'_> {
             let scale = lost / costs[gone.len().min(costs.len() - 1)].max(f64::MIN_POSITIVE);
             costs.iter_mut().for_each(|cost| *cost *= scale);
             let macs = group.macs as f64 / group.channel_count.max(1) as f64;
-            curves[index] = Some(Curve { step: 1, macs, costs });
+            curves[index] = Some(GroupCurve { step: 1, macs, costs });
         }
         Ok(())
     }
@@ -165,80 +175,30 @@ impl Refit<'_> {
     }
 }
 
-/// A step of one group: so many channels more, for so much more error.
-struct Step {
-    curve: usize,
-    channels: usize,
-    macs: f64,
-    cost: f64,
-}
-
-/// How many channels of each curve go: the cheapest steps, until so many operations are gone as
-/// `wanted` would take.
-fn cheapest(curves: &[Option<Curve>], wanted: &[usize]) -> Vec<usize> {
-    let mut counts = wanted.to_vec();
-    let mut rest = 0.0;
-    let mut steps: Vec<Step> = Vec::new();
-    for (index, curve) in curves.iter().enumerate() {
-        let Some(curve) = curve else { continue };
-        counts[index] = 0;
-        rest += wanted[index] as f64 * curve.macs;
-        for (from, to) in hull(&curve.costs, curve.step) {
-            // Along the hull every step costs the same: so a part of it can be taken.
-            let pieces = (to - from).div_ceil(curve.step.max(1));
-            let slope = (curve.costs[to] - curve.costs[from]) / (to - from) as f64;
-            for piece in 0..pieces {
-                let channels = curve.step.min(to - from - piece * curve.step);
-                let (macs, cost) = (channels as f64 * curve.macs, channels as f64 * slope);
-                steps.push(Step { curve: index, channels, macs, cost });
-            }
-        }
-    }
-    // Stable: of like steps the first group's comes first, and a group's stay in order.
-    steps.sort_by(|a, b| (a.cost / a.macs).total_cmp(&(b.cost / b.macs)));
-    for step in steps {
-        if step.macs * 0.5 > rest {
-            continue;
-        }
-        rest -= step.macs;
-        counts[step.curve] += step.channels;
-    }
-    counts
-}
-
-/// The corners of the lower convex hull of a curve, at multiples of `step` from 0, as successive
-/// pairs.
-fn hull(costs: &[f64], step: usize) -> Vec<(usize, usize)> {
-    let mut corners: Vec<usize> = Vec::new();
-    for next in (0..costs.len()).step_by(step.max(1)) {
-        while let [.., before, last] = corners[..] {
-            let slope = |from: usize, to: usize| (costs[to] - costs[from]) / (to - from) as f64;
-            if slope(before, last) < slope(last, next) {
-                break;
-            }
-            corners.pop();
-        }
-        corners.push(next);
-    }
-    corners.windows(2).map(|pair| (pair[0], pair[1])).collect()
+/// How many channels of each curve go, so that as many operations do as where `wanted` would.
+fn counts(curves: &[Option<GroupCurve>], wanted: &[usize]) -> Vec<usize> {
+    let with_curve = || curves.iter().zip(wanted).filter_map(|(c, n)| Some((c.as_ref()?, *n)));
+    let points: Vec<Curve> = with_curve().map(|(curve, _)| curve.points()).collect();
+    let total = with_curve().map(|(curve, wanted)| wanted as f64 * curve.macs).sum();
+    let mut shares = shares(&points, total).into_iter();
+    let count = |(curve, wanted): (&Option<GroupCurve>, &usize)| {
+        let part = curve.as_ref().and_then(|curve| Some(shares.next()? / curve.macs));
+        // Where operations are not known, what is wanted stays.
+        part.filter(|part| part.is_finite()).map_or(*wanted, |part| part.round() as usize)
+    };
+    curves.iter().zip(wanted).map(count).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn curve(macs: f64, step: usize, costs: &[f64]) -> Curve {
-        Curve { step, macs, costs: costs.to_vec() }
+    fn curve(macs: f64, step: usize, costs: &[f64]) -> GroupCurve {
+        GroupCurve { step, macs, costs: costs.to_vec() }
     }
 
-    fn chosen<const N: usize>(curves: [Curve; N], wanted: [usize; N]) -> Vec<usize> {
-        cheapest(&curves.map(Some), &wanted)
-    }
-
-    #[test]
-    fn the_hull_skips_what_lies_above_it() {
-        assert_eq!(hull(&[0.0, 3.0, 4.0, 10.0], 1), [(0, 2), (2, 3)]);
-        assert_eq!(hull(&[0.0, 1.0, 3.0, 6.0, 10.0], 2), [(0, 2), (2, 4)]);
+    fn chosen<const N: usize>(curves: [GroupCurve; N], wanted: [usize; N]) -> Vec<usize> {
+        counts(&curves.map(Some), &wanted)
     }
 
     #[test]
@@ -252,7 +212,14 @@ mod tests {
     }
 
     #[test]
+    fn channels_go_in_steps_where_the_curve_is_cheap() {
+        let by_two = curve(1.0, 2, &[0.0, 1.0, 1.5, 9.0, 9.5]);
+        let dear = curve(1.0, 1, &[0.0, 5.0, 11.0]);
+        assert_eq!(chosen([by_two, dear], [2, 0]), [2, 0]);
+    }
+
+    #[test]
     fn a_group_without_a_curve_keeps_what_is_wanted() {
-        assert_eq!(cheapest(&[None, Some(curve(1.0, 1, &[0.0, 1.0]))], &[5, 1]), [5, 1]);
+        assert_eq!(counts(&[None, Some(curve(1.0, 1, &[0.0, 1.0]))], &[5, 1]), [5, 1]);
     }
 }
