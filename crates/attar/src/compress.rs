@@ -11,7 +11,7 @@ use attar_evaluate::{Dataset, Progress, Shape};
 use attar_runtime::{Builtin, Runtime};
 use serde::Serialize;
 
-use crate::layers::time_layers;
+use crate::layers::{layer_changes, time_layers};
 use crate::pipeline::{StepOutcome, run_step};
 use crate::recover::{Recover, RecoverRun};
 use crate::register::register_warning;
@@ -121,6 +121,7 @@ fn pass_step(
     let mut context = context(request, sample.as_ref(), clock.as_ref());
     let mut outcome = run_step(&mut model, step, number, &mut context, request.shape, keeps_edits)?;
     let before = std::mem::replace(&mut current.model, model);
+    outcome.layers = layer_changes(&before, &current.model, request.shape);
     if request.is_timed && !keeps_edits {
         let (threads, shape) = (request.latency_threads, request.shape);
         time_layers(&mut outcome.layers, &before, &current.model, threads, shape);
@@ -199,13 +200,12 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
                 vocabulary_step(request, &run, &vocabulary, number, &mut current)
             }
         };
-        let outcome = outcome.inspect_err(|error| {
+        let mut outcome = outcome.inspect_err(|error| {
             // A training that was begun is gone on with.
             if !matches!(error, Error::Stopped) && !run.training_folder(number).exists() {
                 run.discard_if_empty();
             }
         })?;
-        let mut outcome = outcome;
         if request.measures_steps {
             outcome.measures = Some(step_measures(request, &current)?);
         }

@@ -7,7 +7,7 @@ use attar_evaluate::Shape;
 use attar_graph::{Model, Plan, apply};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{LayerChange, Work, layer_changes};
+use crate::layers::{LayerChange, Work};
 use crate::step_measures::StepMeasures;
 use crate::{Error, Step, TrainingRecord};
 
@@ -122,7 +122,6 @@ pub(crate) fn run_step(
     check_exclude(model, &context.exclude).map_err(fail)?;
     let start = Instant::now();
     let mut outcome = StepOutcome::before(&step.pass, model, shape);
-    let before = model.clone();
     outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
@@ -133,7 +132,6 @@ pub(crate) fn run_step(
         }
     }
     outcome.after(model, shape, start);
-    outcome.layers = layer_changes(&before, model, shape);
     Ok(outcome)
 }
 

@@ -1,13 +1,12 @@
 //! Time and quality after single steps, and the clock that passes decide by.
 
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attar_compress::{PassError, Timing};
-use attar_evaluate::{Interval, Shape, synthetic_feeds};
+use attar_evaluate::{Interval, Shape, measure, synthetic_feeds};
 use attar_graph::Model;
 use attar_runtime::{RunOptions, Runtime, Session};
-use attar_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{Evaluation, LatencyRow};
@@ -76,21 +75,9 @@ impl Timing for Clock<'_> {
             synthetic_feeds(sessions[0].inputs(), self.shape)?,
             synthetic_feeds(sessions[1].inputs(), self.shape)?,
         ];
-        // What else runs on the machine makes runs longer and none shorter.
-        let mut least = [f64::INFINITY; 2];
-        let start = Instant::now();
-        for round in 0.. {
-            if round >= RUNS_MIN && start.elapsed() >= TIME_MIN {
-                break;
-            }
-            for ((session, feeds), least) in sessions.iter_mut().zip(&feeds).zip(&mut least) {
-                let feeds: Vec<(&str, &Tensor)> =
-                    feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-                let run = Instant::now();
-                session.run(&feeds)?;
-                *least = least.min(run.elapsed().as_secs_f64());
-            }
-        }
-        Ok(least[1] / least[0])
+        let mut borrowed: Vec<&mut dyn Session> =
+            sessions.iter_mut().map(|session| &mut **session as _).collect();
+        let times = measure(&mut borrowed, &feeds, self.shape.batch, RUNS_MIN, TIME_MIN)?;
+        Ok(times[1].least_ms / times[0].least_ms)
     }
 }

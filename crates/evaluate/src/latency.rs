@@ -10,6 +10,8 @@ use serde::Serialize;
 /// Times of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latency {
+    /// What else runs on the machine makes runs longer and none shorter.
+    pub least_ms: f64,
     pub p50_ms: f64,
     pub p95_ms: f64,
     pub p99_ms: f64,
@@ -64,6 +66,7 @@ fn summary(mut times: Vec<f64>, batch: usize) -> Latency {
     let at = |part: f64| times[((times.len() - 1) as f64 * part).round() as usize];
     let p50_ms = at(0.5);
     Latency {
+        least_ms: times[0],
         p50_ms,
         p95_ms: at(0.95),
         p99_ms: at(0.99),
