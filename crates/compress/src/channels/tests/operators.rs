@@ -16,6 +16,25 @@ fn projected(query: usize, key: usize, value: usize) -> String {
     text
 }
 
+/// Three heads on an axis of their own, those of keys with their axes as `keys` says; what
+/// `attention` makes of them, y, is put together and read.
+fn apart(keys: &str, attention: &str) -> String {
+    let mut text = projected(12, 12, 12) + "apart = ints[0, 0, 3, 4]\n";
+    for (name, perm) in [("q", "0,2,1,3"), ("k", keys), ("v", "0,2,1,3")] {
+        text += &format!(
+            "s{name} = Reshape({name}, apart)
+             t{name} = Transpose(s{name}, perm={perm})\n"
+        );
+    }
+    text + attention
+        + "
+           u = Transpose(y, perm=0,2,1,3)
+           flat = ints[0, 0, 12]
+           z = Reshape(u, flat)
+           wo = normal[12, 2]
+           out = MatMul(z, wo)"
+}
+
 /// Groups, sorted.
 fn groups(what: &str, opset: i64, text: &str) -> Vec<String> {
     let mut found = check(what, &case(opset, text));
@@ -61,39 +80,16 @@ fn heads_of_keys_go_with_their_queries() {
 
 #[test]
 fn heads_on_an_axis_of_their_own_are_cut_too() {
-    let mut text = projected(12, 12, 12) + "apart = ints[0, 0, 3, 4]\n";
-    for name in ["q", "k", "v"] {
-        text += &format!(
-            "s{name} = Reshape({name}, apart)
-             t{name} = Transpose(s{name}, perm=0,2,1,3)\n"
-        );
-    }
-    text += "y = Attention(tq, tk, tv)
-             u = Transpose(y, perm=0,2,1,3)
-             flat = ints[0, 0, 12]
-             z = Reshape(u, flat)
-             wo = normal[12, 2]
-             out = MatMul(z, wo)";
+    let text = apart("0,2,1,3", "y = Attention(tq, tk, tv)");
     assert_eq!(groups("apart", 23, &text), ["head-dims 4", "head-dims 4", "heads 3"]);
 }
 
 #[test]
 fn attention_written_out_is_cut_and_still_runs_as_one() {
-    let mut text = projected(12, 12, 12) + "apart = ints[0, 0, 3, 4]\n";
-    for (name, perm) in [("q", "0,2,1,3"), ("k", "0,2,3,1"), ("v", "0,2,1,3")] {
-        text += &format!(
-            "s{name} = Reshape({name}, apart)
-             t{name} = Transpose(s{name}, perm={perm})\n"
-        );
-    }
-    text += "scores = MatMul(tq, tk)
-             p = Softmax(scores, axis=-1)
-             y = MatMul(p, tv)
-             u = Transpose(y, perm=0,2,1,3)
-             flat = ints[0, 0, 12]
-             z = Reshape(u, flat)
-             wo = normal[12, 2]
-             out = MatMul(z, wo)";
+    let attention = "scores = MatMul(tq, tk)
+         p = Softmax(scores, axis=-1)
+         y = MatMul(p, tv)";
+    let text = apart("0,2,3,1", attention);
     assert_eq!(groups("written out", 17, &text), ["head-dims 4", "head-dims 4", "heads 3"]);
 }
 
