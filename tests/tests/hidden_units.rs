@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test may fail where it stands
 
 use attar_compress::testing::{check_groups, outputs};
-use attar_compress::{Context, Exclude, pass_entry};
+use attar_compress::{Context, pass_entry};
 use attar_evaluate::{Shape, synthetic_feeds};
 use attar_graph::{Model, apply};
 use attar_import::new_model;
@@ -69,13 +69,7 @@ fn half_of_the_hidden_units_go() {
             new(architecture, &[("layers", "2"), ("bidirectional", "true")]);
         let pass = pass_entry("prune.channels").unwrap();
         let pass = pass.build("sparsity = 0.5".parse().unwrap()).unwrap();
-        let context = Context {
-            calibration: None,
-            runtime: &Builtin,
-            threads: std::num::NonZeroUsize::MIN,
-            exclude: Exclude::default(),
-            timing: None,
-        };
+        let context = Context::new(&Builtin);
         let prepared = pass.prepare(&model);
         apply(&mut model.graph, &prepared).unwrap();
         let plan = pass.plan(&model, &context).unwrap();

@@ -1,7 +1,5 @@
 //! The contract of every pass, on real models and on none.
 
-use std::num::NonZeroUsize;
-
 use attar_compress::{Calibration, Context, Exclude, PASSES, PassError, pass_entry};
 use attar_evaluate::{Shape, synthetic_feeds};
 use attar_graph::{AttributeValue, Model, Value, apply, validate};
@@ -34,13 +32,7 @@ impl Calibration for MadeUp {
 }
 
 fn context() -> Context<'static> {
-    Context {
-        calibration: Some(&MadeUp),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    }
+    Context { calibration: Some(&MadeUp), ..Context::new(&Builtin) }
 }
 
 /// The required settings of each pass.

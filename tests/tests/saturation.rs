@@ -1,10 +1,8 @@
 //! Static int8 gives the same integers on CPUs with VNNI, with AVX2 alone and with NEON.
 #![allow(clippy::unwrap_used)] // a test may fail where it stands
 
-use std::num::NonZeroUsize;
-
 use attar_compress::saturation::{IntegerProduct, Isa, LevelRange, integer_products};
-use attar_compress::{Calibration, Context, Exclude, PassError, pass_entry};
+use attar_compress::{Calibration, Context, PassError, pass_entry};
 use attar_evaluate::{Shape, synthetic_feeds};
 use attar_graph::{Model, Value, apply};
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
@@ -34,13 +32,7 @@ impl Calibration for MadeUp {
 fn after(model: &Model, pass: &str, settings: &str) -> (Model, Vec<String>) {
     let entry = pass_entry(pass).unwrap();
     let pass = entry.build(settings.parse().unwrap()).unwrap();
-    let context = Context {
-        calibration: Some(&MadeUp),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context { calibration: Some(&MadeUp), ..Context::new(&Builtin) };
     let mut model = model.clone();
     let mut remarks = Vec::new();
     loop {

@@ -72,6 +72,19 @@ pub struct Context<'a> {
     pub timing: Option<&'a dyn Timing>,
 }
 
+impl<'a> Context<'a> {
+    /// One thread, no data, nothing left out.
+    pub fn new(runtime: &'a dyn Runtime) -> Self {
+        Self {
+            calibration: None,
+            runtime,
+            threads: std::num::NonZeroUsize::MIN,
+            exclude: Exclude::default(),
+            timing: None,
+        }
+    }
+}
+
 /// Times models against each other.
 pub trait Timing {
     /// The time of `b` over that of `a`, run in turn.

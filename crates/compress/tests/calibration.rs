@@ -1,9 +1,7 @@
 //! Calibration data at its edges: the right result, or an error that says what is wrong.
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
-use std::num::NonZeroUsize;
-
-use attar_compress::{Calibration, Context, Exclude, PassError, pass_entry};
+use attar_compress::{Calibration, Context, PassError, pass_entry};
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, Value, apply};
 use attar_runtime::{Builtin, RunOptions, Runtime};
@@ -33,13 +31,7 @@ fn model() -> Model {
 fn quantized(feeds: &Feeds) -> Result<Model, PassError> {
     let settings = "embeddings = false".parse().unwrap();
     let pass = pass_entry("quantize.static").unwrap().build(settings).unwrap();
-    let context = Context {
-        calibration: Some(feeds),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context { calibration: Some(feeds), ..Context::new(&Builtin) };
     let mut model = model();
     let plan = pass.plan(&model, &context)?;
     apply(&mut model.graph, &plan).unwrap();

@@ -3,9 +3,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
-use std::num::NonZeroUsize;
-
-use attar_compress::{Calibration, Context, Exclude, PassError, pass_entry};
+use attar_compress::{Calibration, Context, PassError, pass_entry};
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, Value};
 use attar_runtime::Builtin;
@@ -48,13 +46,7 @@ fn memory_does_not_grow_with_the_calibration_data() {
     let opsets = [(String::new(), 17)].into_iter().collect();
     let model = Model { ir_version: 8, opsets, graph, ..Model::default() };
     let pass = pass_entry("quantize.static").unwrap().build(toml::Table::new()).unwrap();
-    let context = Context {
-        calibration: Some(&Long),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context { calibration: Some(&Long), ..Context::new(&Builtin) };
     let before = peak_kilobytes();
     pass.plan(&model, &context).unwrap();
     let grown = peak_kilobytes() - before;

@@ -1,9 +1,7 @@
 //! Shorter vectors: what stays of dot products, and where the projection goes.
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
-use std::num::NonZeroUsize;
-
-use attar_compress::{Calibration, Context, Exclude, PassError, pass_entry};
+use attar_compress::{Calibration, Context, PassError, pass_entry};
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Dim, Model, Plan, Value, apply};
 use attar_runtime::{Builtin, RunOptions, Runtime};
@@ -64,13 +62,8 @@ fn model(text: &str) -> Model {
 
 fn plan(model: &Model, settings: &str, calibration: Option<&Feeds>) -> Result<Plan, PassError> {
     let pass = pass_entry("prune.output").unwrap().build(settings.parse().unwrap())?;
-    let context = Context {
-        calibration: calibration.map(|feeds| feeds as _),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context =
+        Context { calibration: calibration.map(|feeds| feeds as _), ..Context::new(&Builtin) };
     pass.plan(model, &context)
 }
 

@@ -64,10 +64,9 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
     let sample = CalibrationSample::new(request.data, subject, request.example_count, progress)?;
     let context = Context {
         calibration: Some(&sample),
-        runtime: &Builtin,
         threads: request.threads,
         exclude: Exclude::new(request.exclude.clone()),
-        timing: None,
+        ..Context::new(&Builtin)
     };
     crate::pipeline::check_exclude(&subject.model, &context.exclude).map_err(failed)?;
     let is_measured = !request.options.measured.is_empty();

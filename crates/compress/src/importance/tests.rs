@@ -1,5 +1,3 @@
-use std::num::NonZeroUsize;
-
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, Value};
 use attar_runtime::{Builtin, RunOptions, Runtime};
@@ -7,7 +5,7 @@ use attar_tensor::Tensor;
 use attar_train::Rng;
 
 use super::*;
-use crate::{Calibration, Exclude};
+use crate::Calibration;
 
 /// Feeds of the input `x`, one a batch.
 struct Feeds(Vec<Tensor>);
@@ -44,8 +42,7 @@ fn model(text: &str) -> Model {
 }
 
 fn context(calibration: Option<&dyn Calibration>) -> Context<'_> {
-    let threads = NonZeroUsize::MIN;
-    Context { calibration, runtime: &Builtin, threads, exclude: Exclude::default(), timing: None }
+    Context { calibration, ..Context::new(&Builtin) }
 }
 
 fn scored(model: &Model, importance: &str, names: &[&str], feeds: &Feeds) -> Vec<Vec<f32>> {

@@ -318,13 +318,7 @@ mod tests {
         let model = Model { graph: graph_from_text(text), opsets, ..Model::default() };
         let pass = crate::pass_entry("prune.channels").unwrap();
         let pass = pass.build(settings.parse().unwrap()).unwrap();
-        let context = Context {
-            calibration: None,
-            runtime: &attar_runtime::Builtin,
-            threads: NonZeroUsize::MIN,
-            exclude: Exclude::default(),
-            timing: None,
-        };
+        let context = Context::new(&attar_runtime::Builtin);
         pass.plan(&model, &context)
     }
 

@@ -1,12 +1,10 @@
-use std::num::NonZeroUsize;
-
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, apply};
 use attar_runtime::Builtin;
 use attar_tensor::Tensor;
 use attar_train::Rng;
 
-use crate::{Context, Exclude, PassError, pass_entry};
+use crate::{Context, PassError, pass_entry};
 
 fn model(text: &str) -> Model {
     let opsets = [(String::new(), 17)].into_iter().collect();
@@ -15,14 +13,7 @@ fn model(text: &str) -> Model {
 
 fn pruned(model: &Model, pass: &str, settings: &str) -> Result<Model, PassError> {
     let pass = pass_entry(pass)?.build(settings.parse().unwrap())?;
-    let threads = NonZeroUsize::MIN;
-    let context = Context {
-        calibration: None,
-        runtime: &Builtin,
-        threads,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context::new(&Builtin);
     let mut model = model.clone();
     let plan = pass.plan(&model, &context)?;
     apply(&mut model.graph, &plan).unwrap();
@@ -160,14 +151,7 @@ fn a_weight_without_a_whole_group_is_left_and_told() {
     let model = model("x: f32[n, 3]\nw = [1 2; 3 4; 5 6]\ny = MatMul(x, w)");
     let pass = pass_entry("prune.unstructured").unwrap();
     let pass = pass.build("pattern = \"2:4\"".parse().unwrap()).unwrap();
-    let threads = NonZeroUsize::MIN;
-    let context = Context {
-        calibration: None,
-        runtime: &Builtin,
-        threads,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context::new(&Builtin);
     let plan = pass.plan(&model, &context).unwrap();
     assert!(plan.is_empty());
     assert_eq!(plan.remarks, ["`w` is left as it is: 2:4 does not fit it"]);

@@ -134,20 +134,13 @@ mod tests {
     use attar_runtime::Builtin;
 
     use super::*;
-    use crate::Exclude;
 
     #[test]
     fn the_batch_dependence_is_a_warning() {
         let graph = graph_from_text("w = [1 2; 3 4]\ny = MatMul(x, w)");
         let opsets = [(String::new(), 17)].into_iter().collect();
         let model = Model { opsets, graph, ..Model::default() };
-        let context = Context {
-            calibration: None,
-            runtime: &Builtin,
-            threads: std::num::NonZeroUsize::MIN,
-            exclude: Exclude::default(),
-            timing: None,
-        };
+        let context = Context::new(&Builtin);
         let plan = DynamicQuantize { embeddings: true }.plan(&model, &context).unwrap();
         let [warning] = plan.warnings.as_slice() else { panic!("{:?}", plan.warnings) };
         assert!(warning.contains("depend on the texts beside it"), "{warning}");

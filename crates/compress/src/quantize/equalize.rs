@@ -151,7 +151,6 @@ mod tests {
     use attar_runtime::{Builtin, RunOptions, Runtime};
 
     use super::*;
-    use crate::Exclude;
 
     fn model() -> Model {
         let text = "x: f32[1, 2, 3, 3]\nw = [0]\nb = [3 -1]\nv = [0]\na = Conv(x, w, b)\n\
@@ -167,13 +166,7 @@ mod tests {
 
     fn equalized(model: &Model) -> Model {
         let mut model = model.clone();
-        let context = Context {
-            calibration: None,
-            runtime: &Builtin,
-            threads: std::num::NonZeroUsize::MIN,
-            exclude: Exclude::default(),
-            timing: None,
-        };
+        let context = Context::new(&Builtin);
         let plan = Equalize {}.plan(&model, &context).unwrap();
         apply(&mut model.graph, &plan).unwrap();
         assert!(Equalize {}.plan(&model, &context).unwrap().is_empty(), "it is done in one round");

@@ -242,13 +242,7 @@ mod tests {
         graph.set_initializer("w", Tensor::new(&[2, 2, 1, 1], &[1.0_f32, 2.0, 3.0, 4.0]));
         graph.inputs.retain(|input| input.name != "w");
         let links = Links::new(&graph);
-        let context = Context {
-            calibration: None,
-            runtime: &attar_runtime::Builtin,
-            threads: std::num::NonZeroUsize::MIN,
-            exclude: crate::Exclude::default(),
-            timing: None,
-        };
+        let context = Context::new(&attar_runtime::Builtin);
         Placement::new(&graph, &links, &context).readers.into_keys().collect()
     }
 

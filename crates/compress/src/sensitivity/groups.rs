@@ -193,14 +193,11 @@ fn without(
 mod tests {
     use super::super::testing::{Feeds, drawn, model, outputs};
     use super::*;
-    use crate::{ChannelKind, Exclude};
+    use crate::ChannelKind;
     use attar_runtime::Builtin;
 
     fn found(model: &Model, feeds: &Feeds, importance: &str) -> (Sensitivity, Vec<f64>) {
-        let threads = std::num::NonZeroUsize::MIN;
-        let exclude = Exclude::default();
-        let context =
-            Context { calibration: Some(feeds), runtime: &Builtin, threads, exclude, timing: None };
+        let context = Context { calibration: Some(feeds), ..Context::new(&Builtin) };
         let options = SensitivityOptions {
             importance: importance.into(),
             sparsities: vec![0.25, 0.5, 1.0],

@@ -235,22 +235,14 @@ pub fn ratio(examples: &[(f64, f64)], seed: u64) -> Estimate {
 mod tests {
     use super::super::testing::{Feeds, drawn, model, outputs};
     use super::*;
-    use crate::Exclude;
+
     use attar_runtime::Builtin;
 
     #[test]
     fn what_is_predicted_of_a_product_is_what_it_does() {
         let model = model("x: f32[n, 4]\ny = MatMul(x, w)", &[("w", vec![4, 2])]);
         let feeds = Feeds((0..20).map(|seed| drawn(seed, &[3, 4])).collect());
-        let threads = std::num::NonZeroUsize::MIN;
-        let exclude = Exclude::default();
-        let context = Context {
-            calibration: Some(&feeds),
-            runtime: &Builtin,
-            threads,
-            exclude,
-            timing: None,
-        };
+        let context = Context { calibration: Some(&feeds), ..Context::new(&Builtin) };
         let options = SensitivityOptions {
             importance: "l1".into(),
             sparsities: vec![0.25, 0.5, 1.0],

@@ -1,12 +1,10 @@
-use std::num::NonZeroUsize;
-
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, Value, apply};
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::Tensor;
 use attar_train::Rng;
 
-use crate::{Calibration, Context, Exclude, PassError, pass_entry};
+use crate::{Calibration, Context, PassError, pass_entry};
 
 const WIDTH: usize = 6;
 const HIDDEN: usize = 16;
@@ -58,13 +56,7 @@ impl Calibration for Drawn {
 
 fn pruned(settings: &str) -> Model {
     let (mut model, data) = (blocks(), Drawn::new());
-    let context = Context {
-        calibration: Some(&data),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context { calibration: Some(&data), ..Context::new(&Builtin) };
     let pass = pass_entry("prune.channels").unwrap().build(settings.parse().unwrap()).unwrap();
     let plan = pass.plan(&model, &context).unwrap();
     apply(&mut model.graph, &plan).unwrap();

@@ -1,11 +1,9 @@
-use std::num::NonZeroUsize;
-
 use attar_graph::testing::graph_from_text;
 use attar_graph::{Model, Value, apply};
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
 
-use crate::{Calibration, Context, Exclude, PassError, QuantizationRecord, pass_entry};
+use crate::{Calibration, Context, PassError, QuantizationRecord, pass_entry};
 
 /// The batches of the input `x`.
 struct Batches(Vec<Tensor>);
@@ -29,13 +27,7 @@ type Quantized = (Model, Vec<String>, Option<QuantizationRecord>);
 
 fn quantized(model: &Model, settings: &str, batches: Vec<Tensor>) -> Result<Quantized, PassError> {
     let batches = Batches(batches);
-    let context = Context {
-        calibration: Some(&batches),
-        runtime: &Builtin,
-        threads: NonZeroUsize::MIN,
-        exclude: Exclude::default(),
-        timing: None,
-    };
+    let context = Context { calibration: Some(&batches), ..Context::new(&Builtin) };
     let settings = settings.parse().expect("it is TOML");
     let pass = pass_entry("quantize.static")?.build(settings)?;
     let (plan, record) = pass.plan_recorded(model, &context)?;
