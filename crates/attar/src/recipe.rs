@@ -139,20 +139,34 @@ impl Step {
 /// The setting that names a file, by its path from where attar is run.
 const FILE_SETTING: &str = "sensitivity";
 
-/// `key=value,…` as a table; a value is TOML, or else text.
+/// TOML, or else text, of which lists and tables may hold some too.
+fn value(text: &str) -> Result<toml::Value, Error> {
+    let line = format!("value = {text}");
+    if let Some(value) = line.parse::<toml::Table>().ok().and_then(|mut t| t.remove("value")) {
+        return Ok(value);
+    }
+    let within = |[open, close]: [char; 2]| text.strip_prefix(open)?.strip_suffix(close);
+    if let Some(list) = within(['[', ']']) {
+        let items = parts(list).into_iter().map(|item| value(item.trim()));
+        return Ok(toml::Value::Array(items.collect::<Result<_, _>>()?));
+    }
+    match within(['{', '}']) {
+        Some(table) => settings(table).map(toml::Value::Table),
+        None => Ok(toml::Value::String(text.into())),
+    }
+}
+
+/// `key=value,…` as a table.
 fn settings(text: &str) -> Result<toml::Table, Error> {
     let mut table = toml::Table::new();
     for part in parts(text).into_iter().map(str::trim) {
-        let Some((key, value)) = part.split_once('=') else {
+        let Some((key, content)) = part.split_once('=') else {
             return Err(Error::Recipe {
                 place: text.into(),
                 message: format!("`{part}` is not key=value"),
             });
         };
-        let line = format!("value = {value}");
-        let parsed = line.parse::<toml::Table>().ok().and_then(|mut t| t.remove("value"));
-        let value = parsed.unwrap_or_else(|| toml::Value::String(value.into()));
-        table.insert(key.trim().into(), value);
+        table.insert(key.trim().into(), value(content.trim())?);
     }
     Ok(table)
 }
@@ -205,6 +219,17 @@ mod tests {
         let recipe = Recipe::parse(text, "recipe.toml").unwrap();
         assert_eq!(recipe.steps, [step]);
         assert_eq!(Recipe::parse(&recipe.to_toml(), "again").unwrap(), recipe);
+    }
+
+    #[test]
+    fn words_in_lists_and_tables_need_no_quotes() {
+        let step = "recover:prune={sparsity=0.9,importance=l1,end={fraction=0.5}},features=[a,*/b]";
+        let text = "[[step]]\npass = \"recover\"\nfeatures = [\"a\", \"*/b\"]\n[step.prune]\n\
+                    sparsity = 0.9\nimportance = \"l1\"\nend = { fraction = 0.5 }\n";
+        let recipe = Recipe::parse(text, "recipe.toml").unwrap();
+        assert_eq!(recipe.steps, [Step::parse(step).unwrap()]);
+        let error = Step::parse("recover:prune={sparsity}").unwrap_err();
+        assert!(error.chain().contains("`sparsity` is not key=value"), "{}", error.chain());
     }
 
     #[test]
