@@ -3,6 +3,7 @@
 use attar_compress::{Calibration, Context, Exclude, PASSES, PassError, pass_entry};
 use attar_evaluate::{Shape, synthetic_feeds};
 use attar_graph::{AttributeValue, Model, Value, apply, validate};
+use attar_ops::opset::convert_opset;
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
 use attar_tests::{data, ort_library};
@@ -50,6 +51,9 @@ fn applied(model: &Model, pass: &str, context: &Context) -> Model {
     let entry = pass_entry(pass).expect("the pass is in the table");
     let pass = entry.build(settings(pass)).expect("the settings are right");
     let mut model = model.clone();
+    if model.opset() < pass.opset_min() {
+        convert_opset(&mut model, pass.opset_min()).expect("the model can be converted");
+    }
     let plan = pass.prepare(&model);
     apply(&mut model.graph, &plan).expect("what is done first can be applied");
     loop {

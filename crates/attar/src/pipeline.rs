@@ -5,6 +5,7 @@ use std::time::Instant;
 use attar_compress::{Context, Exclude, PassError, QuantizationRecord};
 use attar_evaluate::Shape;
 use attar_graph::{Model, Plan, apply};
+use attar_ops::opset::convert_opset;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::{LayerChange, Work};
@@ -122,6 +123,9 @@ pub(crate) fn run_step(
     check_exclude(model, &context.exclude).map_err(fail)?;
     let start = Instant::now();
     let mut outcome = StepOutcome::before(&step.pass, model, shape);
+    if let Some(remark) = raise_opset(model, pass.opset_min()).map_err(fail)? {
+        outcome.remarks.push(remark);
+    }
     outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
@@ -133,6 +137,16 @@ pub(crate) fn run_step(
     }
     outcome.after(model, shape, start);
     Ok(outcome)
+}
+
+/// Converts a model to the operator set that a step's edits need, if its own is older.
+fn raise_opset(model: &mut Model, needed: i64) -> Result<Option<String>, PassError> {
+    let found = model.opset();
+    if found >= needed || model.graph.nodes.is_empty() {
+        return Ok(None);
+    }
+    convert_opset(model, needed).map_err(|source| PassError::Convert { needed, source })?;
+    Ok(Some(format!("converted from opset {found} to {needed}, which its formats need")))
 }
 
 pub(crate) fn check_exclude(model: &Model, exclude: &Exclude) -> Result<(), PassError> {

@@ -3,9 +3,11 @@
 mod channels;
 mod cleanup;
 mod fuse;
+mod half;
 mod importance;
 mod layout;
 mod moments;
+mod parallel;
 mod pass;
 mod prune;
 mod quantize;

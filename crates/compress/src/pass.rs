@@ -1,12 +1,13 @@
 //! What a pass is, and the table of all of them.
 
 use attar_graph::{GraphError, Model, Plan, Value};
+use attar_ops::opset::OpsetError;
 use attar_runtime::{Runtime, RuntimeError};
 use attar_tensor::Tensor;
 use attar_train::TrainError;
 use serde::de::DeserializeOwned;
 
-use crate::{Exclude, QuantizationRecord, cleanup, fuse, prune, quantize};
+use crate::{Exclude, QuantizationRecord, cleanup, fuse, half, prune, quantize};
 
 /// A step of compression. Its fields are its settings, read from a recipe.
 pub trait Pass {
@@ -26,6 +27,11 @@ pub trait Pass {
         context: &Context,
     ) -> Result<(Plan, Option<QuantizationRecord>), PassError> {
         Ok((self.plan(model, context)?, None))
+    }
+
+    /// The operator set that its edits need; an older model is converted first.
+    fn opset_min(&self) -> i64 {
+        1
     }
 
     /// What must be done to a model before [`plan`](Self::plan) looks at it.
@@ -195,6 +201,21 @@ pub const PASSES: &[PassEntry] = &[
         "8-bit weights and activations with ranges fixed by calibration data (QDQ)",
         quantize::STATIC_OPTIONS,
     ),
+    PassEntry::of::<quantize::WeightQuantize>(
+        "quantize.weights",
+        "weights in 8, 4 or 2 bits by blocks of inputs; what is computed stays float",
+        quantize::WEIGHT_OPTIONS,
+    ),
+    PassEntry::of::<quantize::EmbeddingQuantize>(
+        "quantize.embeddings",
+        "embedding tables in 8 bits with a scale per row, or in 4 with a scale per block",
+        quantize::EMBEDDING_OPTIONS,
+    ),
+    PassEntry::of::<half::HalfConvert>(
+        "quantize.half",
+        "f16 or bf16: weights stored so, or the whole graph computed so where it does not overflow",
+        half::OPTIONS,
+    ),
     PassEntry::of::<quantize::QOperator>(
         "quantize.qoperator",
         "after quantize.static: QDQ pairs and what stands between them as operators on levels",
@@ -239,6 +260,9 @@ pub enum PassError {
 
     #[error("the model is of opset {found}; it needs {needed} or later")]
     Opset { found: i64, needed: i64 },
+
+    #[error("the model cannot be converted to opset {needed}, which its formats need")]
+    Convert { needed: i64, source: OpsetError },
 
     #[error("`exclude` pattern `{pattern}` matches no node and no tensor")]
     UnmatchedExclude { pattern: String },
@@ -295,6 +319,7 @@ impl PassError {
             }
             Self::EmptyCalibration => "give at least one example".into(),
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
+            Self::Convert { .. } => "choose a format that older operator sets have".into(),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
             Self::NoBlock { .. } => "blocks are named by the node that ends them".into(),

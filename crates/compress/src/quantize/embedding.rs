@@ -1,11 +1,166 @@
-//! Embedding tables in 8 bits, one scale per row: a looked-up row is cast and scaled.
+//! Embedding tables in few bits: a looked-up row is made float.
+//!
+//! In 8 bits each row has one scale and standard operators do it; in 4 bits each block of a row has
+//! one, and `GatherBlockQuantized` of ONNX Runtime does it.
 
-use attar_graph::{Links, Node};
+use attar_graph::{Edit, Links, Model, Node, Plan};
+use attar_ops::MICROSOFT_DOMAIN;
 use attar_tensor::{DType, Tensor};
+use serde::Deserialize;
 
 use super::nodes::Builder;
+use super::product::transposed;
 use super::weight::quantize_channels;
-use crate::{Context, PassError};
+use super::weights::{Grid, Levels};
+use crate::{Context, OptionEntry, Pass, PassError};
+
+/// Tables that `Gather` picks rows from, in 8 or 4 bits.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EmbeddingQuantize {
+    #[serde(default)]
+    bits: TableBits,
+    #[serde(default)]
+    block: TableBlock,
+}
+
+/// Bits of a table's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+enum TableBits {
+    #[default]
+    Four,
+    Eight,
+}
+
+impl TryFrom<i64> for TableBits {
+    type Error = String;
+
+    fn try_from(bits: i64) -> Result<Self, String> {
+        match bits {
+            4 => Ok(Self::Four),
+            8 => Ok(Self::Eight),
+            _ => Err(format!("bits is {bits}, expected 8 or 4")),
+        }
+    }
+}
+
+/// Numbers of a row that share a scale.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "i64")]
+struct TableBlock(usize);
+
+impl Default for TableBlock {
+    fn default() -> Self {
+        Self(64)
+    }
+}
+
+impl TryFrom<i64> for TableBlock {
+    type Error = String;
+
+    fn try_from(block: i64) -> Result<Self, String> {
+        let found = usize::try_from(block).ok();
+        let known = found.filter(|block| *block >= 16 && block.is_power_of_two());
+        known.map(Self).ok_or(format!("block is {block}, expected a power of 2 from 16 on"))
+    }
+}
+
+pub(crate) const OPTIONS: &[OptionEntry] = &[
+    OptionEntry { key: "bits", default: "4", help: "of a number: 8 or 4" },
+    OptionEntry {
+        key: "block",
+        default: "64",
+        help: "in 4 bits, successive numbers of a row that share a scale: a power of 2 from 16 on",
+    },
+];
+
+impl Pass for EmbeddingQuantize {
+    fn opset_min(&self) -> i64 {
+        13
+    }
+
+    fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
+        let links = Links::new(&model.graph);
+        let mut builder = Builder::new(&model.graph);
+        let count = match self.bits {
+            TableBits::Eight => quantize_embeddings(&mut builder, &links, context)?,
+            TableBits::Four => quantize_blocks(&mut builder, &links, context, self.block.0)?,
+        };
+        let mut plan = builder.finish();
+        let bits = if self.bits == TableBits::Four { 4 } else { 8 };
+        plan.remark(match count {
+            0 => "nothing to quantize: no table of f32 that Gather picks rows from".into(),
+            _ => format!("{count} embedding tables in {bits} bits"),
+        });
+        Ok(plan)
+    }
+}
+
+/// A lookup of rows: index of the node, and its table.
+type Lookup<'a> = (usize, &'a Node, &'a str, &'a Tensor);
+
+/// Every `Gather` of rows from a table that is worth it.
+fn lookups<'a>(
+    graph: &'a attar_graph::Graph,
+    links: &Links<'a>,
+    context: &Context,
+) -> Vec<Lookup<'a>> {
+    let lookup = |(index, node): (usize, &'a Node)| -> Option<Lookup<'a>> {
+        let name = node.input(0)?;
+        let table = links.constant(name).filter(|table| {
+            table.dtype() == DType::F32 && table.rank() == 2 && table.size_bytes() >= SIZE_BYTES_MIN
+        })?;
+        let is_lookup = node.is("Gather") && node.int_or("axis", 0) == Ok(0);
+        let is_excluded = context.exclude.matches(name) || context.exclude.matches(node.label());
+        (is_lookup && !is_excluded).then_some((index, node, name, table))
+    };
+    graph.nodes.iter().enumerate().filter_map(lookup).collect()
+}
+
+/// Tables in 4 bits by blocks; those whose rows are odd stay as they are.
+fn quantize_blocks(
+    builder: &mut Builder,
+    links: &Links,
+    context: &Context,
+    block: usize,
+) -> Result<usize, PassError> {
+    const LEVELS: Levels = Levels { bits: 4, has_zero_points: false };
+    let mut count = 0;
+    for (index, node, name, table) in lookups(builder.graph, links, context) {
+        let [rows, width] = [table.shape()[0], table.shape()[1]];
+        let values = table.values::<f32>();
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(PassError::WeightNotFinite { tensor: name.into() });
+        }
+        if width % 2 != 0 {
+            builder.plan.remark(format!("`{name}` stays float: its rows have {width} numbers"));
+            continue;
+        }
+        // Rows are outputs: each has its own blocks.
+        let w = transposed(&values, rows);
+        let grid = Grid::of_least_error(&w, rows, block.min(width), LEVELS, &vec![1.0; width]);
+        let blocks = width.div_ceil(block);
+        let levels = transposed(&grid.nearest(&w), width);
+        let code = |level: i8| (level + 8) as u8;
+        let bytes: Vec<u8> =
+            levels.chunks_exact(2).map(|pair| code(pair[0]) | code(pair[1]) << 4).collect();
+        let [quantized, scale] = ["quantized", "scale"].map(|part| format!("{name}_{part}"));
+        builder.set(&quantized, Tensor::new(&[rows, width / 2], &bytes));
+        builder.set(&scale, Tensor::new(&[rows, blocks], &transposed(&grid.scales, blocks)));
+        builder.replaced(name);
+        let inputs = [quantized.as_str(), &node.inputs[1], &scale];
+        let lookup = Node::new("GatherBlockQuantized", node.label(), &inputs, &[&node.outputs[0]])
+            .with_domain(MICROSOFT_DOMAIN)
+            .with_attribute("bits", 4_i64)
+            .with_attribute("block_size", block as i64)
+            .with_attribute("gather_axis", 0_i64)
+            .with_attribute("quantize_axis", 1_i64);
+        builder.plan.push(Edit::ReplaceNode { index, node: lookup });
+        count += 1;
+    }
+    Ok(count)
+}
 
 /// Bytes below which a table is not worth three more nodes.
 const SIZE_BYTES_MIN: usize = 256 << 10;
@@ -17,18 +172,8 @@ pub(crate) fn quantize_embeddings(
     context: &Context,
 ) -> Result<usize, PassError> {
     let mut count = 0;
-    for (index, node) in builder.graph.nodes.iter().enumerate() {
-        let (Some(name), Some(ids)) = (node.input(0), node.input(1)) else { continue };
-        let table = links.constant(name).filter(|table| {
-            table.dtype() == DType::F32 && table.rank() == 2 && table.size_bytes() >= SIZE_BYTES_MIN
-        });
-        let Some(table) = table.filter(|_| node.is("Gather") && node.int_or("axis", 0) == Ok(0))
-        else {
-            continue;
-        };
-        if context.exclude.matches(name) || context.exclude.matches(node.label()) {
-            continue;
-        }
+    for (index, node, name, table) in lookups(builder.graph, links, context) {
+        let ids = node.inputs[1].as_str();
         let rounded = quantize_channels(name, table, 0, 127)?;
         let [rows, scales] = [format!("{name}_quantized"), format!("{name}_scale")];
         let scale_column = Tensor::new(&[table.shape()[0], 1], rounded.scales.slice::<f32>());
@@ -43,7 +188,7 @@ pub(crate) fn quantize_embeddings(
         builder.add(Node::new("Cast", &real, &[&row], &[&real]).with_attribute("to", 1_i64));
         builder.add(gather(&scales, &scale));
         let product = Node::new("Mul", node.label(), &[&real, &scale], &[output]);
-        builder.plan.push(attar_graph::Edit::ReplaceNode { index, node: product });
+        builder.plan.push(Edit::ReplaceNode { index, node: product });
         count += 1;
     }
     Ok(count)

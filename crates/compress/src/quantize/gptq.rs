@@ -9,23 +9,17 @@
 
 use attar_ops::logits::{products, weighted_rows};
 
-use super::weight::nearest_level;
+use super::weights::Grid;
 
 /// Inputs rounded before their errors are handed on by a product.
 const BLOCK: usize = 64;
 
-/// Rounds `w` [size, n] to multiples of `scales` [n] of at most `level_max`, by the moments `h`
-/// [size, size], of which each input's own is raised by `ridge` [size].
+/// Rounds `w` [size, n] to levels of `grid`, by the moments `h` [size, size], of which each input's
+/// own is raised by `ridge` [size].
 ///
 /// Returns levels, or `None` where `h` is not positive definite, so that nothing can be gained.
-pub(crate) fn round(
-    w: &[f32],
-    scales: &[f32],
-    level_max: f32,
-    mut h: Vec<f32>,
-    ridge: &[f32],
-) -> Option<Vec<i8>> {
-    let (size, n) = (ridge.len(), scales.len());
+pub(crate) fn round(w: &[f32], grid: &Grid, mut h: Vec<f32>, ridge: &[f32]) -> Option<Vec<i8>> {
+    let (size, n) = (ridge.len(), grid.outputs);
     for (k, &ridge) in ridge.iter().enumerate() {
         h[k * size + k] += ridge;
     }
@@ -53,12 +47,14 @@ pub(crate) fn round(
                 let (before, own) = targets.split_at_mut((k - first) * n);
                 (&own[..n], before)
             };
+            let (scales, zeros) = grid.row(k);
             for column in 0..n {
                 let at = k * n + column;
+                let (scale, zero) = (scales[column], zeros[column]);
                 let wanted = w[at] + target[column] / diagonal;
-                let level = nearest_level(wanted / scales[column], level_max);
+                let level = grid.level(wanted, scale, zero);
                 levels[at] = level as i8;
-                errors[at] = w[at] - level * scales[column];
+                errors[at] = w[at] - (level - zero) * scale;
             }
             let error = &errors[k * n..(k + 1) * n];
             for (i, target) in rest.chunks_exact_mut(n).enumerate() {
@@ -157,7 +153,8 @@ mod tests {
         let (size, n) = (150, 3);
         let (h, w) = (moments(size), numbers(size * n, 3));
         let scales = vec![0.1; n];
-        let levels = round(&w, &scales, 127.0, h.clone(), &vec![0.0; size]).unwrap();
+        let grid = Grid::of_outputs(&scales, 127.0);
+        let levels = round(&w, &grid, h.clone(), &vec![0.0; size]).unwrap();
         let cost = |quantized: &dyn Fn(usize) -> f32| -> f64 {
             let e: Vec<f32> = (0..size * n).map(|i| w[i] - quantized(i)).collect();
             let mut he = vec![0.0; size * n];
@@ -173,7 +170,7 @@ mod tests {
     fn levels_stay_within_their_bound() {
         let h = moments(8);
         let w: Vec<f32> = numbers(8, 5).iter().map(|w| w * 3.0).collect();
-        let levels = round(&w, &[0.1], 7.0, h, &[0.0; 8]).unwrap();
+        let levels = round(&w, &Grid::of_outputs(&[0.1], 7.0), h, &[0.0; 8]).unwrap();
         assert!(levels.iter().all(|level| level.abs() <= 7), "{levels:?}");
     }
 }

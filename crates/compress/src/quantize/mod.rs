@@ -25,11 +25,14 @@ mod smooth;
 mod static_;
 pub(crate) mod statistics;
 mod weight;
+mod weights;
 
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
+pub(crate) use embedding::{EmbeddingQuantize, OPTIONS as EMBEDDING_OPTIONS};
 pub(crate) use equalize::Equalize;
 pub(crate) use qoperator::QOperator;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub(crate) use weight::nearest_level;
 pub use weight::{WeightRounding, quantize_channels};
+pub(crate) use weights::{OPTIONS as WEIGHT_OPTIONS, WeightQuantize};

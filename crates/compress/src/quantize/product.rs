@@ -9,6 +9,7 @@ use super::nodes::weight_of;
 use super::safe_weight::{Bounding, Channels, quantize_safely};
 use super::sites::Site;
 use super::weight::{WeightRounding, nearest_level, quantize_channels, scale};
+use super::weights::Grid;
 use super::{descent, gptq};
 use crate::PassError;
 
@@ -129,7 +130,8 @@ pub(crate) fn round(
         (Some(h), Rounding::Gptq | Rounding::Descent) => {
             let level_max = f32::from(level_max);
             let ridge = ridge(h, inputs, site);
-            let levels = gptq::round(&w, &scales, level_max, h.clone(), &ridge);
+            let grid = Grid::of_outputs(&scales, level_max);
+            let levels = gptq::round(&w, &grid, h.clone(), &ridge);
             match (levels, rounding) {
                 (Some(levels), Rounding::Descent) => {
                     Some(descent::refine(&w, &scales, level_max, h, levels))
@@ -266,7 +268,7 @@ fn relative(lost: f64, power: f64) -> f64 {
 const OUTPUTS_MAX: usize = 64;
 
 /// √(Σ eᵀ·H·e / Σ wᵀ·H·w) over a part of the outputs.
-fn relative_error(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> f64 {
+pub(crate) fn relative_error(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> f64 {
     let inputs = e.len() / outputs.max(1);
     let step = outputs.div_ceil(OUTPUTS_MAX).max(1);
     let form = |values: &[f32]| -> f64 {

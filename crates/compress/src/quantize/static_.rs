@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_ops::fuse::batch_normalization;
@@ -24,6 +23,7 @@ use super::product::{self, Method, Rounded, Rounding, Saturation, WeightScale};
 use super::record::QuantizationRecord;
 use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
+use crate::parallel::each_in_order;
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -268,24 +268,7 @@ impl StaticQuantize {
             let site = sites.get(&node.inputs[0]);
             site.map_or(Ok(None), |site| product::round(links, node, site, method))
         };
-        // Products do not depend on each other; each thread takes the next.
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let indices = std::iter::from_fn(|| {
-                placement.products.get(next.fetch_add(1, Ordering::Relaxed)).copied()
-            });
-            indices.map(|index| (index, of(index))).collect::<Vec<_>>()
-        };
-        let mut all = std::thread::scope(|scope| {
-            let threads = threads.get().min(placement.products.len());
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut all = work();
-            for other in others {
-                all.extend(other.join().expect("rounding does not panic"));
-            }
-            all
-        });
-        all.sort_by_key(|(index, _)| *index);
+        let all = each_in_order(&placement.products, threads, |&index| (index, of(index)));
         let known = |(index, rounded): (usize, Result<Option<Rounded>, PassError>)| {
             rounded.map(|rounded| rounded.map(|rounded| (index, rounded))).transpose()
         };

@@ -49,9 +49,15 @@ pub fn quantize_channels(
 /// compiler may not assume SSE4.1, and most of the time of rounding a model.
 #[inline]
 pub(crate) fn nearest_level(x: f32, level_max: f32) -> f32 {
+    nearest_within(x, [-level_max, level_max])
+}
+
+/// As [`nearest_level`], from the first of `ends` to the last.
+#[inline]
+pub(crate) fn nearest_within(x: f32, ends: [f32; 2]) -> f32 {
     /// 1.5·2²³: added to |x| < 2²², it leaves no bits behind the point.
     const ROUND: f32 = 12_582_912.0;
-    (x.clamp(-level_max, level_max) + ROUND) - ROUND
+    (x.clamp(ends[0], ends[1]) + ROUND) - ROUND
 }
 
 /// A scale that is never 0 nor denormal: a channel of zeros still divides.

@@ -1,0 +1,225 @@
+//! Weight-only quantization: weights in a few bits, by blocks of inputs; what is computed stays
+//! float.
+
+mod form;
+mod grid;
+mod hqq;
+mod round;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use attar_graph::{Links, Model, Plan};
+use serde::Deserialize;
+
+use self::form::Form;
+pub(crate) use self::grid::{Grid, Levels};
+use self::round::{Method, Rounder};
+use self::target::targets;
+use super::nodes::Builder;
+use super::output_error::output_errors;
+use super::record::QuantizationRecord;
+use super::static_::default_true;
+use crate::{Context, OptionEntry, Pass, PassError};
+
+/// Weights of products, convolutions and recurrent layers in 8, 4 or 2 bits.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WeightQuantize {
+    #[serde(default)]
+    bits: Bits,
+    #[serde(default)]
+    block: Block,
+    #[serde(default = "default_true")]
+    zero_points: bool,
+    #[serde(default)]
+    rounding: Rounding,
+    #[serde(default)]
+    awq: bool,
+    #[serde(default)]
+    form: Form,
+}
+
+/// Bits of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+struct Bits(u32);
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self(4)
+    }
+}
+
+impl TryFrom<i64> for Bits {
+    type Error = String;
+
+    fn try_from(bits: i64) -> Result<Self, String> {
+        match bits {
+            2 | 4 | 8 => Ok(Self(bits as u32)),
+            _ => Err(format!("bits is {bits}, expected 8, 4 or 2")),
+        }
+    }
+}
+
+/// Inputs that share a scale; `None` for all of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+struct Block(Option<usize>);
+
+impl Default for Block {
+    fn default() -> Self {
+        Self(Some(64))
+    }
+}
+
+impl TryFrom<i64> for Block {
+    type Error = String;
+
+    fn try_from(block: i64) -> Result<Self, String> {
+        match usize::try_from(block) {
+            Ok(0) => Ok(Self(None)),
+            Ok(block) if block >= 16 && block.is_power_of_two() => Ok(Self(Some(block))),
+            _ => Err(format!("block is {block}, expected 0 or a power of 2 from 16 on")),
+        }
+    }
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Rounding {
+    /// By second moments where there is calibration data, else as [`Hqq`](Self::Hqq).
+    #[default]
+    Auto,
+    Nearest,
+    Hqq,
+    Gptq,
+}
+
+pub(crate) const OPTIONS: &[OptionEntry] = &[
+    OptionEntry { key: "bits", default: "4", help: "of a weight: 8, 4 or 2" },
+    OptionEntry {
+        key: "block",
+        default: "64",
+        help: "successive inputs of an output that share a scale: a power of 2 from 16 on, or 0 for \
+               all; convolutions have one scale per output",
+    },
+    OptionEntry {
+        key: "zero_points",
+        default: "true",
+        help: "a zero point for each scale; false for levels that are symmetric around 0",
+    },
+    OptionEntry {
+        key: "rounding",
+        default: "\"auto\"",
+        help: "\"gptq\", by second moments of inputs from calibration data; \"hqq\", half-quadratic, \
+               without data; \"nearest\"; or \"auto\", the first where there is data, else the second",
+    },
+    OptionEntry {
+        key: "awq",
+        default: "false",
+        help: "channels of inputs that are large have their weights scaled up before they are rounded, \
+               where that loses less (AWQ); a multiplication each while running",
+    },
+    OptionEntry {
+        key: "form",
+        default: "\"qdq\"",
+        help: "\"qdq\", standard ONNX (DequantizeLinear), which ONNX Runtime turns into its own; or \
+               \"nbits\", that of ONNX Runtime (MatMulNBits), for models of any operator set",
+    },
+];
+
+/// The first operator sets with scales by blocks and 4 bits, and with 2 bits.
+const BLOCKS_OPSET: i64 = 21;
+const TWO_BITS_OPSET: i64 = 25;
+const AXIS_OPSET: i64 = 13;
+
+impl Pass for WeightQuantize {
+    fn opset_min(&self) -> i64 {
+        match (self.bits.0, self.block.0) {
+            (2, _) => TWO_BITS_OPSET,
+            (8, None) => AXIS_OPSET,
+            _ if self.form == Form::NBits => AXIS_OPSET,
+            _ => BLOCKS_OPSET,
+        }
+    }
+
+    fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
+        Ok(self.plan_recorded(model, context)?.0)
+    }
+
+    fn plan_recorded(
+        &self,
+        model: &Model,
+        context: &Context,
+    ) -> Result<(Plan, Option<QuantizationRecord>), PassError> {
+        let (found, needed) = (model.opset(), self.opset_min());
+        if found < needed && !model.graph.nodes.is_empty() {
+            return Err(PassError::Opset { found, needed });
+        }
+        let links = Links::new(&model.graph);
+        let targets = targets(&model.graph, &links, context);
+        let has_data = context.calibration.is_some();
+        let rounding = match self.rounding {
+            Rounding::Auto if has_data => Rounding::Gptq,
+            Rounding::Auto => Rounding::Hqq,
+            rounding => rounding,
+        };
+        if !has_data && !targets.is_empty() && (rounding == Rounding::Gptq || self.awq) {
+            return Err(PassError::NoCalibration);
+        }
+        let method = Method {
+            levels: Levels { bits: self.bits.0, has_zero_points: self.zero_points },
+            block: self.block.0,
+            rounding,
+            scales_channels: self.awq,
+        };
+        let mut rounder = Rounder::new(model, method, context);
+        let rounded = rounder.all(&targets)?;
+        let mut builder = Builder::new(&model.graph);
+        let mut record = QuantizationRecord::default();
+        for (target, rounded) in targets.iter().zip(&rounded) {
+            form::write(&mut builder, target, rounded, self.form);
+            record.products.extend(rounded.records(&model.graph, target));
+        }
+        form::write_divisions(&mut builder, &rounder.divisors);
+        let mut plan = builder.finish();
+        self.remark(&mut plan, rounding, &targets);
+        let is_wanted = rounder.batch_count > 0 && !record.products.is_empty();
+        if is_wanted {
+            let values = record.outputs(&model.graph);
+            let errors = output_errors(model, &plan, &values, rounder.batch_count, context)?;
+            record.measured(&model.graph, &errors);
+        }
+        record.remarks().into_iter().for_each(|remark| plan.remark(remark));
+        Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
+    }
+}
+
+impl WeightQuantize {
+    fn remark(&self, plan: &mut Plan, rounding: Rounding, targets: &[target::Target]) {
+        if targets.is_empty() {
+            plan.remark("nothing to quantize: no product with a constant f32 weight");
+            return;
+        }
+        let how = match rounding {
+            Rounding::Gptq => "by second moments (GPTQ)",
+            Rounding::Hqq => "half-quadratically (HQQ), without data",
+            _ => "to the nearest level",
+        };
+        let weights: usize = targets.iter().map(|target| target.tensor.element_count()).sum();
+        plan.remark(format!(
+            "{} tensors, {weights} weights, in {} bits, rounded {how}",
+            targets.len(),
+            self.bits.0
+        ));
+        let others = targets.iter().filter(|target| !target.is_matrix_product).count();
+        if others > 0 {
+            plan.remark(format!(
+                "{others} of them belong to convolutions or recurrent layers: a runtime without a \
+                 kernel for such weights makes them float again in every run"
+            ));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Weights rounded to blocks of levels, from what calibration saw of their inputs or without.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{Graph, Model};
+use attar_tensor::Tensor;
+
+use super::super::calibrate::{Fold, observe};
+use super::super::gptq;
+use super::super::gram::Gram;
+use super::super::product::relative_error;
+use super::super::record::ProductRecord;
+use super::super::statistics::ChannelAxis;
+use super::grid::{Grid, Levels};
+use super::target::{Layout, Target};
+use super::{Rounding, hqq};
+use crate::parallel::each_in_order;
+use crate::{Context, PassError};
+
+/// How weights are rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Method {
+    pub(super) levels: Levels,
+    pub(super) block: Option<usize>,
+    pub(super) rounding: Rounding,
+    pub(super) scales_channels: bool,
+}
+
+/// One weight in levels.
+pub(super) struct Rounded {
+    pub(super) grid: Grid,
+    /// [inputs, outputs].
+    pub(super) levels: Vec<i8>,
+    pub(super) bits: u32,
+    pub(super) has_zero_points: bool,
+    rounding: &'static str,
+    /// ‖X·(W − Ŵ)‖ / ‖X·W‖ on the calibration data; ‖W − Ŵ‖ / ‖W‖ without.
+    error: f64,
+}
+
+impl Rounded {
+    pub(super) fn records(&self, graph: &Graph, target: &Target) -> Vec<ProductRecord> {
+        let record = |&(index, _): &(usize, usize)| ProductRecord {
+            node: graph.nodes[index].label().to_string(),
+            op_type: graph.nodes[index].op_type.clone(),
+            rounding: self.rounding.to_string(),
+            input_error: 0.0,
+            weight_error: self.error,
+            output_error: None,
+            kept_float: None,
+        };
+        target.readers.iter().map(record).collect()
+    }
+}
+
+/// Bytes of second moments held at a time; where there are more, the data is run over again.
+const MOMENTS_BYTES_MAX: usize = 512 << 20;
+/// Inputs beyond which second moments are not worth their time and memory.
+const INPUTS_MAX: usize = 8192;
+/// A hundredth of a mean channel is added to each, against what a sample did not show.
+const RIDGE: f64 = 0.01;
+/// Exponents tried for the factors of channels (Lin et al., "AWQ", 2023).
+const EXPONENTS: [f32; 4] = [0.25, 0.5, 0.75, 1.0];
+/// Part of the error that may remain for a multiplication to be worth its time.
+const REMAINS_MAX: f64 = 0.9;
+
+struct Record {
+    gram: Gram,
+    is_finite: bool,
+}
+
+impl Fold for Record {
+    fn fold(&mut self, tensor: &Tensor) -> bool {
+        self.is_finite &= tensor.values::<f32>().iter().all(|x| x.is_finite());
+        if self.is_finite {
+            self.gram.fold(tensor);
+        }
+        self.is_finite
+    }
+}
+
+/// XᵀX of a value that products read.
+struct Moments {
+    sums: Vec<f32>,
+    size: usize,
+}
+
+impl Moments {
+    fn diagonal(&self) -> Vec<f32> {
+        (0..self.size).map(|k| self.sums[k * self.size + k]).collect()
+    }
+
+    /// Of channels divided by `divisors`.
+    fn divided(&self, divisors: &[f32]) -> Self {
+        let by = |(index, x): (usize, &f32)| {
+            x / divisors[index / self.size] / divisors[index % self.size]
+        };
+        Self { sums: self.sums.iter().enumerate().map(by).collect(), size: self.size }
+    }
+}
+
+/// Rounds the weights of a model.
+pub(super) struct Rounder<'a> {
+    model: &'a Model,
+    method: Method,
+    context: &'a Context<'a>,
+    /// What the channels of values are divided by, whose readers' weights are multiplied.
+    pub(super) divisors: BTreeMap<String, (Vec<f32>, Vec<usize>)>,
+    pub(super) batch_count: usize,
+}
+
+impl<'a> Rounder<'a> {
+    pub(super) fn new(model: &'a Model, method: Method, context: &'a Context<'a>) -> Self {
+        Self { model, method, context, divisors: BTreeMap::new(), batch_count: 0 }
+    }
+
+    /// Every target in levels.
+    ///
+    /// # Errors
+    /// Weights that are not finite, no calibration data where it is needed, or data that does not
+    /// fit.
+    pub(super) fn all(&mut self, targets: &[Target]) -> Result<Vec<Rounded>, PassError> {
+        let mut of_value: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut alone = Vec::new();
+        for (index, target) in targets.iter().enumerate() {
+            if target.tensor.values::<f32>().iter().any(|w| !w.is_finite()) {
+                return Err(PassError::WeightNotFinite { tensor: target.name.into() });
+            }
+            match self.input_of(target) {
+                Some(value) => of_value.entry(value).or_default().push(index),
+                None => alone.push(index),
+            }
+        }
+        let mut rounded: BTreeMap<usize, Rounded> = BTreeMap::new();
+        let method = self.method;
+        let of = |&index: &usize| (index, method.round(&targets[index], None, None));
+        rounded.extend(each_in_order(&alone, self.context.threads, of));
+        let mut values: Vec<(&str, Vec<usize>)> = of_value.into_iter().collect();
+        // In the order of their readers, so that a part of the model is done at a time.
+        values.sort_by_key(|(_, indices)| indices[0]);
+        while !values.is_empty() {
+            let mut bytes = 0;
+            let fits = |(_, indices): &&(&str, Vec<usize>)| {
+                let size = targets[indices[0]].size()[0];
+                bytes += size * size * size_of::<f32>();
+                bytes <= MOMENTS_BYTES_MAX
+            };
+            let count = values.iter().take_while(fits).count().max(1);
+            let part: Vec<(&str, Vec<usize>)> = values.drain(..count).collect();
+            let moments = self.moments(&part)?;
+            let found: Vec<(usize, Rounded, Option<Vec<f32>>)> =
+                each_in_order(&part, self.context.threads, |(value, indices)| {
+                    method.of_value(targets, indices, moments.get(*value))
+                })
+                .into_iter()
+                .flatten()
+                .collect();
+            for (index, levels, divisors) in found {
+                if let Some(divisors) = divisors {
+                    let node = targets[index].readers[0].0;
+                    let value = self.model.graph.nodes[node].inputs[0].clone();
+                    self.divisors.entry(value).or_insert((divisors, Vec::new())).1.push(node);
+                }
+                rounded.insert(index, levels);
+            }
+        }
+        Ok(rounded.into_values().collect())
+    }
+
+    /// The value whose second moments a weight is rounded by.
+    fn input_of(&self, target: &Target) -> Option<&'a str> {
+        let wants = self.method.rounding == Rounding::Gptq || self.method.scales_channels;
+        let [(node, _)] = target.readers.as_slice() else { return None };
+        let is_one = target.is_matrix_product && target.size()[0] <= INPUTS_MAX;
+        let node = &self.model.graph.nodes[*node];
+        let is_plain = node.int_or("transA", 0) == Ok(0);
+        (wants && is_one && is_plain && target.is_own).then(|| node.inputs[0].as_str())
+    }
+
+    fn moments(
+        &mut self,
+        part: &[(&str, Vec<usize>)],
+    ) -> Result<BTreeMap<String, Moments>, PassError> {
+        let record = |(value, _): &(&str, Vec<usize>)| {
+            let gram = Gram::new(ChannelAxis::Last);
+            ((*value).to_string(), Record { gram, is_finite: true })
+        };
+        let mut records: BTreeMap<String, Record> = part.iter().map(record).collect();
+        self.batch_count = observe(self.model, &mut records, self.context)?;
+        let seen = records.into_iter().filter(|(_, record)| record.gram.size > 0);
+        let moments = |(value, record): (String, Record)| {
+            let size = record.gram.size;
+            (value, Moments { size, sums: record.gram.finish() })
+        };
+        Ok(seen.map(moments).collect())
+    }
+}
+
+impl Method {
+    /// The weights that read one value.
+    fn of_value(
+        self,
+        targets: &[Target],
+        indices: &[usize],
+        moments: Option<&Moments>,
+    ) -> Vec<(usize, Rounded, Option<Vec<f32>>)> {
+        let fits = |moments: &&Moments| {
+            indices.iter().all(|&index| targets[index].size()[0] == moments.size)
+        };
+        let moments = moments.filter(fits);
+        let all = |divisors: Option<&[f32]>| -> Vec<Rounded> {
+            let divided = moments.zip(divisors).map(|(moments, by)| moments.divided(by));
+            let moments = divided.as_ref().or(moments);
+            indices.iter().map(|&index| self.round(&targets[index], moments, divisors)).collect()
+        };
+        let plain = all(None);
+        let chosen = match moments.filter(|_| self.scales_channels) {
+            Some(moments) => with_divisors(&plain, moments, &all),
+            None => None,
+        };
+        let (rounded, divisors) = chosen.unwrap_or((plain, None));
+        let of = |(&index, rounded)| (index, rounded, divisors.clone());
+        indices.iter().zip(rounded).map(of).collect()
+    }
+
+    fn round(
+        self,
+        target: &Target,
+        moments: Option<&Moments>,
+        divisors: Option<&[f32]>,
+    ) -> Rounded {
+        let Method { levels, rounding, .. } = self;
+        let [inputs, outputs] = target.size();
+        let block = match (target.layout, self.block) {
+            (Layout::Kernel, _) | (_, None) => inputs,
+            (_, Some(block)) => block.min(inputs),
+        };
+        let mut w = target.matrix();
+        if let Some(divisors) = divisors {
+            for (row, s) in w.chunks_exact_mut(outputs).zip(divisors) {
+                row.iter_mut().for_each(|w| *w *= s);
+            }
+        }
+        let grid = match (rounding, moments) {
+            (Rounding::Nearest, _) => Grid::of_ranges(&w, outputs, block, levels),
+            (Rounding::Hqq, _) => hqq::grid(&w, outputs, block, levels),
+            (_, Some(moments)) => {
+                Grid::of_least_error(&w, outputs, block, levels, &moments.diagonal())
+            }
+            (_, None) => hqq::grid(&w, outputs, block, levels),
+        };
+        let by_moments = moments.filter(|_| rounding == Rounding::Gptq).and_then(|moments| {
+            let mean = moments.diagonal().iter().map(|&x| f64::from(x)).sum::<f64>();
+            let ridge = (RIDGE * mean / inputs.max(1) as f64) as f32;
+            let ridge = if ridge > 0.0 { ridge } else { 1.0 };
+            gptq::round(&w, &grid, moments.sums.clone(), &vec![ridge; inputs])
+        });
+        let name = match (&by_moments, rounding, moments) {
+            (Some(_), ..) => "gptq",
+            (None, Rounding::Nearest, _) | (None, _, Some(_)) => "nearest",
+            (None, ..) => "hqq",
+        };
+        let found = by_moments.unwrap_or_else(|| grid.nearest(&w));
+        let back = grid.dequantized(&found);
+        let e: Vec<f32> = w.iter().zip(&back).map(|(w, v)| w - v).collect();
+        let error = match moments {
+            Some(moments) => relative_error(&moments.sums, &e, &w, outputs),
+            None => plain_error(&e, &w),
+        };
+        Rounded {
+            grid,
+            levels: found,
+            bits: levels.bits,
+            has_zero_points: levels.has_zero_points,
+            rounding: name,
+            error,
+        }
+    }
+}
+
+/// The best of several divisors, the root mean squares of channels to some power, if any gains.
+fn with_divisors(
+    plain: &[Rounded],
+    moments: &Moments,
+    all: &dyn Fn(Option<&[f32]>) -> Vec<Rounded>,
+) -> Option<(Vec<Rounded>, Option<Vec<f32>>)> {
+    let cost = |rounded: &[Rounded]| rounded.iter().map(|r| r.error * r.error).sum::<f64>();
+    let diagonal = moments.diagonal();
+    let used: Vec<f32> = diagonal.iter().copied().filter(|&x| x > 0.0).collect();
+    let mean = used.iter().map(|x| x.ln()).sum::<f32>() / used.len().max(1) as f32;
+    let factor = |exponent: f32| {
+        let of = |&x: &f32| if x > 0.0 { (0.5 * exponent * (x.ln() - mean)).exp() } else { 1.0 };
+        diagonal.iter().map(of).collect::<Vec<f32>>()
+    };
+    let tried = EXPONENTS.map(|exponent| {
+        // A channel that is large has its weights multiplied: rounding them loses less.
+        let divisors = factor(exponent);
+        (all(Some(&divisors)), Some(divisors))
+    });
+    let best = tried.into_iter().min_by(|a, b| cost(&a.0).total_cmp(&cost(&b.0)))?;
+    (cost(&best.0) < REMAINS_MAX * REMAINS_MAX * cost(plain)).then_some(best)
+}
+
+fn plain_error(e: &[f32], w: &[f32]) -> f64 {
+    let squares = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    let ratio = (squares(e) / squares(w)).sqrt();
+    if ratio.is_finite() { ratio } else { 0.0 }
+}

@@ -1,0 +1,111 @@
+//! The weights that are quantized, and who reads them.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{Graph, Links, Node};
+use attar_tensor::{DType, Tensor};
+
+use super::super::nodes::weight_of;
+use super::super::product::transposed;
+use crate::Context;
+
+/// A constant weight.
+pub(super) struct Target<'a> {
+    pub(super) name: &'a str,
+    pub(super) tensor: &'a Tensor,
+    pub(super) layout: Layout,
+    /// Nodes that read it so, with the input.
+    pub(super) readers: Vec<(usize, usize)>,
+    /// Whether matrix products read it, whose inputs are rows.
+    pub(super) is_matrix_product: bool,
+    /// Whether nothing else reads it.
+    pub(super) is_own: bool,
+}
+
+/// What a weight's axes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Layout {
+    /// [inputs, outputs].
+    InputsFirst,
+    /// [outputs, inputs].
+    InputsLast,
+    /// [directions, outputs, inputs], of recurrent layers.
+    Recurrent,
+    /// [outputs, inputs, kernel…].
+    Kernel,
+}
+
+impl Target<'_> {
+    /// Inputs and outputs.
+    pub(super) fn size(&self) -> [usize; 2] {
+        let shape = self.tensor.shape();
+        match self.layout {
+            Layout::InputsFirst => [shape[0], shape[1]],
+            Layout::InputsLast => [shape[1], shape[0]],
+            Layout::Recurrent => [shape[2], shape[0] * shape[1]],
+            Layout::Kernel => [shape[1..].iter().product(), shape[0]],
+        }
+    }
+
+    /// The weights as [inputs, outputs].
+    pub(super) fn matrix(&self) -> Vec<f32> {
+        let values = self.tensor.values::<f32>();
+        match self.layout {
+            Layout::InputsFirst => values.into_owned(),
+            _ => transposed(&values, self.size()[1]),
+        }
+    }
+}
+
+/// Every weight of a graph that can be quantized, in order of its first reader.
+pub(super) fn targets<'a>(
+    graph: &'a Graph,
+    links: &Links<'a>,
+    context: &Context,
+) -> Vec<Target<'a>> {
+    let mut targets: Vec<Target> = Vec::new();
+    let mut index_of: BTreeMap<(&str, Layout), usize> = BTreeMap::new();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        if context.exclude.matches(node.label()) {
+            continue;
+        }
+        for (input, layout, name, tensor) in weights(links, node) {
+            if context.exclude.matches(name) {
+                continue;
+            }
+            let place = *index_of.entry((name, layout)).or_insert(targets.len());
+            if place == targets.len() {
+                let is_matrix_product = matches!(layout, Layout::InputsFirst | Layout::InputsLast);
+                let readers = Vec::new();
+                let is_own = true;
+                targets.push(Target { name, tensor, layout, readers, is_matrix_product, is_own });
+            }
+            targets[place].readers.push((index, input));
+        }
+    }
+    for target in &mut targets {
+        target.is_own =
+            links.uses(target.name).len() == target.readers.len() && !graph.is_output(target.name);
+    }
+    targets
+}
+
+/// The weights of a node: input, layout, name and content.
+fn weights<'a>(links: &Links<'a>, node: &'a Node) -> Vec<(usize, Layout, &'a str, &'a Tensor)> {
+    if let Some(weight) = weight_of(links, node) {
+        let layout = match (node.is("Conv"), weight.axis) {
+            (true, _) => Layout::Kernel,
+            (false, 1) => Layout::InputsFirst,
+            (false, _) => Layout::InputsLast,
+        };
+        return vec![(1, layout, weight.name, weight.tensor)];
+    }
+    let is_recurrent = ["GRU", "LSTM", "RNN"].iter().any(|op| node.is(op));
+    let recurrent = |input: usize| {
+        let name = node.input(input)?;
+        let tensor = links.constant(name)?;
+        let fits = tensor.dtype() == DType::F32 && tensor.rank() == 3 && tensor.element_count() > 0;
+        fits.then_some((input, Layout::Recurrent, name, tensor))
+    };
+    [1, 2].into_iter().filter(|_| is_recurrent).filter_map(recurrent).collect()
+}
