@@ -27,8 +27,8 @@ mod training;
 mod vocabulary;
 
 pub use attar_compress::{
-    Estimate, GroupSensitivity, IMPORTANCES, ImportanceEntry, LevelSensitivity, OptionEntry,
-    PASSES, PassEntry, Sensitivity, SensitivityOptions, TensorSensitivity,
+    BitsOptions, Estimate, GroupSensitivity, IMPORTANCES, ImportanceEntry, Level, LevelSensitivity,
+    OptionEntry, PASSES, PassEntry, Sensitivity, SensitivityOptions, TensorSensitivity, levels,
 };
 pub use attar_evaluate::{
     Agreement, DataKind, Dataset, Interval, Invariance, Latency, Progress, Shape, Silent, Split,
@@ -60,7 +60,9 @@ pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use recover::TrainingRecord;
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
-pub use sensitivity::{SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map};
+pub use sensitivity::{
+    Question, SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map,
+};
 pub use stages::{STAGES, StageEntry};
 pub use step_measures::{RuntimeTime, StepMeasures, StepMetric};
 pub use subject::Subject;

@@ -11,6 +11,7 @@ mod parallel;
 mod pass;
 mod prune;
 mod quantize;
+mod reference;
 pub mod saturation;
 mod sensitivity;
 mod types;
@@ -29,7 +30,8 @@ pub use quantize::{
     ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
 };
 pub use sensitivity::{
-    Estimate, GroupSensitivity, LevelSensitivity, Measured, Sensitivity, SensitivityOptions,
-    TensorSensitivity, group_sensitivity, ratio, sensitivity,
+    BitsOptions, Estimate, GroupSensitivity, Level, LevelSensitivity, Measured, Sensitivity,
+    SensitivityOptions, TensorSensitivity, bits_sensitivity, group_sensitivity, levels, ratio,
+    sensitivity,
 };
 pub use types::Fraction;

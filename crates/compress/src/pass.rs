@@ -211,10 +211,20 @@ pub const PASSES: &[PassEntry] = &[
         "embedding tables in 8 bits with a scale per row, or in 4 with a scale per block",
         quantize::EMBEDDING_OPTIONS,
     ),
+    PassEntry::of::<quantize::MixedQuantize>(
+        "quantize.mixed",
+        "weights and tables in 2, 4, 8 or 16 bits each, by what the outputs lose, within a budget",
+        quantize::MIXED_OPTIONS,
+    ),
     PassEntry::of::<half::HalfConvert>(
         "quantize.half",
         "f16 or bf16: weights stored so, or the whole graph computed so where it does not overflow",
         half::OPTIONS,
+    ),
+    PassEntry::of::<quantize::IntegerOnly>(
+        "quantize.integer",
+        "after quantize.static: sums become levels by integer multipliers and shifts, without floats",
+        &[],
     ),
     PassEntry::of::<quantize::QOperator>(
         "quantize.qoperator",

@@ -1,6 +1,6 @@
-//! Sensitivities as a picture: a row for each tensor or group, a column for each sparsity.
+//! Sensitivities as a picture: a row for each tensor or group, a column for each sparsity or number of bits.
 
-use attar_compress::{Estimate, LevelSensitivity, Sensitivity};
+use attar_compress::{Estimate, Level, LevelSensitivity, Sensitivity, levels};
 
 const ROW: usize = 20;
 const CELL: usize = 54;
@@ -19,11 +19,15 @@ const COLOURS: [[f64; 3]; 4] =
 /// measured, how much of the model's output.
 pub fn heat_map(found: &Sensitivity, title: &str) -> String {
     let rows = rows(found);
-    let levels = rows.first().map_or(&[][..], |(_, levels)| levels);
-    let has_output = |level: &&LevelSensitivity| level.output_error.is_some();
-    let measured = levels.iter().filter(has_output).count();
-    let second = LABEL + levels.len() * CELL + GAP;
-    let width = if measured > 0 { second + measured * CELL } else { second - GAP } + 16;
+    let shown = levels(rows.iter().map(|(_, levels)| *levels));
+    let has_output = |level: &&Level| {
+        let found = rows.iter().flat_map(|(_, levels)| levels.iter());
+        found.into_iter().any(|found| found.level == **level && found.output_error.is_some())
+    };
+    let measured: Vec<Level> = shown.iter().filter(has_output).copied().collect();
+    let second = LABEL + shown.len() * CELL + GAP;
+    let width =
+        if !measured.is_empty() { second + measured.len() * CELL } else { second - GAP } + 16;
     let height = TOP + rows.len() * ROW + 56;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
@@ -31,20 +35,32 @@ pub fn heat_map(found: &Sensitivity, title: &str) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
     svg.push_str(&text(12, 22, "start", "font-size=\"15\" font-weight=\"bold\"", title));
-    svg.push_str(&text(LABEL, 44, "start", "", "lost of the product's output, by sparsity"));
-    if measured > 0 {
+    svg.push_str(&text(LABEL, 44, "start", "", "lost of the product's output"));
+    if !measured.is_empty() {
         svg.push_str(&text(second, 44, "start", "", "of the model's output"));
     }
-    for (column, level) in levels.iter().enumerate() {
-        let heading = percent(level.sparsity);
+    for (column, level) in shown.iter().enumerate() {
+        let heading = level_title(*level);
         svg.push_str(&text(LABEL + column * CELL + CELL / 2, 64, "middle", "", &heading));
     }
-    for (column, level) in levels.iter().filter(has_output).enumerate() {
-        let heading = percent(level.sparsity);
+    for (column, level) in measured.iter().enumerate() {
+        let heading = level_title(*level);
         svg.push_str(&text(second + column * CELL + CELL / 2, 64, "middle", "", &heading));
     }
     for (row, (name, levels)) in rows.iter().enumerate() {
-        svg.push_str(&row_of(name, levels, TOP + row * ROW, second));
+        let y = TOP + row * ROW;
+        svg.push_str(&text(LABEL - 8, y + 14, "end", "", &shortened(name)));
+        let found = |level: &Level| levels.iter().find(|found| found.level == *level);
+        for (column, level) in shown.iter().enumerate() {
+            if let Some(found) = found(level) {
+                svg.push_str(&cell(LABEL + column * CELL, y, &found.error));
+            }
+        }
+        for (column, level) in measured.iter().enumerate() {
+            if let Some(error) = found(level).and_then(|found| found.output_error.as_ref()) {
+                svg.push_str(&cell(second + column * CELL, y, error));
+            }
+        }
     }
     svg.push_str(&legend(TOP + rows.len() * ROW + 16));
     svg.push_str("</svg>\n");
@@ -56,19 +72,6 @@ fn rows(found: &Sensitivity) -> Vec<(String, &[LevelSensitivity])> {
     let tensors = found.tensors.iter().map(|tensor| (tensor.name.clone(), &tensor.levels[..]));
     let groups = found.groups.iter().map(|group| (group.title(), &group.levels[..]));
     tensors.chain(groups.filter(|(_, levels)| !levels.is_empty())).collect()
-}
-
-fn row_of(name: &str, levels: &[LevelSensitivity], y: usize, second: usize) -> String {
-    let name = shortened(name);
-    let mut row = text(LABEL - 8, y + 14, "end", "", &name);
-    for (column, level) in levels.iter().enumerate() {
-        row.push_str(&cell(LABEL + column * CELL, y, &level.error));
-    }
-    let measured = levels.iter().filter_map(|level| level.output_error.as_ref());
-    for (column, error) in measured.enumerate() {
-        row.push_str(&cell(second + column * CELL, y, error));
-    }
-    row
 }
 
 fn cell(x: usize, y: usize, error: &Estimate) -> String {
@@ -108,6 +111,13 @@ fn legend(y: usize) -> String {
     legend
 }
 
+fn level_title(level: Level) -> String {
+    match level {
+        Level::Sparsity(part) => percent(part),
+        Level::Bits(bits) => format!("{bits} bits"),
+    }
+}
+
 fn percent(share: f64) -> String {
     let value = 100.0 * share;
     if value < 9.95 { format!("{value:.1} %") } else { format!("{value:.0} %") }
@@ -137,7 +147,7 @@ mod tests {
     fn found(name: &str, output: Option<f64>) -> Sensitivity {
         let estimate = |value| Estimate { value, low: 0.9 * value, high: 1.1 * value };
         let level = |(sparsity, error)| LevelSensitivity {
-            sparsity,
+            level: Level::Sparsity(sparsity),
             error: estimate(error),
             output_error: output.map(estimate),
             metric: None,

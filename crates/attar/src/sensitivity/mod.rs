@@ -1,4 +1,5 @@
-//! How much pruning each tensor, or each group of channels, costs: predicted from one pass over data, and measured.
+//! How much pruning each tensor, or each group of channels, or fewer bits for each weight cost: predicted
+//! from one pass over data, and measured.
 
 mod heat_map;
 
@@ -7,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use attar_compress::{
-    Calibration, Context, Estimate, Exclude, Measured, PassError, Sensitivity, SensitivityOptions,
-    group_sensitivity, ratio, sensitivity,
+    BitsOptions, Calibration, Context, Estimate, Exclude, Measured, PassError, Sensitivity,
+    SensitivityOptions, bits_sensitivity, group_sensitivity, ratio, sensitivity,
 };
 use attar_evaluate::{Dataset, Interval, Progress};
 use attar_graph::Model;
@@ -27,15 +28,56 @@ pub struct SensitivityRequest<'a> {
     pub data: &'a Dataset,
     /// Examples taken of the data, spread over it.
     pub example_count: usize,
-    pub options: SensitivityOptions,
-    /// Whether groups of channels are looked at, and not tensors.
-    pub by_group: bool,
+    pub question: Question,
     /// Whether the data set's metric is measured too, on all of the data.
     pub measures_metric: bool,
     /// Patterns of nodes and tensors to leave out.
     pub exclude: Vec<String>,
     pub threads: NonZeroUsize,
     pub progress: &'a dyn Progress,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// What pruning each tensor costs.
+    Tensors(SensitivityOptions),
+    /// What cutting each group of channels costs.
+    Groups(SensitivityOptions),
+    /// What fewer bits for each weight cost.
+    Bits(BitsOptions),
+}
+
+impl Question {
+    fn is_measured(&self) -> bool {
+        match self {
+            Self::Tensors(options) | Self::Groups(options) => !options.measured.is_empty(),
+            Self::Bits(options) => !options.measured.is_empty(),
+        }
+    }
+
+    fn seed(&self) -> u64 {
+        match self {
+            Self::Tensors(options) | Self::Groups(options) => options.seed,
+            Self::Bits(options) => options.seed,
+        }
+    }
+
+    fn importance(&self) -> Option<String> {
+        match self {
+            Self::Tensors(options) | Self::Groups(options) => Some(options.importance.clone()),
+            Self::Bits(_) => None,
+        }
+    }
+
+    /// What a model without answer lacks.
+    fn subject(&self) -> &'static str {
+        match self {
+            Self::Tensors(_) => "weights to prune",
+            Self::Groups(_) => "channels that can be cut",
+            Self::Bits(_) => "weights to quantize",
+        }
+    }
 }
 
 /// What was found; as JSON, what a recipe's `sensitivity` reads.
@@ -45,7 +87,9 @@ pub struct SensitivityOutcome {
     pub input: PathBuf,
     pub data_kind: &'static str,
     pub example_count: usize,
-    pub importance: String,
+    /// By which weights or channels went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance: Option<String>,
     /// The metric whose changes were measured, and its value before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<(&'static str, f64)>,
@@ -57,7 +101,7 @@ pub struct SensitivityOutcome {
 /// Finds out what each tensor's weights, or each group's channels, are worth.
 ///
 /// # Errors
-/// A model or data that do not fit, or a model without weights to prune.
+/// A model or data that do not fit, or a model without anything to look at.
 pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutcome, Error> {
     let started = Instant::now();
     let (subject, progress) = (&request.subject, request.progress);
@@ -69,8 +113,8 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         ..Context::new(&Builtin)
     };
     crate::pipeline::check_exclude(&subject.model, &context.exclude).map_err(failed)?;
-    let is_measured = !request.options.measured.is_empty();
-    let reference = is_measured.then(|| Reference::new(request, &sample)).transpose()?;
+    let reference =
+        request.question.is_measured().then(|| Reference::new(request, &sample)).transpose()?;
     let mut metric = None;
     if let Some((name, value)) = reference.as_ref().and_then(Reference::metric) {
         metric = Some((name, value));
@@ -83,15 +127,15 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         }
         found.unwrap_or_else(|| Ok(Measured::default()))
     };
-    let (model, options) = (&subject.model, &request.options);
-    let found = if request.by_group {
-        group_sensitivity(model, &context, options, &mut measure)
-    } else {
-        sensitivity(model, &context, options, &mut measure)
+    let model = &subject.model;
+    let found = match &request.question {
+        Question::Tensors(options) => sensitivity(model, &context, options, &mut measure),
+        Question::Groups(options) => group_sensitivity(model, &context, options, &mut measure),
+        Question::Bits(options) => bits_sensitivity(model, &context, options, &mut measure),
     };
     let found = found.map_err(|Failure(error)| error)?;
     if found.tensors.is_empty() && found.groups.is_empty() {
-        let what = if request.by_group { "channels that can be cut" } else { "weights to prune" };
+        let what = request.question.subject();
         return Err(Error::Usage {
             message: format!("{} has no {what}", subject.name),
             hint: "see what it holds: `attar inspect MODEL`".into(),
@@ -102,7 +146,7 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         input: subject.path.clone(),
         data_kind: request.data.kind_name(),
         example_count: request.example_count.min(request.data.example_count()),
-        importance: request.options.importance.clone(),
+        importance: request.question.importance(),
         metric,
         seconds: started.elapsed().as_secs_f64(),
         found,
@@ -181,7 +225,7 @@ impl<'a> Reference<'a> {
                 (lost + f64::from(y - found).powi(2), power + f64::from(*y).powi(2))
             }));
         }
-        let output_error = Some(ratio(&sums, self.request.options.seed));
+        let output_error = Some(ratio(&sums, self.request.question.seed()));
         let mut metric = None;
         if let Some((examination, before)) = &self.examination {
             let after = examination.run(session.as_mut(), BATCH, &attar_evaluate::Silent)?;

@@ -113,11 +113,7 @@ impl HalfConvert {
                 unfit.push(name);
                 continue;
             };
-            let (stored, real) = (format!("{name}_half"), format!("{name}_real"));
-            plan.push(Edit::SetInitializer { name: stored.clone(), tensor: half });
-            let cast = Node::new("Cast", &real, &[&stored], &[&real]).with_attribute("to", 1_i64);
-            plan.push(Edit::AddNode { node: cast });
-            plan.push(Edit::ReplaceUses { from: name.into(), to: real });
+            store(&mut plan, name, half);
             (count, elements) = (count + 1, elements + tensor.element_count());
         }
         remark_unfit(&mut plan, &unfit, self.format);
@@ -127,6 +123,22 @@ impl HalfConvert {
         });
         plan
     }
+}
+
+/// Stores a constant in f16; one that holds larger numbers stays.
+pub(crate) fn store_f16(plan: &mut Plan, name: &str, tensor: &Tensor) {
+    if let Some(half) = HalfType::F16.rounded(tensor) {
+        store(plan, name, half);
+    }
+}
+
+/// Puts a constant in a half type in the place of its f32 form, which a Cast makes again.
+fn store(plan: &mut Plan, name: &str, half: Tensor) {
+    let (stored, real) = (format!("{name}_half"), format!("{name}_real"));
+    plan.push(Edit::SetInitializer { name: stored.clone(), tensor: half });
+    let cast = Node::new("Cast", &real, &[&stored], &[&real]).with_attribute("to", 1_i64);
+    plan.push(Edit::AddNode { node: cast });
+    plan.push(Edit::ReplaceUses { from: name.into(), to: real });
 }
 
 /// Names that a remark lists.

@@ -3,7 +3,7 @@
 //! In 8 bits each row has one scale and standard operators do it; in 4 bits each block of a row has
 //! one, and `GatherBlockQuantized` of ONNX Runtime does it.
 
-use attar_graph::{Edit, Links, Model, Node, Plan};
+use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_ops::MICROSOFT_DOMAIN;
 use attar_tensor::{DType, Tensor};
 use serde::Deserialize;
@@ -85,7 +85,7 @@ impl Pass for EmbeddingQuantize {
         let mut builder = Builder::new(&model.graph);
         let count = match self.bits {
             TableBits::Eight => quantize_embeddings(&mut builder, &links, context)?,
-            TableBits::Four => quantize_blocks(&mut builder, &links, context, self.block.0)?,
+            TableBits::Four => self.quantize_blocks(&mut builder, &links, context)?,
         };
         let mut plan = builder.finish();
         let bits = if self.bits == TableBits::Four { 4 } else { 8 };
@@ -97,12 +97,39 @@ impl Pass for EmbeddingQuantize {
     }
 }
 
-/// A lookup of rows: index of the node, and its table.
-type Lookup<'a> = (usize, &'a Node, &'a str, &'a Tensor);
+impl EmbeddingQuantize {
+    /// Tables in 4 bits by blocks; those whose rows are odd stay as they are.
+    fn quantize_blocks(
+        &self,
+        builder: &mut Builder,
+        links: &Links,
+        context: &Context,
+    ) -> Result<usize, PassError> {
+        let mut count = 0;
+        for lookup in lookups(builder.graph, links, context) {
+            if lookup.fits_four_bits() {
+                lookup.write_blocks(builder, self.block.0)?;
+                count += 1;
+            } else {
+                let (name, width) = (lookup.name, lookup.table.shape()[1]);
+                builder.plan.remark(format!("`{name}` stays float: its rows have {width} numbers"));
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// A `Gather` of rows from a table.
+pub(crate) struct Lookup<'a> {
+    pub(crate) index: usize,
+    node: &'a Node,
+    pub(crate) name: &'a str,
+    pub(crate) table: &'a Tensor,
+}
 
 /// Every `Gather` of rows from a table that is worth it.
-fn lookups<'a>(
-    graph: &'a attar_graph::Graph,
+pub(crate) fn lookups<'a>(
+    graph: &'a Graph,
     links: &Links<'a>,
     context: &Context,
 ) -> Vec<Lookup<'a>> {
@@ -113,35 +140,73 @@ fn lookups<'a>(
         })?;
         let is_lookup = node.is("Gather") && node.int_or("axis", 0) == Ok(0);
         let is_excluded = context.exclude.matches(name) || context.exclude.matches(node.label());
-        (is_lookup && !is_excluded).then_some((index, node, name, table))
+        (is_lookup && !is_excluded).then_some(Lookup { index, node, name, table })
     };
     graph.nodes.iter().enumerate().filter_map(lookup).collect()
 }
 
-/// Tables in 4 bits by blocks; those whose rows are odd stay as they are.
-fn quantize_blocks(
-    builder: &mut Builder,
-    links: &Links,
-    context: &Context,
-    block: usize,
-) -> Result<usize, PassError> {
-    const LEVELS: Levels = Levels { bits: 4, has_zero_points: false };
-    let mut count = 0;
-    for (index, node, name, table) in lookups(builder.graph, links, context) {
-        let [rows, width] = [table.shape()[0], table.shape()[1]];
-        let values = table.values::<f32>();
-        if values.iter().any(|x| !x.is_finite()) {
+impl Lookup<'_> {
+    /// Whether its rows can be packed two numbers to a byte.
+    pub(crate) fn fits_four_bits(&self) -> bool {
+        self.table.shape()[1].is_multiple_of(2)
+    }
+
+    /// Blocks of each row in 4 bits: the grid, and levels as [width, rows].
+    fn blocks(&self, block: usize) -> (Grid, Vec<i8>) {
+        const LEVELS: Levels = Levels { bits: 4, has_zero_points: false };
+        let [rows, width] = [self.table.shape()[0], self.table.shape()[1]];
+        // Rows are outputs: each has its own blocks.
+        let w = transposed(&self.table.values::<f32>(), rows);
+        let grid = Grid::of_least_error(&w, rows, block.min(width), LEVELS, &vec![1.0; width]);
+        let levels = grid.nearest(&w);
+        (grid, levels)
+    }
+
+    /// The table rounded to 4 bits by blocks, to 8 by rows or to f16, and made float again; `None`
+    /// where there is no such form.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub(crate) fn rounded(&self, bits: u32, block: usize) -> Result<Option<Tensor>, PassError> {
+        let back = match bits {
+            16 => {
+                let half = self.table.converted(DType::F16);
+                let back = half.and_then(|half| half.converted(DType::F32));
+                return Ok(Some(back.expect("floats convert to floats")));
+            }
+            8 => {
+                let rounded = quantize_channels(self.name, self.table, 0, 127)?;
+                let scales = rounded.scales.slice::<f32>();
+                let width = self.table.shape()[1].max(1);
+                let levels = rounded.values.slice::<i8>().iter().enumerate();
+                levels.map(|(i, &q)| f32::from(q) * scales[i / width]).collect()
+            }
+            4 if self.fits_four_bits() => {
+                let (grid, levels) = self.blocks(block);
+                transposed(&grid.dequantized(&levels), self.table.shape()[1])
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Tensor::new(self.table.shape(), &back)))
+    }
+
+    /// The table in 4 bits by blocks, and the node that reads it.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub(crate) fn write_blocks(
+        &self,
+        builder: &mut Builder,
+        block: usize,
+    ) -> Result<(), PassError> {
+        let (name, node) = (self.name, self.node);
+        let [rows, width] = [self.table.shape()[0], self.table.shape()[1]];
+        if self.table.values::<f32>().iter().any(|x| !x.is_finite()) {
             return Err(PassError::WeightNotFinite { tensor: name.into() });
         }
-        if width % 2 != 0 {
-            builder.plan.remark(format!("`{name}` stays float: its rows have {width} numbers"));
-            continue;
-        }
-        // Rows are outputs: each has its own blocks.
-        let w = transposed(&values, rows);
-        let grid = Grid::of_least_error(&w, rows, block.min(width), LEVELS, &vec![1.0; width]);
+        let (grid, levels) = self.blocks(block);
         let blocks = width.div_ceil(block);
-        let levels = transposed(&grid.nearest(&w), width);
+        let levels = transposed(&levels, width);
         let code = |level: i8| (level + 8) as u8;
         let bytes: Vec<u8> =
             levels.chunks_exact(2).map(|pair| code(pair[0]) | code(pair[1]) << 4).collect();
@@ -156,40 +221,47 @@ fn quantize_blocks(
             .with_attribute("block_size", block as i64)
             .with_attribute("gather_axis", 0_i64)
             .with_attribute("quantize_axis", 1_i64);
-        builder.plan.push(Edit::ReplaceNode { index, node: lookup });
-        count += 1;
+        builder.plan.push(Edit::ReplaceNode { index: self.index, node: lookup });
+        Ok(())
     }
-    Ok(count)
-}
 
-/// Bytes below which a table is not worth three more nodes.
-const SIZE_BYTES_MIN: usize = 256 << 10;
-
-/// Quantizes the tables of all `Gather` nodes and says how many.
-pub(crate) fn quantize_embeddings(
-    builder: &mut Builder,
-    links: &Links,
-    context: &Context,
-) -> Result<usize, PassError> {
-    let mut count = 0;
-    for (index, node, name, table) in lookups(builder.graph, links, context) {
-        let ids = node.inputs[1].as_str();
-        let rounded = quantize_channels(name, table, 0, 127)?;
+    /// The table in 8 bits by rows, and the nodes that read it.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub(crate) fn write_rows(&self, builder: &mut Builder) -> Result<(), PassError> {
+        let (name, ids) = (self.name, self.node.inputs[1].as_str());
+        let rounded = quantize_channels(name, self.table, 0, 127)?;
         let [rows, scales] = [format!("{name}_quantized"), format!("{name}_scale")];
-        let scale_column = Tensor::new(&[table.shape()[0], 1], rounded.scales.slice::<f32>());
+        let scale_column = Tensor::new(&[self.table.shape()[0], 1], rounded.scales.slice::<f32>());
         builder.set(&rows, rounded.values);
         builder.set(&scales, scale_column);
         builder.replaced(name);
-        let output = &node.outputs[0];
+        let output = &self.node.outputs[0];
         let named = |suffix: &str| format!("{output}_{suffix}");
         let (row, real, scale) = (named("row"), named("real"), named("row_scale"));
         let gather = |source: &str, to: &str| Node::new("Gather", to, &[source, ids], &[to]);
         builder.add(gather(&rows, &row));
         builder.add(Node::new("Cast", &real, &[&row], &[&real]).with_attribute("to", 1_i64));
         builder.add(gather(&scales, &scale));
-        let product = Node::new("Mul", node.label(), &[&real, &scale], &[output]);
-        builder.plan.push(Edit::ReplaceNode { index, node: product });
-        count += 1;
+        let product = Node::new("Mul", self.node.label(), &[&real, &scale], &[output]);
+        builder.plan.push(Edit::ReplaceNode { index: self.index, node: product });
+        Ok(())
     }
-    Ok(count)
+}
+
+/// Bytes below which a table is not worth three more nodes.
+const SIZE_BYTES_MIN: usize = 256 << 10;
+
+/// Quantizes the tables of all `Gather` nodes to 8 bits and says how many.
+pub(crate) fn quantize_embeddings(
+    builder: &mut Builder,
+    links: &Links,
+    context: &Context,
+) -> Result<usize, PassError> {
+    let found = lookups(builder.graph, links, context);
+    for lookup in &found {
+        lookup.write_rows(builder)?;
+    }
+    Ok(found.len())
 }

@@ -218,14 +218,15 @@ fn costs(levels: &[LevelSensitivity]) -> Vec<(f64, f64)> {
         }
     }
     let weight = if own > 0.0 { measured / own } else { 1.0 };
-    let within = levels.iter().filter(|level| level.sparsity > 0.0 && level.sparsity < 1.0);
-    let points = within.map(|level| (level.sparsity, weight * level.error.value.powi(2)));
+    let parts = levels.iter().filter_map(|level| Some((level.level.sparsity()?, level)));
+    let within = parts.filter(|(part, _)| *part > 0.0 && *part < 1.0);
+    let points = within.map(|(part, level)| (part, weight * level.error.value.powi(2)));
     // Nothing remains of an output whose weights are all gone.
     std::iter::once((0.0, 0.0)).chain(points).chain([(1.0, weight)]).collect()
 }
 
 /// The lower convex hull of points that stand by rising sparsity.
-fn hull(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(crate) fn hull(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut hull: Vec<(f64, f64)> = Vec::new();
     for &point in points {
         if hull.last().is_some_and(|last| point.0 <= last.0) {
@@ -245,7 +246,7 @@ fn hull(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Estimate, LevelSensitivity};
+    use super::super::{Estimate, Level, LevelSensitivity};
     use super::*;
 
     fn tensor(
@@ -256,7 +257,7 @@ mod tests {
     ) -> TensorSensitivity {
         let estimate = |value| Estimate { value, low: value, high: value };
         let level = |(index, error): (usize, f64)| LevelSensitivity {
-            sparsity: 0.25 * (index + 1) as f64,
+            level: Level::Sparsity(0.25 * (index + 1) as f64),
             error: estimate(error),
             output_error: output.map(|share| estimate(share * error)),
             metric: None,

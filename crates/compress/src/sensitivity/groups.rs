@@ -12,7 +12,8 @@ use attar_tensor::Tensor;
 
 use super::predict::{Probe, block_of, observe_rows, wrong};
 use super::{
-    Estimate, GroupSensitivity, LevelSensitivity, Measured, Sensitivity, SensitivityOptions, ratio,
+    Estimate, GroupSensitivity, Level, LevelSensitivity, Measured, Sensitivity, SensitivityOptions,
+    ratio,
 };
 use crate::importance::{Importance, Scoring};
 use crate::layout::readings;
@@ -62,7 +63,8 @@ pub fn group_sensitivity<E: From<PassError>>(
             }
             let error = error(group, &readers, gone, options.seed);
             let Measured { output_error, metric } = measured;
-            levels.push(LevelSensitivity { sparsity, error, output_error, metric });
+            let level = Level::Sparsity(sparsity);
+            levels.push(LevelSensitivity { level, error, output_error, metric });
         }
         result.groups.push(GroupSensitivity {
             name: group.name.clone(),

@@ -1,16 +1,19 @@
 //! Sensitivity: what the outputs of products lose at each sparsity of their weights, or of the
-//! channels that they read.
+//! channels that they read, or with so many bits for each weight.
 
 mod allot;
+mod bits;
 mod groups;
 mod predict;
 mod report;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use allot::{Allotment, Curve, SensitivitySetting, shares};
+pub(crate) use allot::{Allotment, Curve, SensitivitySetting, hull, shares};
+pub use bits::{BitsOptions, bits_sensitivity};
 pub use groups::group_sensitivity;
 pub use predict::{SensitivityOptions, ratio, sensitivity};
 pub use report::{
-    Estimate, GroupSensitivity, LevelSensitivity, Measured, Sensitivity, TensorSensitivity,
+    Estimate, GroupSensitivity, Level, LevelSensitivity, Measured, Sensitivity, TensorSensitivity,
+    levels,
 };

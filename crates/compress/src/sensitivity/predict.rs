@@ -11,7 +11,7 @@ use attar_ops::logits::weighted_rows;
 use attar_tensor::Tensor;
 use attar_train::Rng;
 
-use super::{Estimate, LevelSensitivity, Measured, Sensitivity, TensorSensitivity};
+use super::{Estimate, Level, LevelSensitivity, Measured, Sensitivity, TensorSensitivity};
 use crate::importance::{Importance, Scoring};
 use crate::moments::{Product, RowSample, products};
 use crate::prune::{Cut, prunable};
@@ -87,7 +87,8 @@ pub fn sensitivity<E: From<PassError>>(
                 done += 1;
             }
             let Measured { output_error, metric } = measured;
-            levels.push(LevelSensitivity { sparsity, error, output_error, metric });
+            let level = Level::Sparsity(sparsity);
+            levels.push(LevelSensitivity { level, error, output_error, metric });
         }
         let node = &model.graph.nodes[product.index];
         found.tensors.push(TensorSensitivity {
@@ -146,7 +147,7 @@ fn without_least(tensor: &Tensor, scores: &[f32], sparsity: Fraction) -> Tensor 
     Tensor::new(tensor.shape(), &kept)
 }
 
-fn replaced(model: &Model, name: &str, tensor: Tensor) -> Result<Model, PassError> {
+pub(super) fn replaced(model: &Model, name: &str, tensor: Tensor) -> Result<Model, PassError> {
     let mut model = model.clone();
     let mut plan = Plan::default();
     plan.push(Edit::SetInitializer { name: name.into(), tensor });
@@ -190,7 +191,7 @@ impl<'a> Probe<'a> {
     }
 
     /// ‖X(W − Ŵ)‖ / ‖XW‖, with its interval.
-    fn error(&self, pruned: &Tensor, seed: u64) -> Estimate {
+    pub(super) fn error(&self, pruned: &Tensor, seed: u64) -> Estimate {
         let batches = self.lost(pruned).into_iter().map(|(_, lost, power)| (lost, power));
         ratio(&batches.collect::<Vec<_>>(), seed)
     }

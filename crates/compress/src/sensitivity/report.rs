@@ -12,6 +12,12 @@ pub struct Estimate {
     pub high: f64,
 }
 
+/// Every level that any of them has, in the order of those that have most.
+pub fn levels<'a>(rows: impl Iterator<Item = &'a [LevelSensitivity]>) -> Vec<Level> {
+    let longest = rows.max_by_key(|levels| levels.len()).unwrap_or_default();
+    longest.iter().map(|level| level.level).collect()
+}
+
 /// Of every tensor that can be pruned, in file order, or of every group of channels.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
@@ -49,14 +55,36 @@ pub struct TensorSensitivity {
     /// The part of the model that the node belongs to: of `/encoder/layer.0/…`, `encoder/layer.0`.
     pub block: String,
     pub element_count: usize,
-    /// By rising sparsity.
+    /// By rising sparsity, or falling bits.
     pub levels: Vec<LevelSensitivity>,
 }
 
-/// One tensor or group at one sparsity, all others as they are.
+/// What is done to a tensor or a group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// This part of the weights, or channels, goes.
+    Sparsity(f64),
+    /// Weights are rounded to so many bits; 16 is f16.
+    Bits(u32),
+}
+
+impl Level {
+    /// The part that goes.
+    pub(crate) fn sparsity(self) -> Option<f64> {
+        match self {
+            Self::Sparsity(part) => Some(part),
+            Self::Bits(_) => None,
+        }
+    }
+}
+
+/// One tensor or group at one level, all others as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelSensitivity {
-    pub sparsity: f64,
+    /// In JSON `sparsity` or `bits`.
+    #[serde(flatten)]
+    pub level: Level,
     /// ‖X(W − Ŵ)‖ / ‖XW‖ of the product itself, or of those that read the group.
     pub error: Estimate,
     /// ‖ŷ − y‖ / ‖y‖ of the model's outputs, where that was measured.

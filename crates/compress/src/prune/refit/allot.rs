@@ -6,19 +6,17 @@
 //! multiply-accumulates are taken, on the lower convex hull of each curve (as Kurtic et al.,
 //! "`ZipLM`", 2023, arXiv:2302.04089, choose by time).
 
-use attar_graph::{Links, Model, Value, apply};
-use attar_tensor::{DType, Tensor};
+use attar_graph::{Links, apply};
 
+use super::Refit;
 use super::moments::Central;
 use super::site::Site;
-use super::{Refit, shown};
+use crate::reference::Reference;
 use crate::sensitivity::{Curve, shares};
 use crate::{ChannelGroup, PassError};
 
 /// Of a group, what is left at least.
 const KEPT_MIN: f64 = 0.15;
-/// Examples that the outputs are measured on.
-const EXAMPLES_MAX: usize = 64;
 /// Numbers held at once as moments: 128 MB of f64.
 const NUMBERS_MAX: usize = 1 << 24;
 
@@ -58,7 +56,7 @@ impl Refit<'_> {
         let mut waiting: Vec<(usize, Vec<Site>)> = Vec::new();
         let mut numbers = 0;
         let mut curves: Vec<Option<GroupCurve>> = groups.iter().map(|_| None).collect();
-        let reference = self.reference()?;
+        let reference = Reference::new(self.model, self.context)?;
         for (index, group) in groups.iter().enumerate().filter(|(index, _)| wanted[*index] > 0) {
             let (sites, _) = self.sites(&links, group);
             if sites.is_empty() {
@@ -87,7 +85,7 @@ impl Refit<'_> {
         waiting: &mut Vec<(usize, Vec<Site>)>,
         groups: &[&ChannelGroup],
         wanted: &[usize],
-        reference: &[Vec<Tensor>],
+        reference: &Reference,
         curves: &mut [Option<GroupCurve>],
     ) -> Result<(), PassError> {
         let sites: Vec<Site> = waiting.iter().flat_map(|(_, sites)| sites).cloned().collect();
@@ -113,13 +111,6 @@ impl Refit<'_> {
         Ok(())
     }
 
-    /// The original's outputs, example by example.
-    fn reference(&self) -> Result<Vec<Vec<Tensor>>, PassError> {
-        let mut outputs = Vec::new();
-        self.run_examples(self.model.clone(), &mut |found| outputs.push(found))?;
-        Ok(outputs)
-    }
-
     /// What the outputs miss once a group is cut by itself: Σ of squares, relative, over outputs.
     fn lost(
         &self,
@@ -127,51 +118,13 @@ impl Refit<'_> {
         sites: &[Site],
         centrals: &[Central],
         gone: &[usize],
-        reference: &[Vec<Tensor>],
+        reference: &Reference,
     ) -> Result<f64, PassError> {
         let mut alone = Refit::new(self.model, self.found, self.context, self.ridge);
         alone.take(group, sites, centrals, gone);
         let mut model = self.model.clone();
         apply(&mut model.graph, &self.found.edits(self.model, &alone.cut, &alone.replaced)?)?;
-        let count = reference.first().map_or(0, Vec::len);
-        let mut sums = vec![[0.0_f64; 2]; count];
-        let mut references = reference.iter();
-        self.run_examples(model, &mut |found| {
-            let Some(expected) = references.next() else { return };
-            for (sums, (y, expected)) in sums.iter_mut().zip(found.iter().zip(expected)) {
-                if y.shape() != expected.shape() {
-                    continue;
-                }
-                let (y, expected) = (y.values::<f32>(), expected.values::<f32>());
-                for (y, expected) in y.iter().zip(expected.iter()) {
-                    sums[0] += f64::from(y - expected).powi(2);
-                    sums[1] += f64::from(*expected).powi(2);
-                }
-            }
-        })?;
-        Ok(sums.iter().map(|[lost, power]| lost / power.max(f64::MIN_POSITIVE)).sum())
-    }
-
-    /// Shows the f32 outputs of the first examples.
-    fn run_examples(
-        &self,
-        model: Model,
-        visit: &mut dyn FnMut(Vec<Tensor>),
-    ) -> Result<(), PassError> {
-        let calibration = self.context.calibration.ok_or(PassError::NoCalibration)?;
-        let is_float = |value: &&Value| value.dtype().is_none_or(DType::is_float);
-        let outputs = model.graph.outputs.iter().filter(is_float);
-        let names = outputs.map(|output| output.name.clone()).collect();
-        let mut session = self.load(model, names)?;
-        let inputs = session.inputs().to_vec();
-        let mut count = 0;
-        calibration.for_each_batch(&inputs, &mut |feeds| {
-            if count < EXAMPLES_MAX {
-                visit(shown(session.as_mut(), feeds)?.into_values().collect());
-            }
-            count += 1;
-            Ok(())
-        })
+        reference.lost(&model)
     }
 }
 

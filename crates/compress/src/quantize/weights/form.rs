@@ -16,7 +16,7 @@ use super::target::{Layout, Target};
 /// The nodes that are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// `DequantizeLinear`, standard ONNX.
     #[default]
     Qdq,

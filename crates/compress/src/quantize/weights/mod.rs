@@ -12,10 +12,11 @@ mod tests;
 use attar_graph::{Links, Model, Plan};
 use serde::Deserialize;
 
-use self::form::Form;
+pub(crate) use self::form::Form;
 pub(crate) use self::grid::{Grid, Levels};
-use self::round::{Method, Rounder};
-use self::target::targets;
+pub(crate) use self::round::Method;
+use self::round::Rounder;
+pub(crate) use self::target::{Target, targets};
 use super::nodes::Builder;
 use super::output_error::output_errors;
 use super::record::QuantizationRecord;
@@ -65,7 +66,7 @@ impl TryFrom<i64> for Bits {
 /// Inputs that share a scale; `None` for all of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
-struct Block(Option<usize>);
+pub(crate) struct Block(pub(crate) Option<usize>);
 
 impl Default for Block {
     fn default() -> Self {
@@ -88,7 +89,7 @@ impl TryFrom<i64> for Block {
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Rounding {
+pub(crate) enum Rounding {
     /// By second moments where there is calibration data, else as [`Hqq`](Self::Hqq).
     #[default]
     Auto,
@@ -135,14 +136,19 @@ const BLOCKS_OPSET: i64 = 21;
 const TWO_BITS_OPSET: i64 = 25;
 const AXIS_OPSET: i64 = 13;
 
+/// The first operator set that has what is written.
+pub(crate) fn opset_min(bits: u32, block: Block, form: Form) -> i64 {
+    match (bits, block.0) {
+        (2, _) => TWO_BITS_OPSET,
+        (8, None) => AXIS_OPSET,
+        _ if form == Form::NBits => AXIS_OPSET,
+        _ => BLOCKS_OPSET,
+    }
+}
+
 impl Pass for WeightQuantize {
     fn opset_min(&self) -> i64 {
-        match (self.bits.0, self.block.0) {
-            (2, _) => TWO_BITS_OPSET,
-            (8, None) => AXIS_OPSET,
-            _ if self.form == Form::NBits => AXIS_OPSET,
-            _ => BLOCKS_OPSET,
-        }
+        opset_min(self.bits.0, self.block, self.form)
     }
 
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
@@ -159,7 +165,7 @@ impl Pass for WeightQuantize {
             return Err(PassError::Opset { found, needed });
         }
         let links = Links::new(&model.graph);
-        let targets = targets(&model.graph, &links, context);
+        let targets = targets(&model.graph, &links, context, self.bits.0);
         let has_data = context.calibration.is_some();
         let rounding = match self.rounding {
             Rounding::Auto if has_data => Rounding::Gptq,
@@ -170,26 +176,19 @@ impl Pass for WeightQuantize {
             return Err(PassError::NoCalibration);
         }
         let method = Method {
-            levels: Levels { bits: self.bits.0, has_zero_points: self.zero_points },
+            has_zero_points: self.zero_points,
             block: self.block.0,
             rounding,
             scales_channels: self.awq,
         };
-        let mut rounder = Rounder::new(model, method, context);
-        let rounded = rounder.all(&targets)?;
         let mut builder = Builder::new(&model.graph);
-        let mut record = QuantizationRecord::default();
-        for (target, rounded) in targets.iter().zip(&rounded) {
-            form::write(&mut builder, target, rounded, self.form);
-            record.products.extend(rounded.records(&model.graph, target));
-        }
-        form::write_divisions(&mut builder, &rounder.divisors);
+        let written = write(&mut builder, model, &targets, method, self.form, context)?;
+        let Written { mut record, batch_count } = written;
         let mut plan = builder.finish();
         self.remark(&mut plan, rounding, &targets);
-        let is_wanted = rounder.batch_count > 0 && !record.products.is_empty();
-        if is_wanted {
+        if batch_count > 0 && !record.products.is_empty() {
             let values = record.outputs(&model.graph);
-            let errors = output_errors(model, &plan, &values, rounder.batch_count, context)?;
+            let errors = output_errors(model, &plan, &values, batch_count, context)?;
             record.measured(&model.graph, &errors);
         }
         record.remarks().into_iter().for_each(|remark| plan.remark(remark));
@@ -197,8 +196,37 @@ impl Pass for WeightQuantize {
     }
 }
 
+/// What was written of weights, and how much of the calibration data was seen for it.
+pub(crate) struct Written {
+    pub(crate) record: QuantizationRecord,
+    pub(crate) batch_count: usize,
+}
+
+/// Rounds weights and puts their levels into the graph.
+///
+/// # Errors
+/// Weights that are not finite, or data that does not fit.
+pub(crate) fn write(
+    builder: &mut Builder,
+    model: &Model,
+    targets: &[Target],
+    method: Method,
+    form: Form,
+    context: &Context,
+) -> Result<Written, PassError> {
+    let mut rounder = Rounder::new(model, method, context);
+    let rounded = rounder.all(targets)?;
+    let mut record = QuantizationRecord::default();
+    for (target, rounded) in targets.iter().zip(&rounded) {
+        form::write(builder, target, rounded, form);
+        record.products.extend(rounded.records(&model.graph, target));
+    }
+    form::write_divisions(builder, &rounder.divisors);
+    Ok(Written { record, batch_count: rounder.batch_count })
+}
+
 impl WeightQuantize {
-    fn remark(&self, plan: &mut Plan, rounding: Rounding, targets: &[target::Target]) {
+    fn remark(&self, plan: &mut Plan, rounding: Rounding, targets: &[Target]) {
         if targets.is_empty() {
             plan.remark("nothing to quantize: no product with a constant f32 weight");
             return;

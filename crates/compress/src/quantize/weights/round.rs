@@ -12,18 +12,18 @@ use super::super::product::relative_error;
 use super::super::record::ProductRecord;
 use super::super::statistics::ChannelAxis;
 use super::grid::{Grid, Levels};
-use super::target::{Layout, Target};
+use super::target::Target;
 use super::{Rounding, hqq};
 use crate::parallel::each_in_order;
 use crate::{Context, PassError};
 
 /// How weights are rounded.
 #[derive(Clone, Copy)]
-pub(super) struct Method {
-    pub(super) levels: Levels,
-    pub(super) block: Option<usize>,
-    pub(super) rounding: Rounding,
-    pub(super) scales_channels: bool,
+pub(crate) struct Method {
+    pub(crate) has_zero_points: bool,
+    pub(crate) block: Option<usize>,
+    pub(crate) rounding: Rounding,
+    pub(crate) scales_channels: bool,
 }
 
 /// One weight in levels.
@@ -229,12 +229,10 @@ impl Method {
         moments: Option<&Moments>,
         divisors: Option<&[f32]>,
     ) -> Rounded {
-        let Method { levels, rounding, .. } = self;
+        let Self { rounding, .. } = self;
+        let levels = Levels { bits: target.bits, has_zero_points: self.has_zero_points };
         let [inputs, outputs] = target.size();
-        let block = match (target.layout, self.block) {
-            (Layout::Kernel, _) | (_, None) => inputs,
-            (_, Some(block)) => block.min(inputs),
-        };
+        let block = target.block(self.block);
         let mut w = target.matrix();
         if let Some(divisors) = divisors {
             for (row, s) in w.chunks_exact_mut(outputs).zip(divisors) {

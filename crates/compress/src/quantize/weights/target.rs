@@ -7,15 +7,17 @@ use attar_tensor::{DType, Tensor};
 
 use super::super::nodes::weight_of;
 use super::super::product::transposed;
+use super::grid::{Grid, Levels};
 use crate::Context;
 
-/// A constant weight.
-pub(super) struct Target<'a> {
-    pub(super) name: &'a str,
-    pub(super) tensor: &'a Tensor,
+/// A constant weight, and the bits it is to have.
+pub(crate) struct Target<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) tensor: &'a Tensor,
+    pub(crate) bits: u32,
     pub(super) layout: Layout,
     /// Nodes that read it so, with the input.
-    pub(super) readers: Vec<(usize, usize)>,
+    pub(crate) readers: Vec<(usize, usize)>,
     /// Whether matrix products read it, whose inputs are rows.
     pub(super) is_matrix_product: bool,
     /// Whether nothing else reads it.
@@ -47,21 +49,55 @@ impl Target<'_> {
         }
     }
 
+    /// Inputs of a block, where `block` are asked for.
+    pub(super) fn block(&self, block: Option<usize>) -> usize {
+        let inputs = self.size()[0];
+        match (self.layout, block) {
+            (Layout::Kernel, _) | (_, None) => inputs,
+            (_, Some(block)) => block.min(inputs),
+        }
+    }
+
     /// The weights as [inputs, outputs].
-    pub(super) fn matrix(&self) -> Vec<f32> {
+    pub(crate) fn matrix(&self) -> Vec<f32> {
         let values = self.tensor.values::<f32>();
         match self.layout {
             Layout::InputsFirst => values.into_owned(),
             _ => transposed(&values, self.size()[1]),
         }
     }
+
+    /// The tensor with other values, given as [inputs, outputs].
+    pub(super) fn with(&self, matrix: &[f32]) -> Tensor {
+        let shape = self.tensor.shape();
+        match self.layout {
+            Layout::InputsFirst => Tensor::new(shape, matrix),
+            _ => Tensor::new(shape, &transposed(matrix, self.size()[0])),
+        }
+    }
+
+    /// The weight rounded to the nearest of `bits`, or to f16, and made float again.
+    pub(crate) fn rounded(&self, bits: u32, block: Option<usize>) -> Tensor {
+        if bits == 16 {
+            let half = self.tensor.converted(DType::F16);
+            let back = half.and_then(|half| half.converted(DType::F32));
+            return back.expect("floats convert to floats");
+        }
+        let levels = Levels { bits, has_zero_points: true };
+        let [inputs, outputs] = self.size();
+        let w = self.matrix();
+        let weights = vec![1.0; inputs];
+        let grid = Grid::of_least_error(&w, outputs, self.block(block), levels, &weights);
+        self.with(&grid.dequantized(&grid.nearest(&w)))
+    }
 }
 
 /// Every weight of a graph that can be quantized, in order of its first reader.
-pub(super) fn targets<'a>(
+pub(crate) fn targets<'a>(
     graph: &'a Graph,
     links: &Links<'a>,
     context: &Context,
+    bits: u32,
 ) -> Vec<Target<'a>> {
     let mut targets: Vec<Target> = Vec::new();
     let mut index_of: BTreeMap<(&str, Layout), usize> = BTreeMap::new();
@@ -76,9 +112,15 @@ pub(super) fn targets<'a>(
             let place = *index_of.entry((name, layout)).or_insert(targets.len());
             if place == targets.len() {
                 let is_matrix_product = matches!(layout, Layout::InputsFirst | Layout::InputsLast);
-                let readers = Vec::new();
-                let is_own = true;
-                targets.push(Target { name, tensor, layout, readers, is_matrix_product, is_own });
+                targets.push(Target {
+                    name,
+                    tensor,
+                    bits,
+                    layout,
+                    readers: Vec::new(),
+                    is_matrix_product,
+                    is_own: true,
+                });
             }
             targets[place].readers.push((index, input));
         }

@@ -1,0 +1,151 @@
+//! What each product, and each embedding table, loses with so many bits for a weight.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{Links, Model};
+use attar_tensor::Tensor;
+
+use super::predict::{Probe, block_of, observe_rows, replaced, wrong};
+use super::{Estimate, Level, LevelSensitivity, Measured, Sensitivity, TensorSensitivity};
+use crate::moments::{Product, products};
+use crate::quantize::{Lookup, Target, lookups, targets};
+use crate::{Context, PassError};
+
+/// What to find out.
+#[derive(Clone, Debug)]
+pub struct BitsOptions {
+    /// Of 16, 8, 4 and 2, by falling number; 16 is f16. Tables have no 2.
+    pub bits: Vec<u32>,
+    /// Of these, those at which the model is handed over to be measured.
+    pub measured: Vec<u32>,
+    /// Inputs that share a scale.
+    pub block: usize,
+    /// Of whatever is drawn.
+    pub seed: u64,
+}
+
+/// A weight or a table that is rounded.
+enum Rounded<'a> {
+    Weight(Target<'a>),
+    Table(Lookup<'a>),
+}
+
+impl Rounded<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Weight(target) => target.name,
+            Self::Table(lookup) => lookup.name,
+        }
+    }
+
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Weight(target) => target.tensor,
+            Self::Table(lookup) => lookup.table,
+        }
+    }
+
+    fn node(&self) -> usize {
+        match self {
+            Self::Weight(target) => target.readers[0].0,
+            Self::Table(lookup) => lookup.index,
+        }
+    }
+
+    /// Its tensor in so many bits; `None` where there is no such form.
+    fn rounded(&self, bits: u32, block: usize) -> Result<Option<Tensor>, PassError> {
+        let is_beyond_half = |x: &f32| x.abs() > 65504.0;
+        if bits == 16 && self.tensor().values::<f32>().iter().any(is_beyond_half) {
+            return Ok(None);
+        }
+        match self {
+            Self::Weight(target) => Ok(Some(target.rounded(bits, Some(block)))),
+            Self::Table(lookup) => lookup.rounded(bits, block),
+        }
+    }
+}
+
+/// Finds out what rounding each weight by itself does, to the nearest level: the relative error of
+/// what it is multiplied to, from one pass over the data, or of the weight itself where no product is
+/// known. `measure` is as in [`sensitivity`](super::sensitivity).
+///
+/// # Errors
+/// No data, bits that there are not, or what `measure` returns.
+pub fn bits_sensitivity<E: From<PassError>>(
+    model: &Model,
+    context: &Context,
+    options: &BitsOptions,
+    measure: &mut dyn FnMut(&Model, [usize; 2]) -> Result<Measured, E>,
+) -> Result<Sensitivity, E> {
+    if let Some(bits) = options.bits.iter().find(|bits| !matches!(bits, 2 | 4 | 8 | 16)) {
+        return Err(wrong(format!("bits are 16, 8, 4 or 2, not {bits}")).into());
+    }
+    let graph = &model.graph;
+    let links = Links::new(graph);
+    let tables = lookups(graph, &links, context).into_iter().map(Rounded::Table);
+    let weights = targets(graph, &links, context, 0).into_iter().map(Rounded::Weight);
+    let mut all: Vec<Rounded> = tables.chain(weights).collect();
+    // A weight that is read in two layouts is one tensor.
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|each| seen.insert(each.name().to_string()));
+    let names: Vec<String> = all.iter().map(|each| each.name().to_string()).collect();
+    let products = products(model, &names);
+    let known: Vec<(usize, &Product)> = products.iter().enumerate().collect();
+    let samples = observe_rows(model, context, &known)?;
+    let index_of: BTreeMap<&str, usize> = products
+        .iter()
+        .enumerate()
+        .map(|(index, product)| (product.name.as_str(), index))
+        .collect();
+    let total = all.len() * options.measured.len();
+    let mut done = 0;
+    let mut found = Sensitivity::default();
+    for each in &all {
+        let tensor = each.tensor();
+        let index = index_of.get(each.name()).copied();
+        let probe = index.and_then(|index| {
+            let sample = samples.get(&index).filter(|sample| !sample.batches().is_empty())?;
+            Some(Probe::new(&products[index], tensor, sample))
+        });
+        let mut levels = Vec::new();
+        for &bits in &options.bits {
+            let Some(rounded) = each.rounded(bits, options.block)? else {
+                continue;
+            };
+            let error = match &probe {
+                Some(probe) => probe.error(&rounded, options.seed),
+                None => of_itself(tensor, &rounded),
+            };
+            let mut measured = Measured::default();
+            if options.measured.contains(&bits) {
+                let model = replaced(model, each.name(), rounded)?;
+                measured = measure(&model, [done, total])?;
+                done += 1;
+            }
+            let Measured { output_error, metric } = measured;
+            levels.push(LevelSensitivity { level: Level::Bits(bits), error, output_error, metric });
+        }
+        let node = &graph.nodes[each.node()];
+        found.tensors.push(TensorSensitivity {
+            name: each.name().to_string(),
+            node: node.label().to_string(),
+            op_type: node.op_type.clone(),
+            block: block_of(node.label()),
+            element_count: tensor.element_count(),
+            levels,
+        });
+    }
+    Ok(found)
+}
+
+/// ‖W − Ŵ‖ / ‖W‖, which has no interval.
+fn of_itself(tensor: &Tensor, rounded: &Tensor) -> Estimate {
+    let (w, other) = (tensor.values::<f32>(), rounded.values::<f32>());
+    let (mut lost, mut power) = (0.0, 0.0);
+    for (w, v) in w.iter().zip(other.iter()) {
+        lost += f64::from(w - v).powi(2);
+        power += f64::from(*w).powi(2);
+    }
+    let value = if power > 0.0 { f64::sqrt(lost / power) } else { 0.0 };
+    Estimate { value, low: value, high: value }
+}
