@@ -216,6 +216,11 @@ pub const PASSES: &[PassEntry] = &[
         "weights and tables in 2, 4, 8 or 16 bits each, by what the outputs lose, within a budget",
         quantize::MIXED_OPTIONS,
     ),
+    PassEntry::of::<quantize::Float8Quantize>(
+        "quantize.float8",
+        "weights as floats of 8 bits with a scale per output; what is computed stays float",
+        quantize::FLOAT8_OPTIONS,
+    ),
     PassEntry::of::<half::HalfConvert>(
         "quantize.half",
         "f16 or bf16: weights stored so, or the whole graph computed so where it does not overflow",

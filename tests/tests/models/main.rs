@@ -5,6 +5,7 @@
 //! NAME in theirs.
 
 mod channels;
+mod formats;
 mod training;
 
 use std::path::Path;

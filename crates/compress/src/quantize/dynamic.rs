@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use serde::Deserialize;
 
+use super::dynamic_lstm::quantize_layers;
 use super::embedding::quantize_embeddings;
 use super::nodes::{Builder, Weight, weight_of};
 use super::static_::default_true;
 use crate::{Context, OptionEntry, Pass, PassError};
 
-/// `MatMul` and Gemm → `DynamicQuantizeLinear` + `MatMulInteger`.
+/// `MatMul` and Gemm → `DynamicQuantizeLinear` + `MatMulInteger`; LSTM → `DynamicQuantizeLSTM`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DynamicQuantize {
@@ -49,6 +50,7 @@ impl Pass for DynamicQuantize {
                     .remark(format!("`{}` stays float: it scales or transposes", node.label()));
             }
         }
+        let layers = quantize_layers(&mut builder, &links, context)?;
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
         let mut plan = builder.finish();
@@ -58,11 +60,22 @@ impl Pass for DynamicQuantize {
                  slower than float; use `quantize.static`"
             ));
         }
-        plan.remark(match count + tables {
+        if layers > 0 {
+            plan.remark(format!("{layers} LSTMs in 8 bits (DynamicQuantizeLSTM)"));
+        }
+        let others = model.graph.nodes.iter().filter(|node| node.is("GRU") || node.is("RNN"));
+        let others = others.count();
+        if others > 0 {
+            plan.remark(format!(
+                "{others} GRUs and RNNs stay float: no runtime has them so; `quantize.weights` \
+                 makes them smaller"
+            ));
+        }
+        plan.remark(match count + layers + tables {
             0 => "nothing to quantize: no product or embedding with a constant f32 weight".into(),
             _ => format!("{count} products and {tables} embedding tables in 8 bits"),
         });
-        if count > 0 {
+        if count + layers > 0 {
             plan.warn(
                 "activations are quantized by the range of the whole batch: the vector of a text \
                  will depend on the texts beside it; `quantize.static` keeps it fixed",

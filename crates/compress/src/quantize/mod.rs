@@ -5,6 +5,7 @@ mod bias;
 pub(crate) mod calibrate;
 mod descent;
 mod dynamic;
+mod dynamic_lstm;
 mod embedding;
 mod equalize;
 pub(crate) mod gptq;
@@ -39,4 +40,6 @@ pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub(crate) use weight::nearest_level;
 pub use weight::{WeightRounding, quantize_channels};
-pub(crate) use weights::{OPTIONS as WEIGHT_OPTIONS, Target, WeightQuantize, targets};
+pub(crate) use weights::{
+    FLOAT8_OPTIONS, Float8Quantize, OPTIONS as WEIGHT_OPTIONS, Target, WeightQuantize, targets,
+};

@@ -1,6 +1,7 @@
 //! Weight-only quantization: weights in a few bits, by blocks of inputs; what is computed stays
 //! float.
 
+mod float8;
 mod form;
 mod grid;
 mod hqq;
@@ -12,6 +13,7 @@ mod tests;
 use attar_graph::{Links, Model, Plan};
 use serde::Deserialize;
 
+pub(crate) use self::float8::{FLOAT8_OPTIONS, Float8Quantize};
 pub(crate) use self::form::Form;
 pub(crate) use self::grid::{Grid, Levels};
 pub(crate) use self::round::Method;

@@ -76,9 +76,12 @@ fn run(model: &Model) -> Vec<f32> {
 
 /// ‖ŷ − y‖ / ‖y‖.
 fn error(model: &Model, settings: &str) -> f64 {
-    let (expected, found) = (run(model), run(&quantized(model, settings)));
+    apart(&run(model), &run(&quantized(model, settings)))
+}
+
+fn apart(expected: &[f32], found: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x).powi(2);
-    let lost: f64 = expected.iter().zip(&found).map(|(a, b)| square(a - b)).sum();
+    let lost: f64 = expected.iter().zip(found).map(|(a, b)| square(a - b)).sum();
     (lost / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
@@ -89,6 +92,23 @@ fn both_forms_hold_the_same_levels() {
         let other = run(&quantized(&product(), &format!("{settings},form=\"nbits\"")));
         // The kernels sum in one order; the file's levels are the same.
         assert_eq!(one, other, "{settings}");
+    }
+}
+
+#[test]
+fn floats_of_eight_bits_have_their_precision() {
+    let gemm = model("y = Gemm(x, w, transB=1)", &[OUTPUTS, INPUTS]);
+    for (format, bound) in [("e4m3", 0.05), ("e5m2", 0.1)] {
+        for original in [&product(), &gemm] {
+            let settings = format!("format = \"{format}\"").parse().unwrap();
+            let pass = pass_entry("quantize.float8").unwrap().build(settings).unwrap();
+            let mut made = original.clone();
+            convert_opset(&mut made, pass.opset_min()).unwrap();
+            let plan = pass.plan(&made, &Context::new(&Builtin)).unwrap();
+            apply(&mut made.graph, &plan).unwrap();
+            let error = apart(&run(original), &run(&made));
+            assert!(error > 1e-4 && error < bound, "{format}: {error}");
+        }
     }
 }
 
