@@ -1,6 +1,7 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
 mod attention;
+mod aware;
 mod bias;
 pub(crate) mod calibrate;
 mod descent;
@@ -26,10 +27,12 @@ mod static_;
 pub(crate) mod statistics;
 mod weight;
 
+pub use aware::{AWARE_OPTIONS, AwarePlan, AwareSettings, plan_aware, plan_integers};
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
 pub(crate) use equalize::Equalize;
 pub(crate) use qoperator::QOperator;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
+pub use static_::fold_normalizations;
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub(crate) use weight::nearest_level;
 pub use weight::{WeightRounding, quantize_channels};
