@@ -13,12 +13,10 @@ use serde::Serialize;
 
 use crate::layers::{layer_changes, time_layers};
 use crate::pipeline::{StepOutcome, run_step};
-use crate::recover::{Recover, RecoverRun};
 use crate::register::register_warning;
 use crate::run_folder::RunFolder;
-use crate::stages::Stage;
+use crate::stage_steps::stage_step;
 use crate::step_measures::{Clock, StepMeasures};
-use crate::vocabulary::Vocabulary;
 use crate::{
     CalibrationSample, Error, EvaluateOptions, Evaluation, LatencyRow, Recipe, RuntimeInvariance,
     Subject, TrainingData, evaluate_models, latency_of, runtime_invariance,
@@ -136,7 +134,7 @@ fn no_step() -> Error {
     }
 }
 
-fn calibration_sample<'a>(
+pub(crate) fn calibration_sample<'a>(
     request: &'a CompressRequest,
     subject: &'a Subject,
 ) -> Result<Option<CalibrationSample<'a>>, Error> {
@@ -145,7 +143,7 @@ fn calibration_sample<'a>(
     CalibrationSample::new(data, subject, count, progress).map(Some)
 }
 
-fn context<'a>(
+pub(crate) fn context<'a>(
     request: &CompressRequest,
     sample: Option<&'a CalibrationSample<'a>>,
     clock: Option<&'a Clock<'a>>,
@@ -193,12 +191,7 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
         let number = index + 1;
         let outcome = match step.stage()? {
             None => pass_step(request, &mut current, number, false),
-            Some(Stage::Recover(recover)) => {
-                recover_step(request, &run, &recover, number, &mut current)
-            }
-            Some(Stage::Vocabulary(vocabulary)) => {
-                vocabulary_step(request, &run, &vocabulary, number, &mut current)
-            }
+            Some(stage) => stage_step(request, &run, &stage, number, &mut current),
         };
         let mut outcome = outcome.inspect_err(|error| {
             // A training that was begun is gone on with.
@@ -225,76 +218,11 @@ pub fn compress(request: &CompressRequest) -> Result<CompressOutcome, Error> {
     Ok(outcome)
 }
 
-fn use_tokenizer(subject: &mut Subject, path: Option<PathBuf>) {
+pub(crate) fn use_tokenizer(subject: &mut Subject, path: Option<PathBuf>) {
     let text = subject.preprocessing.as_mut().and_then(|p| p.text.as_mut());
     if let (Some(text), Some(path)) = (text, path) {
         text.tokenizer = path;
     }
-}
-
-/// Trains what the steps before have left.
-fn recover_step(
-    request: &CompressRequest,
-    run: &RunFolder,
-    recover: &Recover,
-    number: usize,
-    current: &mut Subject,
-) -> Result<StepOutcome, Error> {
-    let start = Instant::now();
-    let step = &request.recipe.steps[number - 1];
-    let mut outcome = StepOutcome::before(&step.pass, &current.model, request.shape);
-    let trained = recover.run(&RecoverRun {
-        original: &request.subject,
-        subject: current,
-        frozen: &step.exclude,
-        data: request.training.as_ref().map(|(path, data)| (*path, data)),
-        threads: request.threads,
-        folder: run.training_folder(number),
-        stop: &request.stop,
-        progress: request.progress,
-    })?;
-    let Some((trained, record)) = trained else { return Err(Error::Stopped) };
-    let is_changed = |(name, tensor): &(&str, &attar_tensor::Tensor)| {
-        trained.graph.constant(name).is_none_or(|now| now.bytes() != tensor.bytes())
-    };
-    outcome.edit_count = current.model.graph.constants().filter(is_changed).count();
-    outcome.remarks.push(format!(
-        "{} steps of {}, learning rate {}: loss {:.3e} → {:.3e}",
-        record.step_count,
-        record.loss.name,
-        record.learning_rate,
-        record.loss_first,
-        record.loss_last
-    ));
-    current.model = trained;
-    outcome.after(&current.model, request.shape, start);
-    outcome.training = Some(record);
-    Ok(outcome)
-}
-
-/// Leaves tokens out.
-fn vocabulary_step(
-    request: &CompressRequest,
-    run: &RunFolder,
-    vocabulary: &Vocabulary,
-    number: usize,
-    current: &mut Subject,
-) -> Result<StepOutcome, Error> {
-    let start = Instant::now();
-    let step = &request.recipe.steps[number - 1];
-    let mut outcome = StepOutcome::before(&step.pass, &current.model, request.shape);
-    let texts = request.training.as_ref().map_or(Vec::new(), |(_, data)| data.train.texts());
-    let (plan, json) = vocabulary.plan(number, current, &texts, request.progress)?;
-    let fail = |source| Error::Step { step: Some(number), pass: outcome.pass.clone(), source };
-    let mut model = current.model.clone();
-    attar_graph::apply(&mut model.graph, &plan).map_err(|source| fail(source.into()))?;
-    current.model = model;
-    use_tokenizer(current, Some(run.write_tokenizer(number, &json)?));
-    outcome.edit_count = plan.edits.len();
-    outcome.remarks.extend(plan.remarks);
-    outcome.warnings.extend(plan.warnings);
-    outcome.after(&current.model, request.shape, start);
-    Ok(outcome)
 }
 
 /// What can be said of the data before anything is done; the report says it again.

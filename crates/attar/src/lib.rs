@@ -2,6 +2,7 @@
 //!
 //! This is the public interface: everything the command line does is a call here.
 
+mod aware;
 mod calibration;
 mod compress;
 mod converting;
@@ -20,10 +21,12 @@ mod register;
 mod run_folder;
 mod runtimes;
 mod sensitivity;
+mod stage_steps;
 mod stages;
 mod step_measures;
 mod subject;
 mod training;
+mod training_step;
 mod vocabulary;
 
 pub use attar_compress::{
@@ -58,7 +61,6 @@ pub use layers::{LayerChange, NodeTime, Work, node_times};
 pub use making::{NewRequest, TokenizerOutcome, TokenizerRequest, new_model, new_tokenizer};
 pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
-pub use recover::TrainingRecord;
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use sensitivity::{
     Question, SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map,
@@ -71,6 +73,7 @@ pub use training::{
     TrainingData, Validation, parse_choice, parse_schedule, set_choice, shared_features, train,
     training_defaults,
 };
+pub use training_step::TrainingRecord;
 
 use std::path::Path;
 

@@ -82,7 +82,9 @@ impl StepOutcome {
     }
 
     /// Applies a plan, and adds it to what the step did.
-    fn carry_out(
+    /// # Errors
+    /// A plan that leaves a broken graph.
+    pub(crate) fn carry_out(
         &mut self,
         plan: &Plan,
         model: &mut Model,

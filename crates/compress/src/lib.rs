@@ -27,7 +27,8 @@ pub use pass::{
 };
 pub use prune::{KeptTokens, plan_vocabulary};
 pub use quantize::{
-    ProductRecord, QuantizationRecord, RangeRecord, WeightRounding, quantize_channels,
+    AWARE_OPTIONS, AwarePlan, AwareSettings, ProductRecord, QuantizationRecord, RangeRecord,
+    WeightRounding, fold_normalizations, plan_aware, plan_integers, quantize_channels,
 };
 pub use sensitivity::{
     BitsOptions, Estimate, GroupSensitivity, Level, LevelSensitivity, Measured, Sensitivity,

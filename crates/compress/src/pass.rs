@@ -1,6 +1,7 @@
 //! What a pass is, and the table of all of them.
 
 use attar_graph::{GraphError, Model, Plan, Value};
+use attar_ops::OpError;
 use attar_ops::opset::OpsetError;
 use attar_runtime::{Runtime, RuntimeError};
 use attar_tensor::Tensor;
@@ -282,6 +283,18 @@ pub enum PassError {
     #[error("`exclude` pattern `{pattern}` matches no node and no tensor")]
     UnmatchedExclude { pattern: String },
 
+    #[error("`bits` pattern `{pattern}` matches no product that is quantized")]
+    UnmatchedBits { pattern: String },
+
+    #[error("`{tensor}`, a scale or zero point of `{node}`, is computed from what the model reads")]
+    NoScale { node: String, tensor: String },
+
+    #[error("`{node}` has levels from {low} to {high}, which no type of opset {opset} holds")]
+    NoType { node: String, low: i64, high: i64, opset: i64 },
+
+    #[error("`{node}`: {source}")]
+    Levels { node: String, source: OpError },
+
     #[error("channels cannot be cut at `{node}`: {message}")]
     Cut { node: String, message: String },
 
@@ -336,6 +349,11 @@ impl PassError {
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
             Self::Convert { .. } => "choose a format that older operator sets have".into(),
             Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
+            Self::UnmatchedBits { .. } => "see the names: `attar inspect MODEL`".into(),
+            Self::NoScale { node, .. } | Self::Levels { node, .. } => {
+                format!("keep it in float: `exclude = [\"{node}\"]`")
+            }
+            Self::NoType { .. } => "convert the model: `attar convert --opset 25`".into(),
             Self::Cut { node, .. } => format!("leave it out: `exclude = [\"{node}\"]`"),
             Self::NoBlock { .. } => "blocks are named by the node that ends them".into(),
             Self::Output { .. } => "see what the model returns: `attar inspect MODEL`".into(),

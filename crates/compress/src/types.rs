@@ -9,7 +9,7 @@ pub struct Fraction(f64);
 
 impl Fraction {
     pub(crate) const NOTHING: Self = Self(0.0);
-    pub(crate) const HALF: Self = Self(0.5);
+    pub const HALF: Self = Self(0.5);
 
     /// The fraction whose part of `total` is `count`, rounding and all.
     pub(crate) fn of_count(count: usize, total: usize) -> Self {

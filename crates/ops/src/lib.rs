@@ -57,6 +57,7 @@ mod dynamic_quantize_linear;
 mod einsum;
 mod expand;
 mod eye_like;
+mod fake_quantize;
 mod flatten;
 mod fused_matmul;
 mod gather;
@@ -118,6 +119,7 @@ use attar_tensor::{DType, Tensor};
 pub use body::{Body, bodies};
 pub use datum::Datum;
 pub use fact::Fact;
+pub use fake_quantize::fake_quantize_levels;
 pub use fold::fold_constants;
 pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
@@ -212,6 +214,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &einsum::Einsum,
     &expand::Expand,
     &eye_like::EyeLike,
+    &fake_quantize::FakeQuantize,
     &flatten::Flatten,
     &fused_matmul::FusedMatMul,
     &gather::Gather,

@@ -6,13 +6,14 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
+use crate::fake_quantize::grid_flows;
 use crate::gradient::gradient;
+use crate::kernels::fake_quantize::round_to_levels;
 use crate::kernels::{for_rows, quantize};
-use crate::quantization::{Parameters, integer_zero};
+use crate::quantization::Parameters;
 use crate::quantize_linear::{integer_range, target};
 use crate::{
-    ATTAR_DOMAIN, Backward, Fact, Flow, Gradient, Kernel, OpError, Operator, Reads, Run, Training,
-    required,
+    ATTAR_DOMAIN, Fact, Gradient, Kernel, OpError, Operator, Reads, Run, Training, required,
 };
 
 /// Inputs and attributes are those of `QuantizeLinear`.
@@ -58,56 +59,28 @@ impl Operator for QuantizeDequantize {
         let grid = Grid::new(node)?;
         Ok(Box::new(move |run: &mut Run| {
             let x = run.typed::<f32>(0)?;
-            let [low, high] = grid.ends(run.optional(2))?;
+            let ends = grid.ends(run.optional(2))?;
             let parameters = grid.parameters(run)?;
             let mut y = run.pool.tensor(DType::F32, x.shape());
             let (values, x) = (y.slice_mut::<f32>(), x.slice::<f32>());
             parameters.each_run(values, x, |y, x, scale, zero| {
-                quantize::round_to_grid(y, x, scale, [low - zero as f32, high - zero as f32]);
+                round_to_levels(y, x, scale, ends.map(|end| end - zero));
             });
             Ok(vec![y])
         }))
     }
 
-    /// Straight through: dx = dy where x / scale is within the grid. For the scale, that of
-    /// learned step size quantization (Esser et al., 2020, arXiv:1902.08153): dscale = g·Σ dy·r,
-    /// r = round(x / scale) − x / scale within the grid and its end outside, g = 1/√(n·Q) for the n
-    /// elements that share the scale and Q the greatest level. None flows to the zero point.
+    /// As [`grid_flows`] says; none flows to the zero point, an integer.
     fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {
         let grid = Grid::new(node)?;
         gradient(Reads::NOTHING.input(0).input(1).input(2), move |run| {
-            let mut dx = run.take_gradient();
             let settings = Run { inputs: run.inputs.clone(), pool: run.pool };
             let ends = grid.ends(settings.optional(2))?;
             let parameters = grid.parameters(&settings)?;
             let x = settings.typed::<f32>(0)?.slice::<f32>();
-            let dscale =
-                run.wants(1).then(|| scale_gradient(run, &parameters, dx.slice(), x, ends));
-            parameters.each_run(dx.slice_mut::<f32>(), x, |dx, x, scale, zero| {
-                let ends = ends.map(|end| end - zero as f32);
-                quantize::straight_through(dx, x, scale, ends);
-            });
-            Ok(vec![Some(dx.into()), dscale])
+            Ok(grid_flows(run, &parameters, x, ends))
         })
     }
-}
-
-fn scale_gradient(
-    run: &Backward,
-    parameters: &Parameters<i32>,
-    dy: &[f32],
-    x: &[f32],
-    ends: [f32; 2],
-) -> Flow {
-    let sums = parameters.sum_runs(dy, x, |dy, x, scale, zero| {
-        quantize::step_slopes(dy, x, scale, ends.map(|end| end - zero as f32))
-    });
-    let sharing = x.len() as f64 / sums.len().max(1) as f64;
-    let factor = 1.0 / (sharing * f64::from(ends[1])).sqrt();
-    let mut flow = run.tensor(run.shape(1));
-    let to = flow.slice_mut::<f32>().iter_mut();
-    to.zip(sums).for_each(|(to, sum)| *to = (sum * factor) as f32);
-    flow.into()
 }
 
 /// The levels that values are rounded to.
@@ -131,8 +104,8 @@ impl Grid {
         Ok([low as f32, high as f32])
     }
 
-    fn parameters(&self, run: &Run) -> Result<Parameters<i32>, OpError> {
-        Parameters::new(run, self.axis, self.block_size, integer_zero)
+    fn parameters(&self, run: &Run) -> Result<Parameters<f32>, OpError> {
+        Parameters::new(run, self.axis, self.block_size, Tensor::to_f32)
     }
 }
 
@@ -141,7 +114,7 @@ mod tests {
     use attar_graph::testing::graph_from_text;
 
     use super::*;
-    use crate::Pool;
+    use crate::{Backward, Pool};
 
     /// dx and dscale of a fake quantization to i8.
     fn gradients(text: &str, x: &Tensor, scale: &Tensor, dy: &Tensor) -> [Vec<f32>; 2] {

@@ -23,7 +23,9 @@ pub use gradual::{PRUNE_IMPORTANCES, PruneImportance, PruneOptions, PruneScope};
 pub use loss::{LOSSES, Loss, LossEntry, LossRun, Measured, build_loss, with_features};
 pub use monitor::{Control, EpochReport, Monitor, Silent, StepReport, Validate, ValidationReport};
 pub use optimizer::{OPTIMIZERS, Optimizer, OptimizerEntry, Update, build_optimizer};
-pub use options::{BatchOptions, LengthOptions, MachineOptions, TrainerOptions, WeightOptions};
+pub use options::{
+    BatchOptions, LengthOptions, MachineOptions, ScaleOptions, TrainerOptions, WeightOptions,
+};
 pub use rng::Rng;
 pub use schedule::{Decay, Schedule, Span};
 pub use settings::{Choice, SettingEntry};

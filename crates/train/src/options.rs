@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Choice, PruneOptions, Schedule};
+use crate::{Choice, PruneOptions, Schedule, Span};
 
 /// How to train. The same options, model and data give the same weights, bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,12 +43,24 @@ pub struct WeightOptions {
     pub decay_vectors: bool,
     /// How much the moving average of the weights keeps in a step; `None` keeps no average.
     pub average: Option<f64>,
+    /// What learns beside the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scales: Option<ScaleOptions>,
+}
+
+/// Initializers that say how operators work, and learn as weights do: scales of a quantization.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleOptions {
+    pub names: Vec<String>,
+    /// How long they learn; afterwards weights learn with the scales that there are.
+    pub until: Span,
 }
 
 impl Default for WeightOptions {
     fn default() -> Self {
         let (train, freeze) = (Vec::new(), Vec::new());
-        Self { train, freeze, hold_zeros: true, decay_vectors: false, average: None }
+        Self { train, freeze, hold_zeros: true, decay_vectors: false, average: None, scales: None }
     }
 }
 

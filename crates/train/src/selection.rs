@@ -46,6 +46,7 @@ const SETTING_PLACES: &[(&str, &[usize])] = &[
     ("DequantizeLinear", &[1, 2]),
     ("Dropout", &[1, 2]),
     ("Expand", &[1]),
+    ("FakeQuantize", &[1, 2]),
     ("GRU", &[4, 5]),
     ("Gather", &[1]),
     ("GridSample", &[1]),
@@ -70,6 +71,7 @@ const SETTING_PLACES: &[(&str, &[usize])] = &[
 const VIEWS: &[&str] = &[
     "Cast",
     "Concat",
+    "FakeQuantize",
     "Flatten",
     "Identity",
     "Reshape",
@@ -86,7 +88,7 @@ fn is_in(table: &[(&str, &[usize])], op_type: &str, input: usize) -> bool {
 
 /// The initializers to train, in file order. By default those of f32, f16 or bf16 that lead to `outputs` with
 /// more than one element or in a weight's place, and of `Constant` nodes those in a weight's place;
-/// by patterns, any of these types.
+/// by patterns, any of these types; and scales that are to learn.
 ///
 /// # Errors
 /// [`TrainError::Unmatched`] for a pattern that fits none, [`TrainError::NothingToTrain`], and
@@ -104,11 +106,18 @@ pub(crate) fn trained_initializers(
     let names: Vec<&str> = floats.iter().map(|(name, _)| *name).collect();
     let [train, freeze] =
         [&options.train, &options.freeze].map(|patterns| NamePatterns::new(patterns.clone()));
-    let mut unmatched = train.unmatched(&names).into_iter().chain(freeze.unmatched(&names));
+    let scales = options.scales.as_ref().map_or(&[][..], |scales| &scales.names);
+    let absent = scales.iter().map(String::as_str).filter(|name| !names.contains(name));
+    let patterns = train.unmatched(&names).into_iter().chain(freeze.unmatched(&names));
+    let mut unmatched = patterns.chain(absent);
     if let Some(pattern) = unmatched.next() {
         return Err(TrainError::Unmatched { pattern: pattern.into() });
     }
+    let scales: HashSet<&str> = scales.iter().map(String::as_str).collect();
     let is_trained = |name: &str, count: usize| {
+        if scales.contains(name) {
+            return true;
+        }
         if !train.is_empty() {
             return train.matches(name);
         }
@@ -178,6 +187,7 @@ impl<'a> Places<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ScaleOptions, Span};
     use attar_graph::testing::graph_from_text;
     use attar_tensor::Tensor;
 
@@ -220,6 +230,25 @@ mod tests {
         let train = vec!["half".into(), "bias".into()];
         let options = WeightOptions { train, ..WeightOptions::default() };
         assert_eq!(trained(&model, &options).unwrap(), ["bias", "half"]);
+    }
+
+    #[test]
+    fn a_quantized_weight_is_trained_and_its_scale_only_where_it_is_asked_to_learn() {
+        let mut model = model(
+            "x: f32[n, 2]\nw = [1 2; 3 4]\ns = [0.5 0.25]\nr = [0.1]\nt = Exp(s)\n\
+             q = FakeQuantize(x, r)\nf = FakeQuantize(w, t)\ny = MatMul(q, f)",
+        );
+        for node in model.graph.nodes.iter_mut().filter(|node| node.is("FakeQuantize")) {
+            node.domain = "attar".into();
+        }
+        assert_eq!(trained(&model, &WeightOptions::default()).unwrap(), ["w"]);
+        let learning = |name: &str| {
+            let scales = ScaleOptions { names: vec![name.into()], until: Span::Fraction(0.5) };
+            WeightOptions { scales: Some(scales), ..WeightOptions::default() }
+        };
+        assert_eq!(trained(&model, &learning("s")).unwrap(), ["w", "s"]);
+        let error = trained(&model, &learning("u")).unwrap_err();
+        assert_eq!(error, TrainError::Unmatched { pattern: "u".into() });
     }
 
     #[test]

@@ -402,6 +402,7 @@ const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("attar.FusedConv", "as above"),
     ("attar.FusedMatMul", "as FusedAttention"),
     ("attar.SkipLayerNormalization", "as FusedAttention"),
+    ("attar.FakeQuantize", "is not the derivative: tests in `fake_quantize/tests.rs`"),
     ("attar.QuantizeDequantize", "is not the derivative: tests in `quantize_dequantize.rs`"),
 ];
 

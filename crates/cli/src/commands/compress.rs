@@ -49,7 +49,7 @@ pub(crate) struct Compress {
     /// Data to find ranges with; its labels are not used
     #[arg(long, value_name = "PATH")]
     calibration: Option<PathBuf>,
-    /// Data that `recover` learns from and whose tokens `prune.vocabulary` keeps [default: the calibration data, all of it]
+    /// Data that steps which train learn from, and whose tokens `prune.vocabulary` keeps [default: the calibration data, all of it]
     #[arg(long, value_name = "PATH")]
     training: Option<PathBuf>,
     /// Examples to take of the calibration data, spread over it

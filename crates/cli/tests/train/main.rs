@@ -1,6 +1,7 @@
 //! `attar train` from the command line: every kind of data, wrong input, and runs that are cut off.
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
+mod aware;
 mod fixtures;
 mod pruned;
 mod recover;

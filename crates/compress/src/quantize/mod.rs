@@ -1,6 +1,7 @@
 //! Quantization: q = clamp(round(x / scale) + `zero_point`).
 
 mod attention;
+mod aware;
 mod bias;
 pub(crate) mod calibrate;
 mod descent;
@@ -30,6 +31,7 @@ pub(crate) mod statistics;
 mod weight;
 mod weights;
 
+pub use aware::{AWARE_OPTIONS, AwarePlan, AwareSettings, plan_aware, plan_integers};
 pub(crate) use dynamic::{DynamicQuantize, OPTIONS as DYNAMIC_OPTIONS};
 pub(crate) use embedding::{EmbeddingQuantize, Lookup, OPTIONS as EMBEDDING_OPTIONS, lookups};
 pub(crate) use equalize::Equalize;
@@ -37,6 +39,7 @@ pub(crate) use integer::IntegerOnly;
 pub(crate) use mixed::{MixedQuantize, OPTIONS as MIXED_OPTIONS};
 pub(crate) use qoperator::QOperator;
 pub use record::{ProductRecord, QuantizationRecord, RangeRecord};
+pub use static_::fold_normalizations;
 pub(crate) use static_::{OPTIONS as STATIC_OPTIONS, StaticQuantize};
 pub(crate) use weight::nearest_level;
 pub use weight::{WeightRounding, quantize_channels};

@@ -9,23 +9,26 @@ use super::safe_weight::Bounding;
 use super::weight::{WeightRounding, quantize_channels};
 use crate::PassError;
 
-/// Scale and zero point of an activation in u8.
+/// The grid of an activation: levels from 0 to `level_max`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ActivationRange {
     pub(crate) scale: f32,
-    pub(crate) zero_point: u8,
+    pub(crate) zero_point: u16,
+    pub(crate) level_max: u16,
 }
 
 impl ActivationRange {
-    /// The u8 grid over `low..=high`, widened to hold 0, so that padding and Relu stay exact.
-    pub(crate) fn new(low: f32, high: f32) -> Self {
+    /// The grid over `low..=high`, widened to hold 0, so that padding and Relu stay exact.
+    pub(crate) fn new(low: f32, high: f32, level_max: u16) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
+        let top = f32::from(level_max);
         // Divided first: the difference of the largest floats is not finite.
-        let scale = high / 255.0 - low / 255.0;
+        let scale = high / top - low / top;
         if scale < f32::MIN_POSITIVE {
-            return Self { scale: 1.0, zero_point: 0 };
+            return Self { scale: 1.0, zero_point: 0, level_max };
         }
-        Self { scale, zero_point: (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8 }
+        let zero_point = (-low / scale).round_ties_even().clamp(0.0, top) as u16;
+        Self { scale, zero_point, level_max }
     }
 
     /// The least value that has a level.
@@ -35,15 +38,14 @@ impl ActivationRange {
 
     /// The greatest value that has a level.
     pub(crate) fn high(self) -> f32 {
-        (255.0 - f32::from(self.zero_point)) * self.scale
+        (f32::from(self.level_max) - f32::from(self.zero_point)) * self.scale
     }
 
     /// `x` through `QuantizeLinear` and back.
     #[cfg(test)]
     pub(crate) fn rounded(self, x: f32) -> f32 {
-        let zero = f32::from(self.zero_point);
-        ((x / self.scale).round_ties_even() + zero).clamp(0.0, 255.0) * self.scale
-            - zero * self.scale
+        let (zero, top) = (f32::from(self.zero_point), f32::from(self.level_max));
+        ((x / self.scale).round_ties_even() + zero).clamp(0.0, top) * self.scale - zero * self.scale
     }
 }
 
@@ -187,10 +189,11 @@ mod tests {
 
     #[test]
     fn a_range_holds_zero_and_a_constant_tensor_has_a_scale() {
-        let range = ActivationRange::new(1.0, 2.0);
-        assert_eq!(range, ActivationRange { scale: 2.0 / 255.0, zero_point: 0 });
-        let negative = ActivationRange::new(-1.0, -0.5);
-        assert_eq!(negative.zero_point, 255);
-        assert_eq!(ActivationRange::new(0.0, 0.0), ActivationRange { scale: 1.0, zero_point: 0 });
+        let range = |low, high| ActivationRange::new(low, high, 255);
+        let of = |scale, zero_point| ActivationRange { scale, zero_point, level_max: 255 };
+        assert_eq!(range(1.0, 2.0), of(2.0 / 255.0, 0));
+        assert_eq!(range(-1.0, -0.5).zero_point, 255);
+        assert_eq!(range(0.0, 0.0), of(1.0, 0));
+        assert_eq!(ActivationRange::new(-1.0, 2.0, 15).zero_point, 5);
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Placement {
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
     /// Values that hold nothing but values of another, whose range they share, in graph order.
     pub(crate) shared: Vec<(String, String)>,
+    /// The greatest level of values that have not 256.
+    pub(crate) levels: BTreeMap<String, u16>,
     /// Convolutions that normalization follows, which keeps their results in float.
     pub(crate) unfolded_count: usize,
 }
@@ -113,6 +115,11 @@ impl Placement {
             node.is("Add") && (adds(a, b) || adds(b, a))
         };
         is_product(value) || links.producer(value).is_some_and(|(_, node)| is_biased(node))
+    }
+
+    /// The greatest level of a value.
+    pub(crate) fn level_max(&self, value: &str) -> u16 {
+        self.levels.get(value).copied().unwrap_or(255)
     }
 
     /// Leaves these products in float. A value that no product or carrier reads any more is left

@@ -64,7 +64,7 @@ impl QuantizationRecord {
             seen: [site.statistics.lowest(), site.statistics.highest()],
             is_smoothed: site.divisors.is_some(),
             scale: site.chosen.range.scale,
-            zero_point: site.chosen.range.zero_point,
+            zero_point: site.chosen.range.zero_point as u8,
             relative_error: site.chosen.relative_error,
         };
         let product = |(index, rounded): &(usize, Rounded)| {

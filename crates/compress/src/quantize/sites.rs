@@ -61,8 +61,9 @@ impl Fold for Record {
     }
 }
 
-/// Calibrates every value of a placement. A second pass over the data looks at the values whose
-/// channels are divided: their range is that of the quotients.
+/// Calibrates every value of a placement; those that must have one range take that of their source.
+/// A second pass over the data looks at the values whose channels are divided: their range is that
+/// of the quotients.
 ///
 /// # Errors
 /// As [`observe`].
@@ -105,7 +106,8 @@ pub(crate) fn sites(
     let mut sites = BTreeMap::new();
     for (value, record) in records {
         let choose = |statistics: &Statistics| {
-            Seen::new(statistics).map(|seen| seen.choose(wanted.observer.0))
+            let seen = Seen::new(statistics, placement.level_max(&value));
+            seen.map(|seen| seen.choose(wanted.observer.0))
         };
         let Some(plain) = choose(&record.statistics) else { continue };
         let (gram_rows, gram) = match record.gram {
@@ -123,6 +125,12 @@ pub(crate) fn sites(
             }
         }
         sites.insert(value, site);
+    }
+    for (value, source) in &placement.shared {
+        let range = sites.get(source).map(|site| site.chosen.range);
+        if let (Some(site), Some(range)) = (sites.get_mut(value), range) {
+            site.chosen.range = range;
+        }
     }
     Ok(Calibrated { sites, batch_count })
 }

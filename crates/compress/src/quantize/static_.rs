@@ -147,16 +147,8 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
 ];
 
 impl Pass for StaticQuantize {
-    /// Runtimes keep a convolution in integers only if what follows it is no normalization.
     fn prepare(&self, model: &Model) -> Plan {
-        let folded = batch_normalization::plan(model);
-        let mut plan = Plan { edits: folded.edits, ..Plan::default() };
-        let is_fold = |edit: &&Edit| matches!(edit, Edit::ReplaceNode { .. });
-        let count = plan.edits.iter().filter(is_fold).count();
-        if count > 0 {
-            plan.remark(format!("{count} BatchNormalizations are folded into convolutions first"));
-        }
-        plan
+        fold_normalizations(model)
     }
 
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
@@ -179,7 +171,6 @@ impl Pass for StaticQuantize {
         let mut batch_count = 0;
         if !placement.products.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
-            share_ranges(&mut calibrated.sites, &placement);
             batch_count = calibrated.batch_count;
             let rounded =
                 self.rounded(&links, model, &placement, &calibrated.sites, context.threads)?;
@@ -325,14 +316,16 @@ impl StaticQuantize {
     }
 }
 
-/// Values that must have one range take that of their source.
-fn share_ranges(sites: &mut BTreeMap<String, Site>, placement: &Placement) {
-    for (value, source) in &placement.shared {
-        let range = sites.get(source).map(|site| site.chosen.range);
-        if let (Some(site), Some(range)) = (sites.get_mut(value), range) {
-            site.chosen.range = range;
-        }
+/// Runtimes keep a convolution in integers only if what follows it is no normalization.
+pub fn fold_normalizations(model: &Model) -> Plan {
+    let folded = batch_normalization::plan(model);
+    let mut plan = Plan { edits: folded.edits, ..Plan::default() };
+    let is_fold = |edit: &&Edit| matches!(edit, Edit::ReplaceNode { .. });
+    let count = plan.edits.iter().filter(is_fold).count();
+    if count > 0 {
+        plan.remark(format!("{count} BatchNormalizations are folded into convolutions first"));
     }
+    plan
 }
 
 /// `QuantizeLinear` and `DequantizeLinear` on a value, its channels divided before where the site
@@ -343,7 +336,7 @@ fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usiz
     let (quantized, dequantized) = (named("quantized"), named("dequantized"));
     let range = site.chosen.range;
     builder.set(&scale, Tensor::scalar(range.scale));
-    builder.set(&zero, Tensor::scalar(range.zero_point));
+    builder.set(&zero, Tensor::scalar(range.zero_point as u8));
     let mut source = value.to_string();
     if let Some(divisors) = &site.divisors {
         let factors: Vec<f32> = divisors.iter().map(|s| 1.0 / s).collect();

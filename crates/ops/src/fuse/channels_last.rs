@@ -95,6 +95,11 @@ impl Layout<'_> {
         if node.domain == MICROSOFT_DOMAIN && node.inputs.iter().any(is_last) {
             return self.quantized(node);
         }
+        let is_fake = is_own(node, "FakeQuantize") || is_own(node, "QuantizeDequantize");
+        if is_fake && is_last(&node.inputs[0]) {
+            let is_single = node.inputs[1..].iter().all(|input| self.rank(input) == Some(0));
+            return is_single.then(|| self.with_inputs(node, &node.inputs[..1]));
+        }
         let is_norm = node.is("BatchNormalization") || is_own(node, "FusedBatchNormalization");
         if is_norm && is_last(&node.inputs[0]) {
             let mut node = self.with_inputs(node, &node.inputs[..1]);

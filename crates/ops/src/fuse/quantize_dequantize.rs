@@ -7,6 +7,7 @@ use attar_tensor::DType;
 
 use super::producer;
 use crate::ATTAR_DOMAIN;
+use crate::quantize_linear::integer_range;
 
 /// As [`plan`], for training: of every type and granularity, since nothing flows through integers.
 /// The scale may be a trained one.
@@ -52,12 +53,13 @@ pub fn plan(model: &Model) -> Plan {
         let Some((_, quantize)) = producer(&links, &node.inputs[0], "QuantizeLinear") else {
             continue;
         };
-        let is_scalar = |input: usize, dtype: DType| {
+        let is_scalar = |input: usize, fits: fn(DType) -> bool| {
             let constant = quantize.input(input).and_then(|name| links.constant(name));
-            constant.is_some_and(|tensor| tensor.element_count() == 1 && tensor.dtype() == dtype)
+            constant.is_some_and(|tensor| tensor.element_count() == 1 && fits(tensor.dtype()))
         };
-        let is_pair = is_scalar(1, DType::F32)
-            && is_scalar(2, DType::U8)
+        let is_pair = is_scalar(1, |dtype| dtype == DType::F32)
+            && is_scalar(2, |dtype| integer_range(dtype).is_some())
+            && quantize.attribute("precision").is_none()
             && node.inputs[1..] == quantize.inputs[1..]
             && links.only_use(&quantize.outputs[0]).is_some();
         if is_pair {

@@ -8,6 +8,7 @@ pub(crate) mod attention8;
 pub(crate) mod batch_normalization;
 pub(crate) mod channels_last;
 pub(crate) mod elementwise;
+pub(crate) mod fake_quantize;
 pub(crate) mod gemm;
 pub(crate) mod gradient;
 pub(crate) mod int8;

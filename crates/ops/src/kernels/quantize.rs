@@ -57,49 +57,6 @@ vectorized! {
         }
     }
 
-    /// Each value becomes the nearest multiple of the scale from `low` to `high` times it.
-    #[allow(clippy::manual_clamp)] // as above
-    pub(crate) fn round_to_grid<FMA>(out: &mut [f32], x: &[f32], scale: f32, ends: [f32; 2]) {
-        let [low, high] = ends;
-        for (out, &x) in out.iter_mut().zip(x) {
-            let scaled = (x / scale).max(low).min(high);
-            *out = ((scaled + ROUND) - ROUND) * scale;
-        }
-    }
-
-    /// dy = dy where x / scale lies between the ends, 0 elsewhere.
-    pub(crate) fn straight_through<FMA>(dy: &mut [f32], x: &[f32], scale: f32, ends: [f32; 2]) {
-        let [low, high] = ends;
-        for (dy, &x) in dy.iter_mut().zip(x) {
-            let level = x / scale;
-            *dy = if level >= low && level <= high { *dy } else { 0.0 };
-        }
-    }
-
-    /// Σ dy·(round(x / scale) − x / scale) between the ends, and Σ dy·end outside.
-    #[allow(clippy::manual_clamp)] // as above
-    pub(crate) fn step_slopes<FMA>(dy: &[f32], x: &[f32], scale: f32, ends: [f32; 2]) -> f64 {
-        const LANES: usize = 16;
-        let [low, high] = ends;
-        let slope = |x: f32| {
-            let exact = x / scale;
-            let level = exact.max(low).min(high);
-            let rounded = (level + ROUND) - ROUND;
-            if exact == level { rounded - level } else { level }
-        };
-        let mut sums = [0.0_f64; LANES];
-        let ((dy, dy_rest), (x, x_rest)) = (dy.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-        for (dy, x) in dy.iter().zip(x) {
-            for lane in 0..LANES {
-                sums[lane] += f64::from(dy[lane] * slope(x[lane]));
-            }
-        }
-        for ((sum, dy), &x) in sums.iter_mut().zip(dy_rest).zip(x_rest) {
-            *sum += f64::from(dy * slope(x));
-        }
-        sums.iter().sum()
-    }
-
     /// out = (sums − zero·`column_sums` − `row_sum`·`column_zeros`)·scale·scales + start: what u8·i8
     /// sums stand for, both sides with a zero point; [zero, `row_sum`] of the row.
     pub(crate) fn rescale_dynamic_row<FMA>(

@@ -8,6 +8,7 @@ mod pruning;
 #[cfg(test)]
 mod pruning_tests;
 mod run;
+mod scales;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::{
 };
 use progress::Progress;
 use pruning::Pruning;
+use scales::Scales;
 
 pub use checkpoint::Checkpoints;
 pub use run::Outcome;
@@ -51,6 +53,7 @@ pub struct Trainer {
     /// By trained initializer.
     held: Vec<Option<HeldZeros>>,
     pruning: Option<Pruning>,
+    scales: Option<Scales>,
     progress: Progress,
     pool: Pool,
     threads: Arc<rayon::ThreadPool>,
@@ -90,6 +93,8 @@ impl Trainer {
         let pruning =
             pruning.map(|prune| Pruning::new(prune, model, tape.trained(), weights, &mut held));
         let pruning = pruning.transpose()?;
+        let scales = options.weights.scales.as_ref();
+        let scales = scales.map(|scales| Scales::new(scales, tape.trained()));
         let mut model = model.clone();
         // They stand in `variables` from here on; held here too, the first step would copy them.
         for name in tape.variables() {
@@ -108,6 +113,7 @@ impl Trainer {
             moments: weights.iter().map(zeros).collect(),
             held,
             pruning,
+            scales,
             average: options.weights.average.map(|_| variables.clone()),
             best: None,
             progress: Progress::default(),

@@ -148,6 +148,7 @@ impl Session<'_, '_> {
         let learning_rate = trainer.options.schedule.rate(trainer.progress.step, self.step_count);
         let count = batches.len();
         trainer.note_pruning(self.step_count);
+        trainer.note_scales(self.step_count);
         let outcome = trainer.step(batches, learning_rate)?;
         self.is_changed = true;
         let (progress, length) = (&mut trainer.progress, &trainer.options.length);

@@ -123,6 +123,7 @@ impl Trainer {
         let merge = |sum: Option<Flow>| Some(merged(sum?, &self.pool));
         let mut gradients: Vec<Option<Flow>> = sums.into_iter().map(merge).collect();
         self.prune(&mut gradients);
+        self.hold_scales(&mut gradients);
         for (gradient, held) in gradients.iter_mut().zip(&self.held) {
             if let (Some(gradient), Some(held)) = (gradient, held) {
                 held.hold(gradient);

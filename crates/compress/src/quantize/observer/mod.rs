@@ -57,6 +57,8 @@ pub(crate) struct Seen {
     high: f32,
     moving: (f32, f32),
     bins: Vec<Bin>,
+    /// Of the grid that a range is chosen for.
+    level_max: u16,
 }
 
 /// A chosen range, and how it was chosen.
@@ -69,11 +71,12 @@ pub(crate) struct Chosen {
 }
 
 impl Seen {
-    /// `None` where nothing was seen.
-    pub(crate) fn new(statistics: &Statistics) -> Option<Self> {
+    /// What was seen, for levels from 0 to `level_max`; `None` where nothing was.
+    pub(crate) fn new(statistics: &Statistics, level_max: u16) -> Option<Self> {
         let (low, high) = (statistics.lowest(), statistics.highest());
         let moving = statistics.moving?;
-        Some(Self { low, high, moving, bins: statistics.histogram.occupied() })
+        let bins = statistics.histogram.occupied();
+        Some(Self { low, high, moving, bins, level_max })
     }
 
     /// The observer's range, or of all observers' ranges that of the least error where `observer`
@@ -81,7 +84,7 @@ impl Seen {
     pub(crate) fn choose(&self, observer: Option<&'static ObserverEntry>) -> Chosen {
         let judged = |entry: &ObserverEntry| {
             let (low, high) = (entry.choose)(self);
-            let range = ActivationRange::new(low, high);
+            let range = self.range(low, high);
             Chosen { range, observer: entry.name, relative_error: self.relative_error(range) }
         };
         match observer {
@@ -92,6 +95,10 @@ impl Seen {
                 .min_by(|a, b| a.relative_error.total_cmp(&b.relative_error))
                 .expect("the table is not empty"),
         }
+    }
+
+    fn range(&self, low: f32, high: f32) -> ActivationRange {
+        ActivationRange::new(low, high, self.level_max)
     }
 
     fn relative_error(&self, range: ActivationRange) -> f64 {
@@ -130,7 +137,7 @@ mod tests {
     fn seen(values: &[f32]) -> Seen {
         let mut statistics = Statistics::new(ChannelAxis::Last, Vec::new());
         assert!(statistics.fold(&Tensor::new(&[values.len(), 1], values)));
-        Seen::new(&statistics).unwrap()
+        Seen::new(&statistics, 255).unwrap()
     }
 
     /// Values spread like a bell, by sums of a fixed sequence.
@@ -174,7 +181,7 @@ mod tests {
         let mut statistics = Statistics::new(ChannelAxis::Last, vec![1.0, 0.0]);
         let rows: Vec<f32> = bell(4096).iter().flat_map(|&x| [x, 1e30]).collect();
         assert!(statistics.fold(&Tensor::new(&[4096, 2], &rows)));
-        let chosen = Seen::new(&statistics).unwrap().choose(None);
+        let chosen = Seen::new(&statistics, 255).unwrap().choose(None);
         assert!(chosen.relative_error < 0.01 && chosen.range.high() < 10.0, "{chosen:?}");
     }
 }

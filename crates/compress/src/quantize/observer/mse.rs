@@ -11,14 +11,14 @@ const SHRINK: f32 = 0.95;
 pub(super) fn range(seen: &Seen) -> (f32, f32) {
     let whole = (seen.low.min(0.0), seen.high.max(0.0));
     let mut best = whole;
-    let mut least = error(&seen.bins, ActivationRange::new(best.0, best.1)).sum();
+    let mut least = error(&seen.bins, seen.range(best.0, best.1)).sum();
     loop {
         let before = best;
         for is_high in [true, false] {
             let mut end = if is_high { whole.1 } else { whole.0 };
             while end.abs() > f32::MIN_POSITIVE {
                 let tried = if is_high { (best.0, end) } else { (end, best.1) };
-                let found = error(&seen.bins, ActivationRange::new(tried.0, tried.1));
+                let found = error(&seen.bins, seen.range(tried.0, tried.1));
                 if found.sum() < least {
                     (least, best) = (found.sum(), tried);
                 }
