@@ -41,8 +41,8 @@ fn made(architecture: &str, options: &[(&str, &str)]) -> Model {
 }
 
 /// The model after a pass, prepared and repeated as a recipe would, and what the pass says.
-fn after(model: &Model, pass: &str, side: usize) -> (Model, Vec<String>) {
-    let pass = pass_entry(pass).unwrap().build(toml::Table::new()).unwrap();
+fn after(model: &Model, pass: &str, settings: &str, side: usize) -> (Model, Vec<String>) {
+    let pass = pass_entry(pass).unwrap().build(settings.parse().unwrap()).unwrap();
     let images = Images(side);
     let context = Context { calibration: Some(&images), ..Context::new(&Builtin) };
     let mut model = model.clone();
@@ -245,8 +245,8 @@ fn runtimes_give_the_integers_of_plain_loops() {
     ];
     for (architecture, options, side, count) in cases {
         let original = made(architecture, options);
-        let (quantized, _) = after(&original, "quantize.static", side);
-        let (model, said) = after(&quantized, "quantize.integer", side);
+        let (quantized, _) = after(&original, "quantize.static", "smooth = \"off\"", side);
+        let (model, said) = after(&quantized, "quantize.integer", "", side);
         assert!(said.iter().any(|line| line.starts_with("no float is left")), "{said:?}");
         let facts = attar_ops::infer_graph(&model);
         for node in &model.graph.nodes {

@@ -97,7 +97,11 @@ fn remark_floats(plan: &mut Plan, model: &Model) {
         return;
     }
     floats.truncate(NAMED);
-    plan.warn(format!("floats are left, for there is no integer form: {}", floats.join(", ")));
+    plan.warn(format!(
+        "floats are left, for there is no integer form: {}; smoothed activations are multiplied in \
+         floats, which `smooth = \"off\"` of `quantize.static` avoids",
+        floats.join(", ")
+    ));
 }
 
 /// Names of levels, scale and zero point.
