@@ -116,17 +116,16 @@ pub(crate) fn grid_flows(
     let mut dx = run.take_gradient();
     let sharing = x.len() as f64 / parameters.scales.len().max(1) as f64;
     let factor = 1.0 / (sharing * f64::from(ends[1]).max(1.0)).sqrt();
-    let of = |end: f32, zero: f32| end - zero;
     let sums = |input: usize, term: fn(&[f32], &[f32], f32, [f32; 2]) -> f64| {
         let sums = parameters.sum_runs(dx.slice::<f32>(), x, |dy, x, scale, zero| {
-            term(dy, x, scale, ends.map(|end| of(end, zero)))
+            term(dy, x, scale, ends.map(|end| end - zero))
         });
         flow_of(run, input, &sums, factor)
     };
     let dscale = run.wants(1).then(|| sums(1, step_slopes));
     let dzero = run.wants(2).then(|| sums(2, clipped_sum));
     parameters.each_run(dx.slice_mut::<f32>(), x, |dx, x, scale, zero| {
-        straight_through(dx, x, scale, ends.map(|end| of(end, zero)));
+        straight_through(dx, x, scale, ends.map(|end| end - zero));
     });
     vec![Some(dx.into()), dscale, dzero]
 }

@@ -106,18 +106,15 @@ impl Export<'_> {
         let stored = |integers: &Tensor| integers.converted(storage).expect("the type holds them");
         let zero_point = stored(&Tensor::new(zero.shape(), &zeros));
         let x = node.inputs[0].as_str();
-        match self.links.constant(x) {
-            Some(constant) => {
-                let fail = |source| PassError::Levels { node: node.label().into(), source };
-                let integers = fake_quantize_levels(node, constant, &scale, Some(&zero));
-                self.set(&levels, stored(&integers.map_err(fail)?));
-            }
-            None => {
-                let source = self.clipped(x, &named("clipped"), grid, storage, (&scale, &zero));
-                let inputs = [source.as_str(), &scale_name, &zero_name];
-                let quantize = Node::new("QuantizeLinear", &levels, &inputs, &[&levels]);
-                self.plan.push(Edit::AddNode { node: with_axis(quantize, node, &scale)? });
-            }
+        if let Some(constant) = self.links.constant(x) {
+            let fail = |source| PassError::Levels { node: node.label().into(), source };
+            let integers = fake_quantize_levels(node, constant, &scale, Some(&zero));
+            self.set(&levels, stored(&integers.map_err(fail)?));
+        } else {
+            let source = self.clipped(x, &named("clipped"), grid, storage, (&scale, &zero));
+            let inputs = [source.as_str(), &scale_name, &zero_name];
+            let quantize = Node::new("QuantizeLinear", &levels, &inputs, &[&levels]);
+            self.plan.push(Edit::AddNode { node: with_axis(quantize, node, &scale)? });
         }
         self.set(&scale_name, scale.clone());
         self.set(&zero_name, zero_point);

@@ -89,12 +89,12 @@ fn integers(fake: &Model, text: &str) -> Model {
 /// All grids of a model, as text: what is rounded, and to which levels.
 fn grids(model: &Model) -> Vec<String> {
     let is_fake = |node: &&Node| node.op_type == "FakeQuantize";
-    let grid = |node: &Node| match node.text("mode") {
-        Ok(Some(mode)) => format!("{} {mode}", node.inputs[0]),
-        _ => {
-            let end = |name: &str| node.int_or(name, 0).unwrap();
-            format!("{} {}..{}", node.inputs[0], end("level_min"), end("level_max"))
+    let grid = |node: &Node| {
+        if let Ok(Some(mode)) = node.text("mode") {
+            return format!("{} {mode}", node.inputs[0]);
         }
+        let end = |name: &str| node.int_or(name, 0).unwrap();
+        format!("{} {}..{}", node.inputs[0], end("level_min"), end("level_max"))
     };
     let mut grids: Vec<String> = model.graph.nodes.iter().filter(is_fake).map(grid).collect();
     grids.sort();
