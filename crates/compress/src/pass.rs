@@ -347,15 +347,10 @@ impl PassError {
             }
             Self::EmptyCalibration => "give at least one example".into(),
             Self::Opset { needed, .. } => format!("export the model for opset {needed} or later"),
-<<<<<<< HEAD
             Self::Convert { .. } => "choose a format that older operator sets have".into(),
-            Self::UnmatchedExclude { .. } => "see the names: `attar inspect MODEL`".into(),
-            Self::UnmatchedBits { .. } => "see the names: `attar inspect MODEL`".into(),
-=======
             Self::UnmatchedExclude { .. } | Self::UnmatchedBits { .. } => {
                 "see the names: `attar inspect MODEL`".into()
             }
->>>>>>> qat
             Self::NoScale { node, .. } | Self::Levels { node, .. } => {
                 format!("keep it in float: `exclude = [\"{node}\"]`")
             }
