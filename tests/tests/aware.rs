@@ -43,7 +43,8 @@ fn fresh(architecture: &str, options: &[(&str, &str)]) -> Model {
 /// The model as it is trained.
 fn fake(model: &Model, settings: &AwareSettings) -> Model {
     let mut model = model.clone();
-    apply(&mut model.graph, &fold_normalizations(&model)).unwrap();
+    let folded = fold_normalizations(&model);
+    apply(&mut model.graph, &folded).unwrap();
     if model.opset() < settings.opset() {
         convert_opset(&mut model, settings.opset()).unwrap();
     }

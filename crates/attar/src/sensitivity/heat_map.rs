@@ -27,7 +27,7 @@ pub fn heat_map(found: &Sensitivity, title: &str) -> String {
     let measured: Vec<Level> = shown.iter().filter(has_output).copied().collect();
     let second = LABEL + shown.len() * CELL + GAP;
     let width =
-        if !measured.is_empty() { second + measured.len() * CELL } else { second - GAP } + 16;
+        if measured.is_empty() { second - GAP } else { second + measured.len() * CELL } + 16;
     let height = TOP + rows.len() * ROW + 56;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \

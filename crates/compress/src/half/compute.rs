@@ -209,9 +209,11 @@ impl<'a> Half<'a> {
             }
             let does_not_fit = |name: &&str| match self.links.constant(name) {
                 Some(constant) => {
-                    constant.values::<f32>().iter().any(|x| !(x.abs() <= self.format.largest()))
+                    let is_within = |x: &f32| x.abs() <= self.format.largest();
+                    !constant.values::<f32>().iter().all(is_within)
                 }
-                None => largest.get(*name).is_some_and(|seen| !(seen.0 <= end)),
+                // What was NaN is kept as infinity.
+                None => largest.get(*name).is_some_and(|seen| seen.0 > end),
             };
             let beyond: Vec<&str> = floats().filter(does_not_fit).collect();
             if beyond.is_empty() {
@@ -266,21 +268,16 @@ impl<'a> Half<'a> {
                 let tensor = self.format.rounded(constant).expect("what does not fit stays f32");
                 plan.push(Edit::SetInitializer { name: half_name(name), tensor });
             } else if !made.contains(name) {
-                self.add_cast(plan, name, &half_name(name), self.format.code());
+                add_cast(plan, name, &half_name(name), self.format.code());
             }
         }
         for name in &made {
             let is_wanted = self.graph.is_output(name)
                 || self.links.uses(name).iter().any(|each| !self.nodes.contains(&each.node));
             if is_wanted {
-                self.add_cast(plan, &half_name(name), name, 1);
+                add_cast(plan, &half_name(name), name, 1);
             }
         }
-    }
-
-    fn add_cast(&self, plan: &mut Plan, from: &str, to: &str, code: i64) {
-        let node = Node::new("Cast", &format!("{to}_cast"), &[from], &[to]);
-        plan.push(Edit::AddNode { node: node.with_attribute("to", code) });
     }
 
     fn renamed(&self, node: &Node) -> Node {
@@ -295,6 +292,11 @@ impl<'a> Half<'a> {
         }
         half
     }
+}
+
+fn add_cast(plan: &mut Plan, from: &str, to: &str, code: i64) {
+    let node = Node::new("Cast", &format!("{to}_cast"), &[from], &[to]);
+    plan.push(Edit::AddNode { node: node.with_attribute("to", code) });
 }
 
 fn half_name(name: &str) -> String {

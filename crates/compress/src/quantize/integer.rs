@@ -336,7 +336,7 @@ impl<'a> Form<'a> {
         let multipliers = Multipliers::new(terms.iter().map(|(_, factors)| *factors))?;
         let constant: i64 =
             multipliers.values.iter().zip(added).map(|(m, added)| m[0] * added).sum();
-        self.levels(node, y, terms, &multipliers, &[constant], &[])
+        Some(self.levels(node, y, terms, &multipliers, &[constant], &[]))
     }
 
     /// Sums of a product, and its bias.
@@ -351,7 +351,7 @@ impl<'a> Form<'a> {
         let multipliers = Multipliers::new(terms.iter().map(|(_, factors)| *factors))?;
         let constants: Vec<i64> =
             multipliers.values[0].iter().zip(bias).map(|(m, bias)| m * bias).collect();
-        self.levels(node, y, terms, &multipliers, &constants, shape)
+        Some(self.levels(node, y, terms, &multipliers, &constants, shape))
     }
 
     /// Σ terms·multipliers + constants, shifted and clamped; the last node of it.
@@ -363,7 +363,7 @@ impl<'a> Form<'a> {
         multipliers: &Multipliers,
         constants: &[i64],
         shape: &[usize],
-    ) -> Option<Node> {
+    ) -> Node {
         let named = |part: &str| format!("{}_{part}", y.levels);
         let shift = multipliers.shift;
         // Half a level, and the zero point, in shifted units.
@@ -403,7 +403,7 @@ impl<'a> Form<'a> {
             self.plan.push(Edit::AddNode { node: step });
         }
         let cast = Node::new("Cast", node.label(), &[&clamped], &[y.levels]);
-        Some(cast.with_attribute("to", UINT8))
+        cast.with_attribute("to", UINT8)
     }
 
     fn constant(&mut self, name: &str, shape: &[usize], values: &[i64]) {

@@ -63,12 +63,11 @@ pub(super) fn write_divisions(
                 Edit::ReplaceNode { index: at, node } if *at == index => Some(node),
                 _ => None,
             });
-            match replaced {
-                Some(node) => node.inputs[0].clone_from(&scaled),
-                None => {
-                    let value = scaled.clone();
-                    builder.plan.push(Edit::SetInput { index, input: 0, value });
-                }
+            if let Some(node) = replaced {
+                node.inputs[0].clone_from(&scaled);
+            } else {
+                let value = scaled.clone();
+                builder.plan.push(Edit::SetInput { index, input: 0, value });
             }
         }
     }

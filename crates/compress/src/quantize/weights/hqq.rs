@@ -29,10 +29,7 @@ pub(super) fn grid(w: &[f32], outputs: usize, block: usize, levels: Levels) -> G
             let scale = scale * part;
             scaled.clear();
             scaled.extend(values.iter().map(|w| w / scale));
-            let moved = match levels.has_zero_points {
-                true => moved(&scaled, zero, grid.ends),
-                false => zero,
-            };
+            let moved = if levels.has_zero_points { moved(&scaled, zero, grid.ends) } else { zero };
             for zero in [zero, moved] {
                 let norm = norm(&scaled, zero, grid.ends) * scale.sqrt();
                 if norm < best.0 {

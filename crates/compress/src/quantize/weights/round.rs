@@ -241,11 +241,10 @@ impl Method {
         }
         let grid = match (rounding, moments) {
             (Rounding::Nearest, _) => Grid::of_ranges(&w, outputs, block, levels),
-            (Rounding::Hqq, _) => hqq::grid(&w, outputs, block, levels),
-            (_, Some(moments)) => {
+            (Rounding::Auto | Rounding::Gptq, Some(moments)) => {
                 Grid::of_least_error(&w, outputs, block, levels, &moments.diagonal())
             }
-            (_, None) => hqq::grid(&w, outputs, block, levels),
+            _ => hqq::grid(&w, outputs, block, levels),
         };
         let by_moments = moments.filter(|_| rounding == Rounding::Gptq).and_then(|moments| {
             let mean = moments.diagonal().iter().map(|&x| f64::from(x)).sum::<f64>();
@@ -255,7 +254,7 @@ impl Method {
         });
         let name = match (&by_moments, rounding, moments) {
             (Some(_), ..) => "gptq",
-            (None, Rounding::Nearest, _) | (None, _, Some(_)) => "nearest",
+            (None, Rounding::Nearest, _) | (None, Rounding::Gptq, Some(_)) => "nearest",
             (None, ..) => "hqq",
         };
         let found = by_moments.unwrap_or_else(|| grid.nearest(&w));
