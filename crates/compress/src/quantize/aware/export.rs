@@ -131,17 +131,18 @@ impl Export<'_> {
         let opset = self.model.opset();
         let is_constant = self.links.constant(&node.inputs[0]).is_some();
         let found = grid.storage(opset, self.bits_min)?;
-        let is_whole = range(found) == (grid.low, grid.high) && !self.is_chosen_from(node);
+        let is_whole = range(found) == (grid.low, grid.high) && !self.needs_bytes(node);
         if is_constant || is_whole { Some(found) } else { grid.storage(opset, 8) }
     }
 
-    /// Whether an operator that chooses among values gives or reads the value: ONNX Runtime runs
-    /// these on the integers themselves, and they have no form over fewer than 8 bits.
-    fn is_chosen_from(&self, node: &Node) -> bool {
+    /// Whether ONNX Runtime takes no fewer than 8 bits here: it runs what chooses among values on the
+    /// integers themselves, and reads the zero point of a quantization after a Clip as a byte.
+    fn needs_bytes(&self, node: &Node) -> bool {
         let chooses = |node: &Node| node.is("MaxPool") || node.is("Resize");
         let mut readers = self.links.uses(&node.outputs[0]).iter();
+        let made_by = self.links.producer(&node.inputs[0]);
         readers.any(|reader| chooses(&self.model.graph.nodes[reader.node]))
-            || self.links.producer(&node.inputs[0]).is_some_and(|(_, node)| chooses(node))
+            || made_by.is_some_and(|(_, node)| chooses(node) || node.is("Clip"))
     }
 
     /// The value, cut off at the ends of a grid that its type goes beyond.

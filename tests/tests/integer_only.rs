@@ -1,0 +1,278 @@
+//! `quantize.integer`: no float between the first quantization and the last dequantization, and the
+//! levels that plain integer loops compute, on both runtimes, bit for bit.
+#![allow(clippy::unwrap_used)] // a test may fail where it stands
+
+use std::collections::BTreeMap;
+
+use attar::{NewRequest, load, new_model};
+use attar_compress::{Calibration, Context, PassError, pass_entry};
+use attar_graph::{Links, Model, Node, Value, apply};
+use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
+use attar_tensor::{DType, Tensor};
+use attar_tests::{numbers, ort_library};
+
+/// So many images of one channel.
+fn images(count: usize, side: usize, seed: u64) -> Tensor {
+    Tensor::new(&[count, 1, side, side], &numbers(count * side * side, seed))
+}
+
+struct Images(usize);
+
+impl Calibration for Images {
+    fn for_each_batch(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        visit(&[(inputs[0].name.as_str(), &images(32, self.0, 1))])
+    }
+}
+
+fn made(architecture: &str, options: &[(&str, &str)]) -> Model {
+    let name = format!("attar-integer-{architecture}-{}.onnx", std::process::id());
+    let output = std::env::temp_dir().join(name);
+    let options: Vec<(String, String)> =
+        options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+    let request = NewRequest { architecture, options: &options, tokenizer: None, output: &output };
+    new_model(&request).unwrap();
+    let model = load(&output).unwrap();
+    std::fs::remove_file(&output).unwrap();
+    model
+}
+
+/// The model after a pass, prepared and repeated as a recipe would, and what the pass says.
+fn after(model: &Model, pass: &str, settings: &str, side: usize) -> (Model, Vec<String>) {
+    let pass = pass_entry(pass).unwrap().build(settings.parse().unwrap()).unwrap();
+    let images = Images(side);
+    let context = Context { calibration: Some(&images), ..Context::new(&Builtin) };
+    let mut model = model.clone();
+    let mut said = Vec::new();
+    let prepared = pass.prepare(&model);
+    apply(&mut model.graph, &prepared).unwrap();
+    loop {
+        let plan = pass.plan(&model, &context).unwrap();
+        apply(&mut model.graph, &plan).unwrap();
+        model.import_domains();
+        said.extend(plan.remarks.iter().chain(&plan.warnings).cloned());
+        if plan.is_empty() || !pass.repeats() {
+            return (model, said);
+        }
+    }
+}
+
+/// Integers in the shape of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+struct Integers {
+    shape: Vec<usize>,
+    values: Vec<i64>,
+}
+
+/// What one node computes, by loops over integers.
+fn computed(node: &Node, inputs: &[Integers], shape: &[usize]) -> Integers {
+    let of = |values: Vec<i64>| Integers { shape: shape.to_vec(), values };
+    let x = &inputs[0];
+    match node.op_type.as_str() {
+        "ConvInteger" => convolved(node, inputs, shape),
+        "MatMulInteger" => {
+            let (w, zero) = (&inputs[1], inputs[2].values[0]);
+            let (depth, columns) = (w.shape[0], w.shape[1]);
+            let sum = |i: usize| {
+                let (row, column) = (i / columns, i % columns);
+                (0..depth)
+                    .map(|k| (x.values[row * depth + k] - zero) * w.values[k * columns + column])
+                    .sum()
+            };
+            of((0..shape.iter().product()).map(sum).collect())
+        }
+        "Add" | "Mul" | "Div" => {
+            let y = &inputs[1];
+            let operation = |(a, b): (i64, i64)| match node.op_type.as_str() {
+                "Add" => a + b,
+                "Mul" => a * b,
+                _ => a / b,
+            };
+            let at =
+                |tensor: &Integers, i: usize| tensor.values[broadcast(shape, &tensor.shape, i)];
+            of((0..shape.iter().product()).map(|i| operation((at(x, i), at(y, i)))).collect())
+        }
+        "Clip" => {
+            let (low, high) = (inputs[1].values[0], inputs[2].values[0]);
+            of(x.values.iter().map(|v| *v.max(&low).min(&high)).collect())
+        }
+        "Cast" | "Flatten" | "Reshape" | "Squeeze" => of(x.values.clone()),
+        "ReduceSum" => {
+            let places: usize = x.shape[2..].iter().product();
+            of(x.values.chunks_exact(places).map(|values| values.iter().sum()).collect())
+        }
+        "MaxPool" => pooled(node, x, shape),
+        other => panic!("`{}` is a {other}", node.label()),
+    }
+}
+
+/// Where element `index` of `shape` is in a tensor that is broadcast to it.
+fn broadcast(shape: &[usize], own: &[usize], index: usize) -> usize {
+    let (mut rest, mut place, mut stride) = (index, 0, 1);
+    for axis in (0..shape.len()).rev() {
+        let at = rest % shape[axis];
+        rest /= shape[axis];
+        let own_axis = (axis + own.len()).checked_sub(shape.len());
+        let size = own_axis.map_or(1, |axis| own[axis]);
+        place += if size == 1 { 0 } else { at * stride };
+        stride *= size;
+    }
+    place
+}
+
+/// Stride, padding before, and whether a place is within the image.
+fn window(node: &Node) -> (usize, [usize; 2]) {
+    let stride = node.ints("strides").unwrap().map_or(1, |strides| strides[0] as usize);
+    let pads =
+        node.ints("pads").unwrap().map_or([0, 0], |pads| [pads[0] as usize, pads[1] as usize]);
+    (stride, pads)
+}
+
+fn convolved(node: &Node, inputs: &[Integers], shape: &[usize]) -> Integers {
+    let (x, w, zero) = (&inputs[0], &inputs[1], inputs[2].values[0]);
+    let (stride, pads) = window(node);
+    let groups = node.int_or("group", 1).unwrap() as usize;
+    let [outputs, depth, rows, columns] = w.shape[..] else { panic!("{:?}", w.shape) };
+    let [_, channels, height, width] = x.shape[..] else { panic!("{:?}", x.shape) };
+    let mut values = Vec::new();
+    for image in 0..shape[0] {
+        for output in 0..outputs {
+            let first = output / (outputs / groups) * depth;
+            for place in 0..shape[2] * shape[3] {
+                let (top, left) = (place / shape[3] * stride, place % shape[3] * stride);
+                let mut sum = 0;
+                for k in 0..depth * rows * columns {
+                    let (channel, row, column) =
+                        (k / (rows * columns), k / columns % rows, k % columns);
+                    let at =
+                        (top + row).checked_sub(pads[0]).zip((left + column).checked_sub(pads[1]));
+                    let Some((i, j)) = at.filter(|&(i, j)| i < height && j < width) else {
+                        continue;
+                    };
+                    let source = ((image * channels + first + channel) * height + i) * width + j;
+                    let weight = w.values[output * depth * rows * columns + k];
+                    sum += (x.values[source] - zero) * weight;
+                }
+                values.push(sum);
+            }
+        }
+    }
+    Integers { shape: shape.to_vec(), values }
+}
+
+fn pooled(node: &Node, x: &Integers, shape: &[usize]) -> Integers {
+    let (stride, pads) = window(node);
+    let kernel = node.ints("kernel_shape").unwrap().unwrap()[0] as usize;
+    let (height, width) = (x.shape[2], x.shape[3]);
+    let value = |index: usize| {
+        let plane = index / (shape[2] * shape[3]);
+        let (row, column) = (index / shape[3] % shape[2], index % shape[3]);
+        let within = (0..kernel * kernel).filter_map(|k| {
+            let i = (row * stride + k / kernel).checked_sub(pads[0]).filter(|&i| i < height)?;
+            let j = (column * stride + k % kernel).checked_sub(pads[1]).filter(|&j| j < width)?;
+            Some(x.values[(plane * height + i) * width + j])
+        });
+        within.max().unwrap()
+    };
+    Integers { shape: shape.to_vec(), values: (0..shape.iter().product()).map(value).collect() }
+}
+
+fn integers(tensor: &Tensor) -> Integers {
+    Integers { shape: tensor.shape().to_vec(), values: tensor.to_i64().unwrap() }
+}
+
+/// Everything that the model computes, as `builtin` shows it.
+fn observed(model: &Model, x: &Tensor) -> BTreeMap<String, Tensor> {
+    let outputs = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().cloned());
+    let options = RunOptions { observed: outputs.collect(), ..RunOptions::default() };
+    let mut session = Builtin.load(model, &options).unwrap();
+    let input = session.inputs()[0].name.clone();
+    let mut values = BTreeMap::new();
+    let mut keep = |name: &str, tensor: &Tensor| {
+        values.insert(name.to_string(), tensor.clone());
+    };
+    session.observe(&[(input.as_str(), x)], &mut keep).unwrap();
+    values
+}
+
+/// The sums before the last dequantization, by plain loops from the first quantization on.
+fn by_loops(model: &Model, x: &Tensor) -> Integers {
+    let links = Links::new(&model.graph);
+    let shown = observed(model, &x.clone());
+    let mut known: BTreeMap<&str, Integers> = BTreeMap::new();
+    let mut last = None;
+    for node in &model.graph.nodes {
+        let output = node.outputs[0].as_str();
+        match node.op_type.as_str() {
+            // The first thing that is done: both sides begin with its levels.
+            "QuantizeLinear" => {
+                known.insert(output, integers(&shown[output]));
+            }
+            "DequantizeLinear" => last = known.get(node.inputs[0].as_str()).cloned(),
+            "Constant" => {}
+            _ => {
+                let input = |name: &String| {
+                    let constant = links.constant(name);
+                    known.get(name.as_str()).cloned().or(constant.map(integers)).unwrap()
+                };
+                let inputs: Vec<Integers> =
+                    node.inputs.iter().filter(|name| !name.is_empty()).map(input).collect();
+                let found = computed(node, &inputs, shown[output].shape());
+                known.insert(output, found);
+            }
+        }
+    }
+    last.expect("the last node dequantizes")
+}
+
+fn run(runtime: &dyn Runtime, model: &Model, x: &Tensor) -> Vec<u32> {
+    let mut session = runtime.load(model, &RunOptions::default()).unwrap();
+    let input = session.inputs()[0].name.clone();
+    let outputs = session.run(&[(input.as_str(), x)]).unwrap();
+    outputs[0].values::<f32>().iter().map(|y| y.to_bits()).collect()
+}
+
+#[test]
+fn runtimes_give_the_integers_of_plain_loops() {
+    let ort = Ort::find(Some(&ort_library())).unwrap();
+    let cases: [(&str, &[(&str, &str)], usize, usize); 3] = [
+        ("lenet", &[("size", "12")], 12, 10_000),
+        ("resnet", &[("depth", "8"), ("size", "16"), ("channels", "1"), ("width", "0.25")], 16, 60),
+        ("mobilenet_v2", &[("size", "32"), ("channels", "1"), ("width", "0.25")], 32, 20),
+    ];
+    for (architecture, options, side, count) in cases {
+        let original = made(architecture, options);
+        let (quantized, _) = after(&original, "quantize.static", "smooth = \"off\"", side);
+        let (model, said) = after(&quantized, "quantize.integer", "", side);
+        assert!(said.iter().any(|line| line.starts_with("no float is left")), "{said:?}");
+        let facts = attar_ops::infer_graph(&model);
+        for node in &model.graph.nodes {
+            let is_end = node.is("DequantizeLinear") && model.graph.is_output(&node.outputs[0]);
+            let makes = facts.get(&node.outputs[0]).map(|fact| fact.dtype);
+            assert!(is_end || makes.is_none_or(|dtype| !dtype.is_float()), "{}", node.label());
+        }
+        for first in (0..count).step_by(500) {
+            let x = images((count - first).min(500), side, 7 + first as u64);
+            let sums = by_loops(&model, &x);
+            let end = model.graph.nodes.iter().find(|node| node.is("DequantizeLinear")).unwrap();
+            assert_eq!(sums, integers(&observed(&model, &x)[&end.inputs[0]]), "{architecture}");
+            let scales = model.graph.constant(&end.inputs[1]).unwrap().to_f32().unwrap();
+            let real = |(i, sum): (usize, &i64)| (*sum as f32 * scales[i % scales.len()]).to_bits();
+            let expected: Vec<u32> = sums.values.iter().enumerate().map(real).collect();
+            assert_eq!(run(&Builtin, &model, &x), expected, "{architecture}, builtin");
+            assert_eq!(run(&ort, &model, &x), expected, "{architecture}, ONNX Runtime");
+        }
+        // The same as with floats in between, but for levels that fall to either side.
+        let x = images(20, side, 5);
+        let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+        let [a, b] = [&model, &quantized].map(|model| real(run(&Builtin, model, &x)));
+        let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
+        let power: f32 = b.iter().map(|b| b * b).sum();
+        assert!((lost / power).sqrt() < 0.02, "{architecture}: {}", (lost / power).sqrt());
+        assert!(model.graph.inputs == original.graph.inputs);
+        assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
+    }
+}
