@@ -1,9 +1,10 @@
 //! Calibration feeds out of a data set: a sample spread over it, one batch in memory at a time.
 
 use attar_compress::{Calibration, PassError};
-use attar_evaluate::data::{TensorLabels, spread};
-use attar_evaluate::{Dataset, EvaluateError, Progress, TextEncoder, image_feeds};
+use attar_evaluate::data::{TensorLabels, Tensors, spread};
+use attar_evaluate::{Dataset, EvaluateError, Progress, States, TextEncoder, image_feeds};
 use attar_graph::Value;
+use attar_runtime::{Builtin, RunOptions};
 use attar_tensor::Tensor;
 
 use crate::{Error, Subject};
@@ -61,6 +62,9 @@ impl<'a> CalibrationSample<'a> {
             return Ok(());
         }
         if let Dataset::Tensors(tensors) = self.data {
+            if !self.subject.states().is_empty() {
+                return self.each_of_sequences(tensors, inputs, visit);
+            }
             for index in spread(tensors.count, self.count) {
                 let feeds = tensors.feeds(&[index], inputs);
                 visit(&feeds.map_err(|error| data_error(&error.into()))?)?;
@@ -81,6 +85,37 @@ impl<'a> CalibrationSample<'a> {
             }
         }
         self.progress.advance("calibrating", picked.len(), picked.len());
+        Ok(())
+    }
+
+    /// Examples from the first on, one after the other, with the states that the original model is
+    /// in: no sequence is shown in parts.
+    fn each_of_sequences(
+        &self,
+        tensors: &Tensors,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(String, Tensor)]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        let fail = |error: EvaluateError| data_error(&error.into());
+        let session = self.subject.session(&Builtin, &RunOptions::default());
+        let mut session = session.map_err(|error| data_error(&error))?;
+        let mut states = States::new(self.subject.states(), &*session).map_err(fail)?;
+        let others: Vec<Value> =
+            inputs.iter().filter(|input| !states.holds(&input.name)).cloned().collect();
+        let count = tensors.count.min(self.count);
+        for index in 0..count {
+            self.progress.advance("calibrating", index, count);
+            if !tensors.continues(index) {
+                states.reset();
+            }
+            let mut feeds = tensors.feeds(&[index], &others).map_err(fail)?;
+            feeds.extend(states.feeds());
+            visit(&feeds)?;
+            let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (&**name, t)).collect();
+            let outputs = session.run(&feeds).map_err(|error| fail(error.into()))?;
+            states.advance(&outputs);
+        }
+        self.progress.advance("calibrating", count, count);
         Ok(())
     }
 }

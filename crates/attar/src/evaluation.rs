@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use attar_evaluate::{
-    Agreement, Dataset, Interval, Invariance, Latency, Progress, Shape, agreement,
-    batch_invariance, data, measure, synthetic_feeds,
+    Agreement, Dataset, Deviation, Interval, Invariance, Latency, Progress, Shape, agreement,
+    batch_invariance, data, deviation, measure, synthetic_feeds,
 };
 use attar_runtime::{RunOptions, Runtime, Session};
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct ModelQuality {
     /// Agreement of its vectors or scores with the first model's; none where it gives one number,
     /// which has no direction.
     pub agreement: Option<Agreement>,
+    /// How far what it gives for arrays is from what the first model gives, in their order.
+    pub deviation: Option<Deviation>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,6 +77,12 @@ pub fn evaluate_models(
             metrics: metric_results(outcome, reference),
             agreement: with_direction
                 .map(|first| agreement(&first.rows, &outcome.rows))
+                .transpose()?,
+            deviation: reference
+                .filter(|first| {
+                    matches!(data, Dataset::Tensors(_)) && first.rows.dimension == size
+                })
+                .map(|first| deviation(&first.rows, &outcome.rows))
                 .transpose()?,
         })
     });

@@ -3,8 +3,8 @@
 use attar_evaluate::data::TensorLabels;
 use attar_evaluate::metrics::{CLASS_METRICS, RETRIEVAL_METRICS, RankingMetric, rank};
 use attar_evaluate::{
-    Dataset, Embeddings, Encoded, EvaluateError, Progress, TextEncoder, gives_one_score,
-    run_encoded, run_tensors, score_images,
+    Dataset, Embeddings, Encoded, EvaluateError, Progress, States, TextEncoder, gives_one_score,
+    run_encoded, run_sequences, run_tensors, score_images,
 };
 use attar_runtime::Session;
 
@@ -67,6 +67,10 @@ impl<'a> Examination<'a> {
                 let sources: Vec<_> = images.images.iter().collect();
                 let input = self.subject.image_input()?;
                 score_images(session, input, output, &sources, batch_size, progress)?
+            }
+            (Dataset::Tensors(data), _) if !self.subject.states().is_empty() => {
+                let states = States::new(self.subject.states(), session)?;
+                run_sequences(session, output, data, states, progress)?
             }
             (Dataset::Tensors(data), _) => {
                 run_tensors(session, output, data, batch_size, progress)?

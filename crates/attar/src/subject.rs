@@ -1,5 +1,6 @@
 //! A model to evaluate, with what lies beside it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use attar_evaluate::{ImageInput, Preprocessing, TextEncoder, model_size_bytes};
@@ -65,6 +66,12 @@ impl Subject {
     /// The output that `attar.toml` names.
     pub(crate) fn output(&self) -> Option<&str> {
         self.preprocessing.as_ref()?.output.as_deref()
+    }
+
+    /// Its inputs that are outputs of the call before, by `attar.toml`.
+    pub(crate) fn states(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.preprocessing.as_ref().map_or(&NONE, |preprocessing| &preprocessing.states)
     }
 
     /// The names of its classes, where `attar.toml` has them.

@@ -7,7 +7,7 @@ use attar_tensor::Tensor;
 use crate::{Context, PassError};
 
 /// Examples that models are run on.
-const EXAMPLES_MAX: usize = 64;
+pub(crate) const EXAMPLES_MAX: usize = 64;
 
 /// The original's float outputs, example by example.
 pub(crate) struct Reference<'a> {

@@ -5,7 +5,7 @@ use attar_runtime::Session;
 use attar_tensor::{DType, Tensor};
 
 use crate::data::{ImageSource, Tensors};
-use crate::{Encoded, EvaluateError, ImageInput, Progress, TextEncoder, image_feeds};
+use crate::{Encoded, EvaluateError, ImageInput, Progress, States, TextEncoder, image_feeds};
 
 /// Vectors, one row each.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +69,17 @@ pub(crate) fn run_rows(
 ) -> Result<Tensor, EvaluateError> {
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (name.as_str(), t)).collect();
     let rows = session.run(&feeds)?.swap_remove(output);
+    rows_of(session, output, &rows, count)
+}
+
+/// An output as a row for each example; a number for each is a row of one.
+fn rows_of(
+    session: &dyn Session,
+    output: usize,
+    rows: &Tensor,
+    count: usize,
+) -> Result<Tensor, EvaluateError> {
+    let rows = if rows.rank() == 1 { rows.reshaped(&[rows.shape()[0], 1]) } else { rows.clone() };
     let name = session.outputs()[output].name.clone();
     if rows.dtype() == DType::F32 && rows.rank() == 2 && rows.shape()[0] == count {
         let width = rows.shape()[1].max(1);
@@ -199,6 +210,40 @@ pub fn score_images(
         scores.values.extend_from_slice(&rows.values::<f32>());
     }
     progress.advance("scoring images", images.len(), images.len());
+    Ok(scores)
+}
+
+/// The model's rows for every example of arrays, one after the other where it has states: from their
+/// zeros for each sequence, then from what the call before gave.
+///
+/// # Errors
+/// As [`run_tensors`].
+pub fn run_sequences(
+    session: &mut dyn Session,
+    output: Option<&str>,
+    data: &Tensors,
+    mut states: States,
+    progress: &dyn Progress,
+) -> Result<Scores, EvaluateError> {
+    let output = row_output(session, output, "a row per example")?;
+    let mut inputs = session.inputs().to_vec();
+    inputs.retain(|input| !states.holds(&input.name));
+    let mut scores = Scores { dimension: 0, values: Vec::new() };
+    for index in 0..data.count {
+        progress.advance("running sequences", index, data.count);
+        if !data.continues(index) {
+            states.reset();
+        }
+        let mut feeds = data.feeds(&[index], &inputs)?;
+        feeds.extend(states.feeds());
+        let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, t)| (&**name, t)).collect();
+        let outputs = session.run(&feeds)?;
+        states.advance(&outputs);
+        let row = rows_of(session, output, &outputs[output], 1)?;
+        scores.dimension = row.shape()[1];
+        scores.values.extend_from_slice(&row.values::<f32>());
+    }
+    progress.advance("running sequences", data.count, data.count);
     Ok(scores)
 }
 

@@ -49,6 +49,9 @@ pub enum EvaluateError {
     #[error("tokenizer {}: {message}", path.display())]
     Tokenizer { path: PathBuf, message: String },
 
+    #[error("attar.toml names `{name}` as a state, and the model has no such {what}")]
+    State { name: String, what: &'static str },
+
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
@@ -80,6 +83,11 @@ impl EvaluateError {
             }
             Self::NoPreprocessing { .. } => {
                 "`attar import` writes one; else write it as the README shows".into()
+            }
+            Self::State { .. } => {
+                "see its inputs and outputs: `attar inspect MODEL`; states are `INPUT = \"OUTPUT\"` \
+                 under [states]"
+                    .into()
             }
             Self::Input { .. } => "see the model's inputs: `attar inspect MODEL`".into(),
             Self::NotFinite { .. } => {

@@ -88,6 +88,33 @@ pub fn agreement(a: &Embeddings, b: &Embeddings) -> Result<Agreement, EvaluateEr
     Ok(result)
 }
 
+/// How far numbers differ, over examples in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Deviation {
+    pub mean: f64,
+    pub max: f64,
+    /// The mean of each quarter of the examples: what grows there is drift.
+    pub quarters: [f64; 4],
+}
+
+/// Compares rows of the same examples.
+///
+/// # Errors
+/// Rows of different size.
+pub fn deviation(a: &Embeddings, b: &Embeddings) -> Result<Deviation, EvaluateError> {
+    agreement(a, b)?;
+    let count = a.values.len();
+    let differences: Vec<f64> = (a.values.iter().zip(&b.values))
+        .map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs())
+        .collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
+    Ok(Deviation {
+        mean: mean(&differences),
+        max: difference_max(&a.values, &b.values),
+        quarters: [0, 1, 2, 3].map(|q| mean(&differences[q * count / 4..(q + 1) * count / 4])),
+    })
+}
+
 /// The cosine; 1 for two zero vectors, 0 where only one is zero or something is not finite.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);

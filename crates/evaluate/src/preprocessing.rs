@@ -1,6 +1,7 @@
 //! `attar.toml`: how texts and images become a model's inputs. It stands beside the model, so that
 //! the two never part.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ pub struct Preprocessing {
     pub text: Option<TextInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageInput>,
+    /// Inputs that are outputs of the call before, as in a recurrent network that hears a stream:
+    /// names of inputs, and of the outputs that are their next values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub states: BTreeMap<String, String>,
     /// How a quantized model got its ranges: a record, which nothing reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<toml::Table>,

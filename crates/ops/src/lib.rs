@@ -126,6 +126,7 @@ pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::int8::int8_operations_per_second;
 pub use kernels::isa_name;
 pub use program::{Program, ProgramError, StepTime, Visit};
+pub use recurrent::has_bounded_state;
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
 
 /// Every operator attar gives a meaning to.
@@ -303,6 +304,9 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &recurrent::DynamicQuantizeLstm,
     &recurrent::Gru,
     &recurrent::Lstm,
+    &recurrent::QUANTIZED_GRU,
+    &recurrent::QUANTIZED_LSTM,
+    &recurrent::QUANTIZED_RNN,
     &recurrent::Rnn,
     &reduce::ReduceL1,
     &reduce::ReduceL2,

@@ -151,6 +151,29 @@ pub(crate) fn bytes_i8(shape: &[usize]) -> Tensor {
     Tensor::new(shape, &(0..count).map(|i| (i * 89 % 255) as u8 as i8).collect::<Vec<_>>())
 }
 
+/// Signed weights of an integer product with unsigned levels: of all 8 bits, or of 7 where ONNX
+/// Runtime adds two products in 16 bits, which full ones pass on processors without VNNI.
+pub(crate) fn weights_i8(shape: &[usize]) -> Tensor {
+    let levels = bytes_i8(shape);
+    let levels: Vec<i8> = levels.slice::<i8>().iter().map(|&q| weight_i8(q)).collect();
+    Tensor::new(shape, &levels)
+}
+
+/// A signed weight in the bits that `weights_i8` draws.
+pub(crate) fn weight_i8(level: i8) -> i8 {
+    if sums_saturate() { level >> 1 } else { level }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn sums_saturate() -> bool {
+    !is_x86_feature_detected!("avx512vnni") && !is_x86_feature_detected!("avxvnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn sums_saturate() -> bool {
+    false
+}
+
 pub(crate) fn bools(shape: &[usize]) -> Tensor {
     let count: usize = shape.iter().product();
     Tensor::from_bools(shape, &(0..count).map(|i| i % 3 != 1).collect::<Vec<_>>())

@@ -183,7 +183,7 @@ fn integers() -> Vec<Case> {
     for (x, w, settings) in shapes {
         let text = format!("y = ConvInteger(x, w, p, q{settings})");
         for (w_value, q) in
-            [(bytes_u8(w), Tensor::scalar(127_u8)), (bytes_i8(w), Tensor::scalar(3_i8))]
+            [(bytes_u8(w), Tensor::scalar(127_u8)), (weights_i8(w), Tensor::scalar(3_i8))]
         {
             let feeds =
                 vec![("x", bytes_u8(x)), ("w", w_value), ("p", Tensor::scalar(7_u8)), ("q", q)];
@@ -210,7 +210,7 @@ fn integers() -> Vec<Case> {
             ];
             let mut case = case(&text, feeds).exact();
             let bias = Tensor::new(&[outputs], &bias);
-            case.constants = vec![("w", bytes_i8(w)), ("ws", ws), ("wz", wz), ("b", bias)];
+            case.constants = vec![("w", weights_i8(w)), ("ws", ws), ("wz", wz), ("b", bias)];
             cases.push(case.clone());
             // All but x known, as in a model: fused, and with channels last.
             cases.push(case.constant(&["xs", "xz", "ys", "yz"]));

@@ -16,6 +16,10 @@ fn bytes(dtype: DType, shape: &[usize]) -> Tensor {
     if dtype == DType::U8 { bytes_u8(shape) } else { bytes_i8(shape) }
 }
 
+fn weights(dtype: DType, shape: &[usize]) -> Tensor {
+    if dtype == DType::U8 { bytes_u8(shape) } else { weights_i8(shape) }
+}
+
 fn zero(dtype: DType, value: u8) -> Tensor {
     if dtype == DType::U8 { Tensor::scalar(value) } else { Tensor::scalar(value as i8) }
 }
@@ -52,7 +56,7 @@ fn products(cases: &mut Vec<Case>) {
                     ("a", bytes(a, left)),
                     ("as", scalar(0.02)),
                     ("az", zero(a, 100)),
-                    ("b", bytes(b, right)),
+                    ("b", weights(b, right)),
                     ("bs", b_scale),
                     ("bz", b_zero),
                     ("ys", scalar(y_scale)),
@@ -70,7 +74,7 @@ fn products(cases: &mut Vec<Case>) {
                 ("a", bytes(a, left)),
                 ("as", scalar(0.02)),
                 ("az", zero(a, 100)),
-                ("b", bytes(b, right)),
+                ("b", weights(b, right)),
                 ("bs", scalar(0.01)),
                 ("bz", zero(b, 4)),
                 ("c", Tensor::new(&[9], &(0..9).map(|i| i * 500 - 2000).collect::<Vec<i32>>())),
@@ -94,7 +98,7 @@ fn to_float(cases: &mut Vec<Case>, a: DType, b: DType) {
         for (b_scale, b_zero) in [(scalar(0.003), zero(b, 4)), (positive(&[n]), zeros(b, n))] {
             let feeds = vec![
                 ("a", bytes(a, left)),
-                ("b", bytes(b, right)),
+                ("b", weights(b, right)),
                 ("as", scalar(0.02)),
                 ("bs", b_scale.clone()),
                 ("az", zero(a, 100)),
@@ -280,7 +284,7 @@ pub(crate) fn cases() -> Vec<Case> {
     for dtype in [DType::I8, DType::U8] {
         let feeds = vec![
             ("a", bytes_u8(&[5, 70])),
-            ("b", bytes(dtype, &[70, 33])),
+            ("b", weights(dtype, &[70, 33])),
             ("p", Tensor::scalar(7_u8)),
             ("q", zeros(dtype, 33)),
         ];

@@ -38,9 +38,9 @@ pub(crate) fn cases() -> Vec<Case> {
     }
     for [a, b] in [[&[5, 70][..], &[70, 33][..]], [&[2, 3, 8], &[8, 4]], [&[2, 3, 8], &[2, 8, 4]]] {
         let pairs = [
-            (bytes_u8(a), bytes_i8(b), Tensor::scalar(7_u8), Tensor::scalar(0_i8)),
+            (bytes_u8(a), weights_i8(b), Tensor::scalar(7_u8), Tensor::scalar(0_i8)),
             (bytes_u8(a), bytes_u8(b), Tensor::scalar(130_u8), Tensor::scalar(120_u8)),
-            (bytes_u8(a), bytes_i8(b), Tensor::scalar(255_u8), Tensor::scalar(-9_i8)),
+            (bytes_u8(a), weights_i8(b), Tensor::scalar(255_u8), Tensor::scalar(-9_i8)),
         ];
         for (x, w, x_zero, w_zero) in pairs {
             let feeds = vec![("a", x.clone()), ("b", w.clone()), ("p", x_zero), ("q", w_zero)];

@@ -135,7 +135,7 @@ fn quantized(direction: &str, sizes: Sizes, is_per_column: bool, zero: &Tensor) 
         let levels = (0..directions * depth * columns).map(|i| (i * 7919 % 251) as i32 - 125);
         match zero.dtype() {
             DType::U8 => Tensor::new(&shape, &levels.map(|q| (q + 128) as u8).collect::<Vec<_>>()),
-            _ => Tensor::new(&shape, &levels.map(|q| q as i8).collect::<Vec<_>>()),
+            _ => Tensor::new(&shape, &levels.map(|q| weight_i8(q as i8)).collect::<Vec<_>>()),
         }
     };
     let shape = if is_per_column { vec![directions, columns] } else { vec![directions] };

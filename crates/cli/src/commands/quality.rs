@@ -1,5 +1,7 @@
 //! Tables of quality, time and invariance, which several commands print.
 
+use std::fmt::Write as _;
+
 use attar::{Evaluation, Interval, LatencyRow, RuntimeInvariance};
 
 use crate::print::bytes;
@@ -35,10 +37,22 @@ pub(crate) fn quality_table(evaluation: &Evaluation, names: &[String]) -> String
         table.row(mean);
         table.row(least);
     }
-    format!(
+    let mut text = format!(
         "quality on {} {} ({})\n{table}",
         evaluation.example_count, evaluation.data_kind, evaluation.runtime
-    )
+    );
+    for (model, name) in evaluation.models.iter().zip(names) {
+        if let Some(deviation) = model.deviation {
+            let quarters = deviation.quarters.map(|mean| format!("{mean:.2e}")).join(", ");
+            let _ = writeln!(
+                text,
+                "{name} differs from {} by {:.2e} on average, {:.2e} at most; by quarters of the \
+                 examples {quarters}",
+                names[0], deviation.mean, deviation.max
+            );
+        }
+    }
+    text
 }
 
 /// Median and tail times of every model, and how many times as fast as the first each is.

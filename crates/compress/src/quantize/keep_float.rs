@@ -8,7 +8,20 @@ use serde::Deserialize;
 pub(crate) enum KeepFloat {
     #[default]
     Auto,
+    /// By what each changes of the model's outputs, however long that takes.
+    Measured,
     Count(usize),
+}
+
+impl KeepFloat {
+    /// Whether each product is to be tried by itself, which costs `macs` multiply-accumulates in all.
+    pub(crate) fn measures(self, macs: f64) -> bool {
+        match self {
+            Self::Auto => macs <= MEASURED_MACS_MAX,
+            Self::Measured => true,
+            Self::Count(_) => false,
+        }
+    }
 }
 
 impl TryFrom<toml::Value> for KeepFloat {
@@ -17,9 +30,10 @@ impl TryFrom<toml::Value> for KeepFloat {
     fn try_from(value: toml::Value) -> Result<Self, String> {
         match &value {
             toml::Value::String(text) if text == "auto" => Ok(Self::Auto),
+            toml::Value::String(text) if text == "measured" => Ok(Self::Measured),
             toml::Value::String(text) if text == "off" => Ok(Self::Count(0)),
             toml::Value::Integer(count) if *count >= 0 => Ok(Self::Count(*count as usize)),
-            _ => Err(format!("keep_float is {value}, expected \"auto\", \"off\" or a number")),
+            _ => Err(format!("keep_float is {value}, expected \"auto\", \"measured\", \"off\" or a number")),
         }
     }
 }
@@ -31,12 +45,18 @@ pub(crate) struct Cost {
     pub(crate) index: usize,
     /// ‖ŷ − y‖² / ‖y‖² of the product alone, predicted.
     pub(crate) squared_error: f64,
+    /// The same of the model's outputs where this product alone is in 8 bits, if it was measured.
+    pub(crate) output_squared_error: Option<f64>,
     /// Multiply-accumulates on the calibration data.
     pub(crate) macs: f64,
 }
 
 /// Relative error from which a product is looked at at all.
 const ERROR_MIN: f64 = 0.05;
+/// Relative error of the model's outputs that one product may cause.
+const OUTPUT_ERROR_MAX: f64 = 0.05;
+/// What measuring may cost without being asked for: a few seconds.
+const MEASURED_MACS_MAX: f64 = 1e11;
 /// How many times a product's share of all squared errors must be its share of the work.
 const SHARE_RATIO_MIN: f64 = 4.0;
 
@@ -52,7 +72,17 @@ pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
             let first = by_error.iter().take(count);
             first.map(|cost| (cost.index, format!("one of the {count} of most error"))).collect()
         }
-        KeepFloat::Auto => {
+        KeepFloat::Auto | KeepFloat::Measured
+            if costs.iter().any(|cost| cost.output_squared_error.is_some()) =>
+        {
+            let too_far = |cost: &Cost| {
+                let error = cost.output_squared_error.unwrap_or(0.0).sqrt();
+                let reason = || format!("alone it changes the outputs by {:.0} %", 100.0 * error);
+                (error > OUTPUT_ERROR_MAX).then(|| (cost.index, reason()))
+            };
+            costs.iter().filter_map(too_far).collect()
+        }
+        KeepFloat::Auto | KeepFloat::Measured => {
             let hurts = |cost: &&Cost| {
                 cost.squared_error > ERROR_MIN * ERROR_MIN
                     && cost.squared_error * macs > SHARE_RATIO_MIN * cost.macs * errors
@@ -76,7 +106,7 @@ mod tests {
     use super::*;
 
     fn cost(index: usize, error: f64, macs: f64) -> Cost {
-        Cost { index, squared_error: error * error, macs }
+        Cost { index, squared_error: error * error, output_squared_error: None, macs }
     }
 
     #[test]
@@ -88,6 +118,19 @@ mod tests {
         assert_eq!(kept(&large, KeepFloat::Auto), []);
         let harmless = [cost(3, 0.02, 1.0), cost(5, 0.001, 99.0)];
         assert_eq!(kept(&harmless, KeepFloat::Auto), []);
+    }
+
+    #[test]
+    fn what_was_measured_decides_alone() {
+        let measured = |cost: Cost, error: f64| Cost {
+            output_squared_error: Some(error * error),
+            ..cost
+        };
+        let costs = [measured(cost(3, 0.3, 1.0), 0.01), measured(cost(5, 0.01, 99.0), 0.2)];
+        let found = kept(&costs, KeepFloat::Auto);
+        assert_eq!(found, [(5, "alone it changes the outputs by 20 %".to_string())]);
+        assert!(KeepFloat::Auto.measures(1e9) && !KeepFloat::Auto.measures(1e13));
+        assert!(KeepFloat::Measured.measures(1e12) && !KeepFloat::Count(1).measures(0.0));
     }
 
     #[test]
@@ -108,7 +151,7 @@ mod tests {
         assert_eq!(KeepFloat::try_from(toml::Value::Integer(4)), Ok(KeepFloat::Count(4)));
         assert_eq!(
             read("all").unwrap_err(),
-            "keep_float is \"all\", expected \"auto\", \"off\" or a number"
+            "keep_float is \"all\", expected \"auto\", \"measured\", \"off\" or a number"
         );
     }
 }

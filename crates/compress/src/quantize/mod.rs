@@ -23,6 +23,7 @@ mod placement;
 mod product;
 mod qoperator;
 mod record;
+mod recurrent;
 mod safe_weight;
 mod sites;
 mod smooth;

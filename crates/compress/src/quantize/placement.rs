@@ -6,6 +6,7 @@ use attar_graph::{Graph, Links, Node, Use};
 
 use super::attention::{QuantizedAttention, find_attention};
 use super::nodes::weight_of;
+use super::recurrent;
 use crate::Context;
 
 /// The values to quantize and who reads them in 8 bits.
@@ -13,12 +14,16 @@ use crate::Context;
 pub(crate) struct Placement {
     /// Nodes with a constant weight, by index.
     pub(crate) products: Vec<usize>,
+    /// Recurrent layers, by index.
+    pub(crate) layers: Vec<usize>,
     /// Readers of each quantized value, as (node, input).
     pub(crate) readers: BTreeMap<String, Vec<(usize, usize)>>,
     /// Values that hold nothing but values of another, whose range they share, in graph order.
     pub(crate) shared: Vec<(String, String)>,
     /// The greatest level of values that have not 256.
     pub(crate) levels: BTreeMap<String, u16>,
+    /// Values that convolutions produce, or that are computed from them alone.
+    pub(crate) images: BTreeSet<String>,
     /// Convolutions that normalization follows, which keeps their results in float.
     pub(crate) unfolded_count: usize,
 }
@@ -29,11 +34,21 @@ impl Placement {
     /// runtime can keep a whole image network in integers; what matrix products produce stays
     /// float, since normalization and attention follow.
     pub(crate) fn new<'a>(graph: &'a Graph, links: &'a Links<'a>, context: &Context) -> Self {
+        Self::without(&BTreeSet::new(), graph, links, context)
+    }
+
+    /// As [`new`](Self::new), where the nodes of `left` stay in float.
+    pub(crate) fn without<'a>(
+        left: &BTreeSet<usize>,
+        graph: &'a Graph,
+        links: &'a Links<'a>,
+        context: &Context,
+    ) -> Self {
         let mut placement = Self::default();
         let mut images =
             Images { graph, links, values: BTreeSet::new(), functions: HashMap::new() };
         for (index, node) in graph.nodes.iter().enumerate() {
-            if context.exclude.matches(node.label()) {
+            if left.contains(&index) || context.exclude.matches(node.label()) {
                 continue;
             }
             if let Some(weight) = weight_of(links, node) {
@@ -79,6 +94,7 @@ impl Placement {
                 images.values.insert(output);
             }
         }
+        placement.images = images.values.into_iter().map(str::to_string).collect();
         placement
     }
 
@@ -104,6 +120,21 @@ impl Placement {
         }
     }
 
+    /// Recurrent layers read 8-bit inputs too.
+    pub(crate) fn add_layers(
+        &mut self,
+        left: &BTreeSet<usize>,
+        graph: &Graph,
+        links: &Links,
+        context: &Context,
+    ) {
+        self.layers = recurrent::layers(graph, links, context);
+        self.layers.retain(|index| !left.contains(index));
+        for index in self.layers.clone() {
+            self.read(&graph.nodes[index].inputs[0], (index, 0));
+        }
+    }
+
     /// Whether a product in 8 bits gives the value, a bias perhaps added.
     fn is_made_by_product(&self, links: &Links, value: &str) -> bool {
         let is_product = |value: &str| {
@@ -120,16 +151,6 @@ impl Placement {
     /// The greatest level of a value.
     pub(crate) fn level_max(&self, value: &str) -> u16 {
         self.levels.get(value).copied().unwrap_or(255)
-    }
-
-    /// Leaves these products in float. A value that no product or carrier reads any more is left
-    /// alone too.
-    pub(crate) fn leave(&mut self, nodes: &BTreeSet<usize>) {
-        self.products.retain(|index| !nodes.contains(index));
-        for readers in self.readers.values_mut() {
-            readers.retain(|(index, _)| !nodes.contains(index));
-        }
-        self.readers.retain(|_, readers| !readers.is_empty());
     }
 
     fn read(&mut self, value: &str, reader: (usize, usize)) {

@@ -67,6 +67,7 @@ pub(crate) struct Method {
 }
 
 /// Weights in integers, and what they cost.
+#[derive(Clone)]
 pub(crate) struct Rounded {
     pub(crate) weight: WeightRounding,
     pub(crate) bounding: Bounding,
@@ -175,7 +176,8 @@ fn nearest(
     site: &Site,
     method: Method,
 ) -> Result<Rounded, PassError> {
-    let (tensor, axis) = (weight.tensor, weight.axis);
+    let axis = weight.axis;
+    let tensor = &multiplied(weight, site);
     let (rounded, bounding) = match method.saturation {
         Saturation::Safe => quantize_safely(weight.name, tensor, axis, method.level_max)?,
         Saturation::Ignore => {
@@ -183,7 +185,8 @@ fn nearest(
         }
     };
     let shape = weight.tensor.shape();
-    let w = weight.tensor.values::<f32>();
+    let w = tensor.values::<f32>();
+    let divisor = |input: usize| site.divisors.as_ref().map_or(1.0, |s| f64::from(s[input]));
     let (levels, scales) = (rounded.values.slice::<i8>(), rounded.scales.slice::<f32>());
     let inner: usize = shape[weight.axis + 1..].iter().product();
     let groups = node.int_or("group", 1).unwrap_or(1).max(1) as usize;
@@ -202,12 +205,28 @@ fn nearest(
         };
         let e = w - f32::from(levels[index]) * scales[output];
         let square = statistics.square_sum.get(input).copied().unwrap_or(1.0);
+        let square = square / divisor(input).powi(2);
         lost += square * f64::from(e) * f64::from(e);
         power += square * f64::from(w) * f64::from(w);
-        shift[output] += statistics.sum.get(input).map_or(0.0, |sum| (sum / count) as f32) * e;
+        let mean = statistics.sum.get(input).map_or(0.0, |sum| sum / count / divisor(input));
+        shift[output] += mean as f32 * e;
     }
     let error = relative(lost, power);
     Ok(Rounded { weight: rounded, bounding, rounding: Rounding::Nearest, error, shift })
+}
+
+/// The weights, those of each input channel times what it is divided by.
+fn multiplied(weight: &super::nodes::Weight, site: &Site) -> Tensor {
+    let tensor = weight.tensor;
+    let Some(divisors) = site.divisors.as_ref().filter(|_| weight.axis == 0) else {
+        return tensor.clone();
+    };
+    let window: usize = tensor.shape()[2..].iter().product();
+    let mut w = tensor.values::<f32>().into_owned();
+    for (kernel, s) in w.chunks_exact_mut(window.max(1)).zip(divisors.iter().cycle()) {
+        kernel.iter_mut().for_each(|w| *w *= s);
+    }
+    Tensor::new(tensor.shape(), &w)
 }
 
 /// XᵀX of the divided channels.

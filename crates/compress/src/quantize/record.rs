@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::Graph;
+use attar_graph::{Graph, Node};
 use serde::{Deserialize, Serialize};
 
-use super::product::Rounded;
+use super::product::{Rounded, Rounding};
 use super::sites::Site;
 
 /// Ranges, methods and errors of a static quantization.
@@ -32,7 +32,7 @@ pub struct RangeRecord {
     pub relative_error: f64,
 }
 
-/// One `MatMul`, Gemm or Conv.
+/// One `MatMul`, Gemm, Conv or recurrent layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductRecord {
     pub node: String,
@@ -86,6 +86,27 @@ impl QuantizationRecord {
         }
     }
 
+    /// Enters the relative error of a layer's weights.
+    pub(crate) fn weights_of_layer(&mut self, node: &Node, error: f64) {
+        let layer = self.products.iter_mut().find(|product| product.node == node.label());
+        if let Some(layer) = layer {
+            layer.weight_error = error;
+        }
+    }
+
+    /// Adds a recurrent layer.
+    pub(crate) fn add_layer(&mut self, node: &Node, sites: &BTreeMap<String, Site>) {
+        self.products.push(ProductRecord {
+            node: node.label().to_string(),
+            op_type: node.op_type.clone(),
+            rounding: Rounding::Nearest.name().to_string(),
+            input_error: sites.get(&node.inputs[0]).map_or(0.0, |site| site.chosen.relative_error),
+            weight_error: 0.0,
+            output_error: None,
+            kept_float: None,
+        });
+    }
+
     /// Notes which products stay in float, by the index of their nodes, and why.
     pub(crate) fn keep_float(&mut self, graph: &Graph, kept: Vec<(usize, String)>) {
         for (index, reason) in kept {
@@ -100,14 +121,15 @@ impl QuantizationRecord {
     pub(crate) fn outputs(&self, graph: &Graph) -> Vec<String> {
         let is_product = |label: &str| self.products.iter().any(|product| product.node == label);
         let nodes = graph.nodes.iter().filter(|node| is_product(node.label()));
-        nodes.map(|node| node.outputs[0].clone()).collect()
+        nodes.filter_map(|node| first_output(node).map(str::to_string)).collect()
     }
 
     /// Enters what was measured, by the name of the output, and puts the worst product first.
     pub(crate) fn measured(&mut self, graph: &Graph, errors: &BTreeMap<String, f64>) {
         for product in &mut self.products {
             let node = graph.nodes.iter().find(|node| node.label() == product.node);
-            product.output_error = node.and_then(|node| errors.get(&node.outputs[0])).copied();
+            let output = node.and_then(first_output);
+            product.output_error = output.and_then(|output| errors.get(output)).copied();
         }
         self.products.sort_by(|a, b| b.own_error().total_cmp(&a.own_error()));
     }
@@ -139,6 +161,11 @@ impl QuantizationRecord {
         }
         remarks
     }
+}
+
+/// The first output that has a name: a layer may give its last state alone.
+fn first_output(node: &Node) -> Option<&str> {
+    node.outputs.iter().map(String::as_str).find(|name| !name.is_empty())
 }
 
 impl ProductRecord {

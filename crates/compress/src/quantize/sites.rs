@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::{Graph, Links, Model};
+use attar_graph::{Graph, Links, Model, Node};
 
 use super::calibrate::{Fold, observe};
 use super::gram::Gram;
 use super::importance::statistics_for;
-use super::nodes::weight_of;
+use super::nodes::{Weight, weight_of};
 use super::observer::{Chosen, Observer, Seen};
 use super::placement::Placement;
 use super::product::matrix_of;
@@ -92,6 +92,10 @@ pub(crate) fn sites(
     if wanted.smooth != Smooth::Off {
         for (value, record) in &records {
             let readers = &placement.readers[value];
+            // What follows a convolution in integers is not to be made float for a multiplication.
+            if placement.images.contains(value) {
+                continue;
+            }
             let Some(divided) = smoothing(graph, links, readers, record, wanted.level_max) else {
                 continue;
             };
@@ -119,7 +123,11 @@ pub(crate) fn sites(
         if let Some(again) = second.get(&value) {
             let chosen = choose(&again.statistics).unwrap_or(plain);
             // Clipping may have done what dividing promised.
-            if chosen.relative_error < wanted.smooth.remains_max() * plain.relative_error {
+            let remains_max = match site.statistics.axis() {
+                ChannelAxis::Last => wanted.smooth.remains_max(),
+                ChannelAxis::Second => Smooth::Auto.remains_max(),
+            };
+            if chosen.relative_error < remains_max * plain.relative_error {
                 site.chosen = chosen;
                 site.divisors = smoothed.remove(&value);
             }
@@ -142,18 +150,32 @@ fn smoothing(
     record: &Record,
     level_max: i8,
 ) -> Option<Vec<f32>> {
-    if record.statistics.axis() != ChannelAxis::Last {
-        return None;
-    }
     let mut matrices = Vec::new();
     for &(index, input) in readers {
         let node = &graph.nodes[index];
         let weight = weight_of(links, node).filter(|_| input == 0)?;
         // Weights that another product reads too cannot be scaled for this one.
         links.only_use(weight.name)?;
-        matrices.push(matrix_of(links, node)?);
+        matrices.push(match record.statistics.axis() {
+            ChannelAxis::Last => matrix_of(links, node).map(|([_, outputs], w)| (outputs, w))?,
+            ChannelAxis::Second => by_input(&weight, node)?,
+        });
     }
     let readers: Vec<Reader> =
-        matrices.iter().map(|(shape, w)| Reader { w, outputs: shape[1] }).collect();
+        matrices.iter().map(|(outputs, w)| Reader { w, outputs: *outputs }).collect();
     divisors(&record.statistics, &readers, f32::from(level_max))
+}
+
+/// The weights of a convolution without groups, those of an input channel in a row, and their count.
+fn by_input(weight: &Weight, node: &Node) -> Option<(usize, Vec<f32>)> {
+    if !node.is("Conv") || node.int_or("group", 1) != Ok(1) {
+        return None;
+    }
+    let shape = weight.tensor.shape();
+    let (outputs, inputs) = (shape[0], shape[1]);
+    let window: usize = shape[2..].iter().product();
+    let w = weight.tensor.values::<f32>();
+    let kernel = |input: usize, output: usize| &w[(output * inputs + input) * window..][..window];
+    let rows = (0..inputs).flat_map(|input| (0..outputs).flat_map(move |o| kernel(input, o)));
+    Some((outputs * window, rows.copied().collect()))
 }

@@ -3,10 +3,10 @@
 //! Activations are u8 and weights symmetric i8 per output channel: the pair that runtimes have
 //! their fastest kernels for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
-use attar_graph::{Edit, Links, Model, Node, Plan};
+use attar_graph::{Edit, Graph, Links, Model, Node, Plan, apply};
 use attar_ops::fuse::batch_normalization;
 use attar_tensor::Tensor;
 use serde::Deserialize;
@@ -21,9 +21,12 @@ use super::output_error::output_errors;
 use super::placement::Placement;
 use super::product::{self, Method, Rounded, Rounding, Saturation, WeightScale};
 use super::record::QuantizationRecord;
+use super::recurrent;
 use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
+use super::statistics::ChannelAxis;
 use crate::parallel::each_in_order;
+use crate::reference::{EXAMPLES_MAX, Reference};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// 8-bit weights and activations with fixed ranges.
@@ -32,6 +35,8 @@ use crate::{Context, OptionEntry, Pass, PassError};
 pub(crate) struct StaticQuantize {
     #[serde(default = "default_true")]
     embeddings: bool,
+    #[serde(default = "default_true")]
+    recurrent: bool,
     #[serde(default)]
     weight_bits: WeightBits,
     #[serde(default)]
@@ -99,6 +104,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                three; true, everywhere; false, nowhere",
     },
     OptionEntry {
+        key: "recurrent",
+        default: "true",
+        help: "LSTM, GRU and RNN layers in 8 bits too, where their states stay within ±1: in integers \
+               on builtin, in float on other runtimes",
+    },
+    OptionEntry {
         key: "weight_bits",
         default: "8",
         help: "8, or 7 for half as many levels in every channel",
@@ -141,8 +152,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "keep_float",
         default: "\"auto\"",
-        help: "products that stay in float: \"auto\", those with four times as much of all squared \
-               error as of all work; a number, so many of most error; \"off\"",
+        help: "products and layers that stay in float: \"measured\", those that alone change the outputs \
+               by more than 5 %; \"auto\", so in small models, in others those with four times as much \
+               of all squared error as of all work; a number, so many of most error; \"off\"",
     },
 ];
 
@@ -164,12 +176,11 @@ impl Pass for StaticQuantize {
             return Err(PassError::Opset { found: model.opset(), needed: 13 });
         }
         let links = Links::new(&model.graph);
-        let mut placement = Placement::new(&model.graph, &links, context);
-        placement.add_attention(&model.graph, &links, context, self.attention);
+        let mut placement = self.place(&model.graph, &links, &BTreeSet::new(), context);
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
-        if !placement.products.is_empty() {
+        if !placement.readers.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
             batch_count = calibrated.batch_count;
             let rounded =
@@ -177,32 +188,37 @@ impl Pass for StaticQuantize {
             // The largest of what was held, before two models are run.
             calibrated.sites.values_mut().for_each(|site| site.gram = None);
             record = QuantizationRecord::new(&model.graph, &calibrated.sites, &rounded);
-            let kept = self.kept(model, &calibrated.sites, &rounded);
-            placement.leave(&kept.iter().map(|(index, _)| *index).collect());
-            record.keep_float(&model.graph, kept);
-            placement.products.retain(|index| rounded.iter().any(|(known, _)| known == index));
-            placement.readers.retain(|value, _| calibrated.sites.contains_key(value));
-            for (value, readers) in &placement.readers {
-                if let Some(site) = calibrated.sites.get(value) {
-                    insert_pair(&mut builder, value, site, readers);
-                }
+            let known = Known { model, links: &links, sites: &calibrated.sites, rounded: &rounded };
+            known.reached(&mut placement);
+            for &index in &placement.layers {
+                record.add_layer(&model.graph.nodes[index], &calibrated.sites);
             }
-            for (index, rounded) in rounded {
-                let site = calibrated.sites.get(&model.graph.nodes[index].inputs[0]);
-                if let Some(site) = site.filter(|_| placement.products.contains(&index)) {
-                    self.set_product(&mut builder, &links, index, site, rounded);
-                }
+            let kept = self.kept(&known, &placement, batch_count, context)?;
+            let left: BTreeSet<usize> = kept.iter().map(|(index, _)| *index).collect();
+            if !left.is_empty() {
+                placement = self.place(&model.graph, &links, &left, context);
+                known.reached(&mut placement);
+            }
+            record.keep_float(&model.graph, kept);
+            for (index, error) in self.write(&mut builder, &known, &placement)? {
+                record.weights_of_layer(&model.graph.nodes[index], error);
             }
         }
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
-        let count = placement.products.len();
+        let (count, layers) = (placement.products.len(), placement.layers.len());
         let bounding = builder.bounding;
         let mut plan = builder.finish();
         if let Some(remark) = bounding.remark() {
             plan.remark(remark);
         }
-        plan.remark(match count + tables {
+        if layers > 0 {
+            plan.remark(format!(
+                "{layers} recurrent layers in 8 bits: builtin runs them in integers, other runtimes in \
+                 float"
+            ));
+        }
+        plan.remark(match count + layers + tables {
             0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
                   weight"
                 .into(),
@@ -239,6 +255,15 @@ impl StaticQuantize {
         }
     }
 
+    fn method(&self) -> Method {
+        Method {
+            rounding: self.rounding,
+            weight_scale: self.weight_scale,
+            saturation: self.saturation,
+            level_max: self.weight_bits.level_max(),
+        }
+    }
+
     /// The weights of every product that calibration reached, by the index of its node.
     fn rounded(
         &self,
@@ -248,12 +273,7 @@ impl StaticQuantize {
         sites: &BTreeMap<String, Site>,
         threads: NonZeroUsize,
     ) -> Result<Vec<(usize, Rounded)>, PassError> {
-        let method = Method {
-            rounding: self.rounding,
-            weight_scale: self.weight_scale,
-            saturation: self.saturation,
-            level_max: self.weight_bits.level_max(),
-        };
+        let method = self.method();
         let of = |index: usize| {
             let node = &model.graph.nodes[index];
             let site = sites.get(&node.inputs[0]);
@@ -266,24 +286,96 @@ impl StaticQuantize {
         all.into_iter().filter_map(known).collect()
     }
 
-    /// The products that stay in float, with the reason.
+    /// What is quantized where the nodes of `left` stay in float.
+    fn place(
+        &self,
+        graph: &Graph,
+        links: &Links,
+        left: &BTreeSet<usize>,
+        context: &Context,
+    ) -> Placement {
+        let mut placement = Placement::without(left, graph, links, context);
+        placement.add_attention(graph, links, context, self.attention);
+        if self.recurrent {
+            placement.add_layers(left, graph, links, context);
+        }
+        placement
+    }
+
+    /// Writes all that is placed; gives the relative error of each layer's weights.
+    fn write(
+        &self,
+        builder: &mut Builder,
+        known: &Known,
+        placement: &Placement,
+    ) -> Result<Vec<(usize, f64)>, PassError> {
+        for (value, readers) in &placement.readers {
+            let rank = rank_at(known.links, &known.model.graph, readers);
+            insert_pair(builder, (value, rank), &known.sites[value], readers);
+        }
+        for (index, rounded) in known.rounded {
+            if placement.products.contains(index) {
+                let site = known.site(*index);
+                self.set_product(builder, known.links, *index, site, rounded.clone());
+            }
+        }
+        let layer = |&index: &usize| {
+            let error = recurrent::set_weights(builder, known.links, index, self.method())?;
+            Ok((index, error))
+        };
+        placement.layers.iter().map(layer).collect()
+    }
+
+    /// The products and layers that stay in float, with the reason.
     fn kept(
         &self,
-        model: &Model,
-        sites: &BTreeMap<String, Site>,
-        rounded: &[(usize, Rounded)],
-    ) -> Vec<(usize, String)> {
+        known: &Known,
+        placement: &Placement,
+        batch_count: usize,
+        context: &Context,
+    ) -> Result<Vec<(usize, String)>, PassError> {
         let cost = |(index, rounded): &(usize, Rounded)| {
-            let site = &sites[&model.graph.nodes[*index].inputs[0]];
+            let site = known.site(*index);
             let squared_error = site.chosen.relative_error.powi(2) + rounded.error.powi(2);
             let weights = rounded.weight.values.element_count();
             Cost {
                 index: *index,
                 squared_error,
+                output_squared_error: None,
                 macs: site.statistics.count as f64 * weights as f64,
             }
         };
-        kept(&rounded.iter().map(cost).collect::<Vec<_>>(), self.keep_float)
+        let mut costs: Vec<Cost> = known.rounded.iter().map(cost).collect();
+        let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
+        let of_one = macs / batch_count.max(1) as f64 * batch_count.min(EXAMPLES_MAX) as f64;
+        let nodes: BTreeSet<usize> =
+            placement.products.iter().chain(&placement.layers).copied().collect();
+        if !self.keep_float.measures(of_one * nodes.len() as f64) {
+            return Ok(kept(&costs, self.keep_float));
+        }
+        let reference = Reference::new(known.model, context)?;
+        for &index in &nodes {
+            let mut others = nodes.clone();
+            others.remove(&index);
+            let graph = &known.model.graph;
+            let mut alone = self.place(graph, known.links, &others, context);
+            known.reached(&mut alone);
+            let mut builder = Builder::new(graph);
+            self.write(&mut builder, known, &alone)?;
+            let mut changed = known.model.clone();
+            apply(&mut changed.graph, &builder.finish())?;
+            let lost = Some(reference.lost(&changed)?);
+            match costs.iter_mut().find(|cost| cost.index == index) {
+                Some(cost) => cost.output_squared_error = lost,
+                None => costs.push(Cost {
+                    index,
+                    squared_error: 0.0,
+                    output_squared_error: lost,
+                    macs: 0.0,
+                }),
+            }
+        }
+        Ok(kept(&costs, self.keep_float))
     }
 
     fn set_product(
@@ -316,6 +408,31 @@ impl StaticQuantize {
     }
 }
 
+/// What is known of a model before it is decided what stays in float.
+struct Known<'a> {
+    model: &'a Model,
+    links: &'a Links<'a>,
+    sites: &'a BTreeMap<String, Site>,
+    rounded: &'a [(usize, Rounded)],
+}
+
+impl Known<'_> {
+    /// What node `index` reads.
+    fn site(&self, index: usize) -> &Site {
+        &self.sites[&self.model.graph.nodes[index].inputs[0]]
+    }
+
+    /// Leaves out what calibration did not reach.
+    fn reached(&self, placement: &mut Placement) {
+        let is_seen = |index: &usize| {
+            self.sites.contains_key(&self.model.graph.nodes[*index].inputs[0])
+        };
+        placement.layers.retain(is_seen);
+        placement.products.retain(|index| self.rounded.iter().any(|(known, _)| known == index));
+        placement.readers.retain(|value, _| self.sites.contains_key(value));
+    }
+}
+
 /// Runtimes keep a convolution in integers only if what follows it is no normalization.
 pub fn fold_normalizations(model: &Model) -> Plan {
     let folded = batch_normalization::plan(model);
@@ -328,9 +445,21 @@ pub fn fold_normalizations(model: &Model) -> Plan {
     plan
 }
 
+/// The rank of what convolutions among the readers read, which is that of their weights.
+fn rank_at(links: &Links, graph: &Graph, readers: &[(usize, usize)]) -> usize {
+    let mut nodes = readers.iter().map(|&(index, _)| &graph.nodes[index]);
+    let conv = nodes.find(|node| node.is("Conv"));
+    conv.and_then(|node| weight_of(links, node)).map_or(2, |weight| weight.tensor.rank())
+}
+
 /// `QuantizeLinear` and `DequantizeLinear` on a value, its channels divided before where the site
 /// says so; `readers` read the result.
-fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usize, usize)]) {
+fn insert_pair(
+    builder: &mut Builder,
+    (value, rank): (&str, usize),
+    site: &Site,
+    readers: &[(usize, usize)],
+) {
     let named = |suffix: &str| format!("{value}_{suffix}");
     let (scale, zero) = (named("scale"), named("zero_point"));
     let (quantized, dequantized) = (named("quantized"), named("dequantized"));
@@ -341,7 +470,11 @@ fn insert_pair(builder: &mut Builder, value: &str, site: &Site, readers: &[(usiz
     if let Some(divisors) = &site.divisors {
         let factors: Vec<f32> = divisors.iter().map(|s| 1.0 / s).collect();
         let (factor, smooth) = (named("smooth_factor"), named("smooth"));
-        builder.set(&factor, Tensor::new(&[factors.len()], &factors));
+        let mut shape = vec![factors.len()];
+        if site.statistics.axis() == ChannelAxis::Second {
+            shape.resize(rank.max(2) - 1, 1);
+        }
+        builder.set(&factor, Tensor::new(&shape, &factors));
         builder.add(Node::new("Mul", &smooth, &[value, &factor], &[&smooth]));
         source = smooth;
     }

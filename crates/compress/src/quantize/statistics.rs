@@ -86,9 +86,10 @@ impl Statistics {
         if values.is_empty() {
             return true;
         }
-        if self.divisors.len() == channels && inner == 1 {
-            for row in values.to_mut().chunks_exact_mut(channels) {
-                row.iter_mut().zip(&self.divisors).for_each(|(x, s)| *x /= s);
+        if self.divisors.len() == channels {
+            let planes = values.to_mut().chunks_exact_mut(inner.max(1));
+            for (plane, s) in planes.zip(self.divisors.iter().cycle()) {
+                plane.iter_mut().for_each(|x| *x /= s);
             }
         }
         if self.low.len() != channels {

@@ -5,6 +5,7 @@ use attar_tensor::Tensor;
 use crate::PassError;
 
 /// A weight in integers: real = q · scale of its channel.
+#[derive(Clone)]
 pub struct WeightRounding {
     /// i8, the shape of the weight.
     pub values: Tensor,

@@ -16,6 +16,8 @@ pub struct Tensors {
     /// By the name of the model's input; of one array any name will do.
     pub arrays: Vec<(String, Tensor)>,
     pub labels: TensorLabels,
+    /// The sequence that each example belongs to, where an array `sequence` says it.
+    pub sequences: Option<Vec<i64>>,
     pub count: usize,
     path: PathBuf,
 }
@@ -32,6 +34,7 @@ pub enum TensorLabels {
 }
 
 const LABELS: &str = "labels";
+const SEQUENCE: &str = "sequence";
 
 /// What compressed arrays may unpack to, in bytes, or in sizes of their file if that is more.
 const UNPACKED_BYTES_MAX: u64 = 1 << 30;
@@ -82,12 +85,19 @@ impl Tensors {
             mark_broken(path, &name, &tensor, &mut good, bad)?;
             if name == LABELS {
                 data.labels = labels(path, &tensor, &mut good, bad)?;
+            } else if name == SEQUENCE {
+                let numbers = tensor.converted(DType::I64).ok().filter(|t| t.rank() == 1);
+                let numbers = numbers.ok_or_else(|| {
+                    fail(format!("`{name}` is {}{:?}, not one number per example",
+                        tensor.dtype(), tensor.shape()))
+                })?;
+                data.sequences = Some(numbers.values::<i64>().into_owned());
             } else {
                 data.arrays.push((name, tensor));
             }
         }
         if data.arrays.is_empty() {
-            return Err(fail("it holds labels, and no array for a model's input".into()));
+            return Err(fail("it holds no array for a model's input".into()));
         }
         let kept: Vec<usize> = (0..count).filter(|&row| good[row]).collect();
         if kept.len() < count { data.subset(&kept) } else { Ok(data) }
@@ -112,6 +122,10 @@ impl Tensors {
                 }
                 TensorLabels::Values(values) => TensorLabels::Values(gather_rows(values, indices)),
             },
+            sequences: self
+                .sequences
+                .as_ref()
+                .map(|of| indices.iter().map(|&index| of[index]).collect()),
             count: indices.len(),
             path: self.path.clone(),
         })
@@ -137,7 +151,14 @@ impl Tensors {
         }
     }
 
-    /// One tensor per model input, of the examples of these indices.
+    /// Whether an example goes on where the one before it ended.
+    pub fn continues(&self, index: usize) -> bool {
+        let same = |of: &Vec<i64>| index > 0 && of[index] == of[index - 1];
+        index > 0 && self.sequences.as_ref().is_none_or(same)
+    }
+
+    /// One tensor per model input, of the examples of these indices. One example whose array has an
+    /// axis more than the input is that input.
     ///
     /// # Errors
     /// An input that has no array, or an array of another type.
@@ -154,7 +175,11 @@ impl Tensors {
                 let missing = || EvaluateError::Input { input: input.name.clone(), data: "arrays" };
                 let named = self.arrays.iter().find(|(name, _)| *name == input.name).or(only);
                 let (_, tensor) = named.ok_or_else(missing)?;
-                let rows = gather_rows(tensor, indices);
+                let mut rows = gather_rows(tensor, indices);
+                let rank = input.shape().map_or(rows.rank(), <[_]>::len);
+                if indices.len() == 1 && rows.rank() == rank + 1 {
+                    rows = rows.reshaped(&rows.shape()[1..]);
+                }
                 let rows = rows.converted(input.dtype().unwrap_or(DType::F32));
                 Ok((input.name.clone(), rows.map_err(|_| missing())?))
             })

@@ -17,6 +17,7 @@ pub mod quantize_dequantize;
 pub mod quantized;
 pub mod quantized_attention;
 pub mod quantized_conv;
+pub mod quantized_recurrent;
 pub mod skip_layer_normalization;
 mod smoothing;
 mod training;
@@ -40,6 +41,7 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("dead-nodes", dead_nodes::plan),
     ("quantized-epilogues", quantized_conv::plan_epilogues),
     ("quantized-matmul", quantized::plan),
+    ("quantized-recurrent", quantized_recurrent::plan),
     ("quantized-attention", quantized_attention::plan),
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),

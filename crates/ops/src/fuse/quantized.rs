@@ -96,7 +96,7 @@ fn bias_row(links: &Links, bias: &str, columns: usize) -> Option<(String, Option
 }
 
 /// Whether a `QuantizeLinear` or `DequantizeLinear` has one f32 scale and one u8 zero point.
-fn has_scalars(links: &Links, node: &Node) -> bool {
+pub(super) fn has_scalars(links: &Links, node: &Node) -> bool {
     let is_scalar = |index: usize, dtype: DType| {
         let constant = node.input(index).and_then(|name| links.constant(name));
         constant.is_some_and(|tensor| tensor.element_count() == 1 && tensor.dtype() == dtype)

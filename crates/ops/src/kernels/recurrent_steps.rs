@@ -208,6 +208,46 @@ impl<T: Real> Work<T> for GruStep<'_, T> {
     }
 }
 
+/// As [`GruStep`], where sums hold the recurrent products of all gates and the third's bias, and the
+/// projected inputs are to be added.
+pub(crate) struct GruGates<'a> {
+    pub(crate) step: Step<'a, f32>,
+    pub(crate) sums: Rows<'a, f32>,
+    /// Without depth.
+    pub(crate) panels: &'a Panels<f32>,
+    pub(crate) next: &'a mut [f32],
+}
+
+impl<L: Lanes<Item = f32>> Cell<L, 6> for GruGates<'_> {
+    #[inline(always)]
+    fn start(&self, row: usize, panel: usize) -> [L; 6] {
+        load(self.sums.data, row * self.sums.stride + panel * 6 * L::COUNT)
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, row: usize, panel: usize, sums: [L; 6]) {
+        let (step, unit) = (&self.step, panel * 2 * L::COUNT);
+        let at = row * step.h.stride + unit;
+        let h: [L; 2] = load(step.h.data, at);
+        let x: [L; 6] = step.projected(row, panel * 6 * L::COUNT);
+        let next = &mut self.next[at..at + 2 * L::COUNT];
+        for v in 0..2 {
+            let z = step.gate(0, sums[v].add(x[v]));
+            let r = step.gate(0, sums[2 + v].add(x[2 + v]));
+            let candidate = step.gate(1, r.fma(sums[4 + v], x[4 + v]));
+            mixed(z, candidate, h[v]).store(&mut next[v * L::COUNT..]);
+        }
+    }
+}
+
+impl Work<f32> for GruGates<'_> {
+    #[inline(always)]
+    fn run<L: Lanes<Item = f32>>(mut self) {
+        let (step, panels) = (self.step, self.panels);
+        product::<L, _, 6>(panels, step.h, step.rows, &mut self);
+    }
+}
+
 /// z, r = f(sums); writes z and r⊙h: the first half of a GRU whose reset gate comes before the
 /// product.
 pub(crate) struct ResetStep<'a, T> {

@@ -5,6 +5,7 @@
 
 mod activation;
 mod cell;
+pub(crate) mod fixed;
 mod gru;
 mod lstm;
 mod quantized;
@@ -18,6 +19,8 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 pub(crate) use activation::Activation;
+pub use fixed::has_bounded_state;
+pub(crate) use fixed::{QUANTIZED_GRU, QUANTIZED_LSTM, QUANTIZED_RNN};
 pub(crate) use gru::Gru;
 pub(crate) use lstm::Lstm;
 pub(crate) use quantized::DynamicQuantizeLstm;

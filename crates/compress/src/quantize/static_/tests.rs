@@ -308,3 +308,37 @@ fn attention_runs_in_integers_where_its_operands_do() {
         }
     }
 }
+
+#[test]
+fn recurrent_layers_run_in_integers_and_are_told_apart() {
+    for (op, gates, settings) in
+        [("LSTM", 4, ""), ("GRU", 3, ", linear_before_reset=1"), ("GRU", 3, ""), ("RNN", 1, "")]
+    {
+        let text = format!("x: f32[6, n, 8]\ny = {op}(x, w, r, b, hidden_size=12{settings})");
+        let mut model = model(&text);
+        let graph = &mut model.graph;
+        for (name, shape, seed) in
+            [("w", vec![1, gates * 12, 8], 1), ("r", vec![1, gates * 12, 12], 2)]
+        {
+            let values: Vec<f32> =
+                numbers(shape.iter().product(), seed).iter().map(|w| 0.5 * w).collect();
+            graph.set_initializer(name, Tensor::new(&shape, &values));
+        }
+        graph.set_initializer("b", Tensor::new(&[1, gates * 24], &numbers(gates * 24, 3)));
+        graph.inputs.retain(|input| input.name == "x");
+        let batch = |seed| Tensor::new(&[6, 4, 8], &numbers(192, seed));
+        let (result, remarks, record) = quantized(&model, "", vec![batch(4), batch(5)]).unwrap();
+        let remarks = remarks.join("\n");
+        assert!(remarks.contains("1 recurrent layers in 8 bits"), "{remarks}");
+        let product = &record.unwrap().products[0];
+        assert_eq!(product.op_type, op);
+        assert!(product.output_error.is_some_and(|error| error > 0.0 && error < 0.03), "{product:?}");
+        let (found, expected) = (run(&result, &batch(6)), run(&model, &batch(6)));
+        let worst = found.iter().zip(&expected).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst > 0.0 && worst < 0.03, "{op}: {worst}");
+        let weights = result.graph.initializers.values();
+        assert_eq!(weights.filter(|w| w.dtype() == DType::I8 && w.rank() == 2).count(), 2);
+        let (float, ..) = quantized(&model, "recurrent = false", vec![batch(4)]).unwrap();
+        assert_eq!(float.graph.nodes.len(), 1);
+    }
+}
