@@ -79,9 +79,7 @@ pub fn evaluate_models(
                 .map(|first| agreement(&first.rows, &outcome.rows))
                 .transpose()?,
             deviation: reference
-                .filter(|first| {
-                    matches!(data, Dataset::Tensors(_)) && first.rows.dimension == size
-                })
+                .filter(|first| matches!(data, Dataset::Tensors(_)) && first.rows.dimension == size)
                 .map(|first| deviation(&first.rows, &outcome.rows))
                 .transpose()?,
         })

@@ -128,7 +128,8 @@ pub(crate) fn run_step(
     if let Some(remark) = raise_opset(model, pass.opset_min()).map_err(fail)? {
         outcome.remarks.push(remark);
     }
-    outcome.carry_out(&pass.prepare(model), model, keeps_edits).map_err(fail)?;
+    let prepared = pass.prepare(model).map_err(fail)?;
+    outcome.carry_out(&prepared, model, keeps_edits).map_err(fail)?;
     for _ in 0..ROUNDS_MAX {
         let (plan, record): (Plan, _) = pass.plan_recorded(model, context).map_err(fail)?;
         outcome.quantization = record.or(outcome.quantization);

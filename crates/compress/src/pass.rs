@@ -36,8 +36,11 @@ pub trait Pass {
     }
 
     /// What must be done to a model before [`plan`](Self::plan) looks at it.
-    fn prepare(&self, _: &Model) -> Plan {
-        Plan::default()
+    ///
+    /// # Errors
+    /// Settings that do not fit the model.
+    fn prepare(&self, _: &Model) -> Result<Plan, PassError> {
+        Ok(Plan::default())
     }
 
     /// Whether to plan again on the result, until nothing is left to do.
@@ -144,8 +147,8 @@ impl PassEntry {
 pub const PASSES: &[PassEntry] = &[
     PassEntry::of::<cleanup::Cleanup>(
         "cleanup",
-        "fold constants; remove identities, dead nodes and duplicate initializers",
-        &[],
+        "fold constants; remove identities, dead nodes, branches never taken and duplicate initializers",
+        cleanup::OPTIONS,
     ),
     PassEntry::of::<fuse::BatchNormFuse>(
         "fuse.batch-norm",

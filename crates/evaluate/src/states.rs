@@ -39,10 +39,17 @@ impl States {
             let at = session.outputs().iter().position(|value| value.name == *output);
             let output = at.ok_or_else(|| error(output, "output"))?;
             let shape = value.shape().ok_or_else(|| error(input, "input with a shape"))?;
-            let sizes: Vec<usize> =
-                shape.iter().map(|dim| dim.known().and_then(|n| n.try_into().ok()).unwrap_or(1)).collect();
+            let sizes: Vec<usize> = shape
+                .iter()
+                .map(|dim| dim.known().and_then(|n| n.try_into().ok()).unwrap_or(1))
+                .collect();
             let start = Tensor::zeros(value.dtype().unwrap_or(DType::F32), &sizes);
-            Ok::<_, EvaluateError>(Carried { input: input.clone(), output, value: start.clone(), start })
+            Ok::<_, EvaluateError>(Carried {
+                input: input.clone(),
+                output,
+                value: start.clone(),
+                start,
+            })
         });
         Ok(Self { carried: carried.collect::<Result<_, _>>()? })
     }

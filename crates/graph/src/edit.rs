@@ -20,6 +20,10 @@ pub enum Edit {
     RemoveInitializer {
         name: String,
     },
+    /// Removes a graph input that nothing reads any more.
+    RemoveInput {
+        name: String,
+    },
     /// Adds a node; `apply` finds its place.
     AddNode {
         node: Node,
@@ -90,6 +94,7 @@ impl fmt::Display for Edit {
                 write!(f, "set {name} {}{:?}", tensor.dtype(), tensor.shape())
             }
             Self::RemoveInitializer { name } => write!(f, "remove {name}"),
+            Self::RemoveInput { name } => write!(f, "remove input {name}"),
             Self::AddNode { node } => write!(f, "add {}", describe(node)),
             Self::RemoveNode { index } => write!(f, "remove node {index}"),
             Self::ReplaceNode { index, node } => {
@@ -141,6 +146,13 @@ pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
                     return Err(GraphError::NoSuchValue { value: name.clone() });
                 }
                 edited.inputs.retain(|input| input.name != *name);
+            }
+            Edit::RemoveInput { name } => {
+                let count = edited.inputs.len();
+                edited.inputs.retain(|input| input.name != *name);
+                if edited.inputs.len() == count {
+                    return Err(GraphError::NoSuchValue { value: name.clone() });
+                }
             }
             Edit::AddNode { node } => added.push(node.clone()),
             Edit::RemoveNode { index } => {

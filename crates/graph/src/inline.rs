@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{Attribute, AttributeValue, Function, Graph, GraphError, Model, Node, all_names};
+use crate::{
+    Attribute, AttributeValue, Edit, Function, Graph, GraphError, Model, Node, StoredTensor,
+    all_names,
+};
 
 /// Calls inside functions nested deeper than this are refused, and so is recursion.
 const DEPTH_MAX: usize = 64;
@@ -29,6 +32,44 @@ pub fn inline_functions(model: &mut Model) -> Result<(), GraphError> {
     model.graph = graph;
     model.functions.clear();
     Ok(())
+}
+
+/// The edits that put a branch in the place of the node that would run it, `index` of the graph.
+/// Values inside are named after that node, and the names taken go into `names`.
+pub fn inline_branch(
+    graph: &Graph,
+    index: usize,
+    branch: &Graph,
+    names: &mut HashSet<String>,
+) -> Vec<Edit> {
+    let mut node = graph.nodes[index].clone();
+    let constant = |(name, stored): (&String, &StoredTensor)| {
+        let value = AttributeValue::from(stored.tensor.clone());
+        Node::new("Constant", name, &[], &[name]).with_attribute("value", value)
+    };
+    let nodes: Vec<Node> =
+        branch.initializers.iter().map(constant).chain(branch.nodes.iter().cloned()).collect();
+    let made: HashSet<&String> = nodes.iter().flat_map(|node| &node.outputs).collect();
+    // An output that the branch only hands on, or gives twice, is a copy.
+    let (mut given, mut copied) = (Vec::new(), Vec::new());
+    for (inner, outer) in branch.outputs.iter().map(|output| &output.name).zip(&node.outputs) {
+        let is_own = made.contains(inner) && given.iter().all(|(known, _)| known != inner);
+        let list = if is_own { &mut given } else { &mut copied };
+        if !outer.is_empty() {
+            list.push((inner.clone(), outer.clone()));
+        }
+    }
+    node.inputs.clear();
+    let (inner, outer): (Vec<String>, Vec<String>) = given.into_iter().unzip();
+    node.outputs = outer;
+    let function = Function { outputs: inner, nodes: nodes.clone(), ..Function::default() };
+    let call = Call::new(&node, &function, names);
+    let mut edits = vec![Edit::RemoveNode { index }];
+    edits.extend(nodes.iter().map(|node| Edit::AddNode { node: call.node(node) }));
+    edits.extend(copied.iter().map(|(inner, outer)| Edit::AddNode {
+        node: Node::new("Identity", outer, &[&call.name(inner)], &[outer]),
+    }));
+    edits
 }
 
 struct Inliner<'a> {

@@ -12,7 +12,7 @@ mod validate;
 
 pub use dim::{Dim, parse_dim};
 pub use edit::{Edit, Plan, apply};
-pub use inline::inline_functions;
+pub use inline::{inline_branch, inline_functions};
 pub use links::{Links, Use, all_names, captured_names};
 pub use name_patterns::NamePatterns;
 pub use node::{

@@ -89,7 +89,7 @@ fn mean_rows(y: &mut [f32], rows: &[f32]) {
     let size = PART * channels;
     let mut parts = vec![0.0; rows.len().div_ceil(size) * channels];
     let work = |(part, rows): (&mut [f32], &[f32])| add_rows(part, rows);
-    if rows.len() < 1 << 17 || rayon::current_num_threads() == 1 {
+    if rows.len() < 1 << 17 || crate::threads::count() == 1 {
         parts.chunks_exact_mut(channels).zip(rows.chunks(size)).for_each(work);
     } else {
         parts.par_chunks_exact_mut(channels).zip(rows.par_chunks(size)).for_each(work);

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use attar_graph::{Edit, Model, Plan};
+use attar_graph::{AttributeValue, Edit, Model, Plan, all_names, inline_branch};
 use attar_tensor::Tensor;
 
-use crate::{Pool, Run, check};
+use crate::{Pool, Run, check, infer_graph};
 
 /// Operators whose result is meant to be larger than what they read: left to the runtime unless
 /// everything is to be folded.
@@ -56,6 +56,48 @@ pub fn fold_constants(model: &Model, keep_small: bool) -> Plan {
             plan.push(Edit::SetInitializer { name: name.clone(), tensor: tensor.clone() });
             folded.insert(name, tensor);
         }
+    }
+    plan
+}
+
+/// Plans to replace what shapes say: `Shape` of a value whose sizes are known, and the arithmetic
+/// that follows it, become constants.
+pub fn fold_shapes(model: &Model) -> Plan {
+    let graph = &model.graph;
+    let facts = infer_graph(model);
+    let mut plan = Plan::default();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let [output] = node.outputs.as_slice() else { continue };
+        let draws = RANDOM.contains(&node.op_type.as_str());
+        if node.is("Constant") || draws || graph.is_output(output) {
+            continue;
+        }
+        let known = facts.get(output).and_then(|fact| {
+            let elements = fact.known_elements()?;
+            let shape = if fact.rank()? == 0 { vec![] } else { vec![elements.len()] };
+            Tensor::new(&shape, &elements).converted(fact.dtype).ok()
+        });
+        if let Some(tensor) = known {
+            plan.push(Edit::RemoveNode { index });
+            plan.push(Edit::SetInitializer { name: output.clone(), tensor });
+        }
+    }
+    plan
+}
+
+/// Plans to put the branch of every `If` in its place whose condition is constant.
+pub fn fold_branches(model: &Model) -> Plan {
+    let graph = &model.graph;
+    let mut plan = Plan::default();
+    let mut names = None;
+    for (index, node) in graph.nodes.iter().enumerate().filter(|(_, node)| node.is("If")) {
+        let condition = node.input(0).and_then(|name| graph.constant(name));
+        let Some(condition) = condition.filter(|c| c.element_count() == 1) else { continue };
+        let holds = condition.bytes().first() == Some(&1);
+        let name = if holds { "then_branch" } else { "else_branch" };
+        let Some(AttributeValue::Graph(branch)) = node.attribute(name) else { continue };
+        let names = names.get_or_insert_with(|| all_names(graph));
+        plan.edits.extend(inline_branch(graph, index, branch, names));
     }
     plan
 }

@@ -136,7 +136,7 @@ pub(crate) fn for_row_blocks<T: Send>(
     if rows == 0 || n == 0 {
         return;
     }
-    let threads = rayon::current_num_threads();
+    let threads = crate::threads::count();
     let block = rows_per_block(n);
     if threads > 1 && rows >= 2 * threads * 8 {
         // Every thread takes whole blocks of rows, and the product inside runs on one thread.

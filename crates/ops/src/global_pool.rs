@@ -134,7 +134,7 @@ fn each_plane<T: Copy + Send + Sync>(
     row: impl Fn(&[T]) -> T + Send + Sync,
 ) {
     let plane = |index: usize| &x[index * inner..(index + 1) * inner];
-    if x.len() < PARALLEL_MIN || rayon::current_num_threads() == 1 {
+    if x.len() < PARALLEL_MIN || crate::threads::count() == 1 {
         y.iter_mut().enumerate().for_each(|(index, y)| *y = row(plane(index)));
     } else {
         y.par_iter_mut().enumerate().for_each(|(index, y)| *y = row(plane(index)));

@@ -106,6 +106,7 @@ mod softmax;
 mod split;
 mod squeeze;
 mod text;
+mod threads;
 mod transpose;
 mod trigonometry;
 mod unary;
@@ -120,7 +121,7 @@ pub use body::{Body, bodies};
 pub use datum::Datum;
 pub use fact::Fact;
 pub use fake_quantize::fake_quantize_levels;
-pub use fold::fold_constants;
+pub use fold::{fold_branches, fold_constants, fold_shapes};
 pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::int8::int8_operations_per_second;
@@ -128,6 +129,7 @@ pub use kernels::isa_name;
 pub use program::{Program, ProgramError, StepTime, Visit};
 pub use recurrent::has_bounded_state;
 pub use run::{DataKernel, DataRun, Kernel, Pool, Run};
+pub use threads::sequential;
 
 /// Every operator attar gives a meaning to.
 pub const OPERATORS: &[&dyn Operator] = &[

@@ -1,7 +1,9 @@
 //! attar's own runtime: a program of `attar-ops` on threads of its own.
 
+use std::num::NonZeroUsize;
+
 use attar_graph::{Model, Value};
-use attar_ops::{Datum, Pool, Program, StepTime, Visit};
+use attar_ops::{Datum, Pool, Program, StepTime, Visit, sequential};
 use attar_tensor::Tensor;
 
 use crate::feeds::check_feeds;
@@ -28,18 +30,42 @@ impl Runtime for Builtin {
 struct BuiltinSession {
     program: Program,
     pool: Pool,
-    threads: rayon::ThreadPool,
+    thread_count: NonZeroUsize,
+    /// `None` while runs stay on the calling thread.
+    threads: Option<rayon::ThreadPool>,
+}
+
+fn thread_pool(count: NonZeroUsize) -> Result<rayon::ThreadPool, RuntimeError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count.get())
+        .thread_name(|index| format!("attar-{index}"))
+        .build()
+        .map_err(|error| RuntimeError::Unsupported { what: error.to_string() })
 }
 
 impl BuiltinSession {
     fn new(model: &Model, options: &RunOptions) -> Result<Self, RuntimeError> {
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.get())
-            .thread_name(|index| format!("attar-{index}"))
-            .build()
-            .map_err(|error| RuntimeError::Unsupported { what: error.to_string() })?;
+        let thread_count = options.threads;
+        let threads = (thread_count.get() > 1).then(|| thread_pool(thread_count)).transpose()?;
         let program = Program::new(model.clone(), &options.observed)?;
-        Ok(Self { program, pool: Pool::default(), threads })
+        Ok(Self { program, pool: Pool::default(), thread_count, threads })
+    }
+
+    /// Runs `work` with as many threads as were asked for: one is the caller's, if all of the work can
+    /// be done there.
+    fn on_threads<T: Send>(
+        &mut self,
+        work: impl FnOnce(&Program, &mut Pool) -> T + Send,
+    ) -> Result<T, RuntimeError> {
+        let Self { program, pool, thread_count, threads } = self;
+        if let Some(threads) = threads {
+            return Ok(threads.install(|| work(program, pool)));
+        }
+        let (result, is_left) = sequential(|| work(program, pool));
+        if is_left {
+            *threads = Some(thread_pool(*thread_count)?);
+        }
+        Ok(result)
     }
 
     /// The feeds in the order of the inputs.
@@ -58,8 +84,7 @@ impl BuiltinSession {
         visit: Option<Visit>,
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let in_order = self.in_order(feeds)?;
-        let Self { program, pool, threads } = self;
-        let outputs = threads.install(|| program.observe(in_order, pool, visit))?;
+        let outputs = self.on_threads(|program, pool| program.observe(in_order, pool, visit))??;
         let tensor = |(datum, value): (Datum, &Value)| match datum {
             Datum::Tensor(tensor) => Ok(tensor),
             other => Err(RuntimeError::Unsupported {
@@ -93,7 +118,6 @@ impl Session for BuiltinSession {
 
     fn profile(&mut self, feeds: &[(&str, &Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
         let in_order = self.in_order(feeds)?;
-        let Self { program, pool, threads } = self;
-        Ok(threads.install(|| program.profile(in_order, pool))?)
+        Ok(self.on_threads(|program, pool| program.profile(in_order, pool))??)
     }
 }

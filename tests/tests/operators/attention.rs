@@ -230,9 +230,10 @@ fn multi_head_cases(cases: &mut Vec<Case>) {
 }
 
 fn quantized_cases(cases: &mut Vec<Case>) {
-    for (x, w) in
-        [(bytes_u8(&[2, 4, 10]), weights_i8(&[10, 72])), (bytes_u8(&[2, 4, 10]), bytes_u8(&[10, 72]))]
-    {
+    for (x, w) in [
+        (bytes_u8(&[2, 4, 10]), weights_i8(&[10, 72])),
+        (bytes_u8(&[2, 4, 10]), bytes_u8(&[10, 72])),
+    ] {
         let x_zero = Tensor::scalar(120_u8);
         let zero = |value: u8| match w.dtype() {
             attar_tensor::DType::U8 => Tensor::scalar(value),

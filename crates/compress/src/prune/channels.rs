@@ -143,8 +143,8 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
 ];
 
 impl Pass for ChannelPrune {
-    fn prepare(&self, model: &Model) -> Plan {
-        fold_constants(model, true)
+    fn prepare(&self, model: &Model) -> Result<Plan, PassError> {
+        Ok(fold_constants(model, true))
     }
 
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {

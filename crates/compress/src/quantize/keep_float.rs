@@ -33,7 +33,9 @@ impl TryFrom<toml::Value> for KeepFloat {
             toml::Value::String(text) if text == "measured" => Ok(Self::Measured),
             toml::Value::String(text) if text == "off" => Ok(Self::Count(0)),
             toml::Value::Integer(count) if *count >= 0 => Ok(Self::Count(*count as usize)),
-            _ => Err(format!("keep_float is {value}, expected \"auto\", \"measured\", \"off\" or a number")),
+            _ => Err(format!(
+                "keep_float is {value}, expected \"auto\", \"measured\", \"off\" or a number"
+            )),
         }
     }
 }
@@ -122,10 +124,8 @@ mod tests {
 
     #[test]
     fn what_was_measured_decides_alone() {
-        let measured = |cost: Cost, error: f64| Cost {
-            output_squared_error: Some(error * error),
-            ..cost
-        };
+        let measured =
+            |cost: Cost, error: f64| Cost { output_squared_error: Some(error * error), ..cost };
         let costs = [measured(cost(3, 0.3, 1.0), 0.01), measured(cost(5, 0.01, 99.0), 0.2)];
         let found = kept(&costs, KeepFloat::Auto);
         assert_eq!(found, [(5, "alone it changes the outputs by 20 %".to_string())]);

@@ -31,6 +31,13 @@ impl ActivationRange {
         Self { scale, zero_point, level_max }
     }
 
+    /// The same ends on a grid of steps of `fit`, which is no finer.
+    pub(crate) fn fitted(self, fit: impl Fn(f32) -> f32) -> Self {
+        let scale = fit(self.scale);
+        let zero = f32::from(self.zero_point) * (self.scale / scale);
+        Self { scale, zero_point: zero.round_ties_even() as u16, ..self }
+    }
+
     /// The least value that has a level.
     pub(crate) fn low(self) -> f32 {
         -f32::from(self.zero_point) * self.scale

@@ -6,9 +6,9 @@ use attar_tensor::Tensor;
 use serde::Deserialize;
 
 use super::nodes::weight_of;
-use super::safe_weight::{Bounding, Channels, quantize_safely};
+use super::safe_weight::{Bounding, Channels, bound, quantize_safely};
 use super::sites::Site;
-use super::weight::{WeightRounding, nearest_level, quantize_channels, scale};
+use super::weight::{WeightRounding, nearest_level, quantize_channels, quantize_on, scale};
 use super::weights::Grid;
 use super::{descent, gptq};
 use crate::PassError;
@@ -64,6 +64,34 @@ pub(crate) struct Method {
     pub(crate) weight_scale: WeightScale,
     pub(crate) saturation: Saturation,
     pub(crate) level_max: i8,
+    /// Weights of 16 bits, each rounded to the nearest.
+    pub(crate) is_wide: bool,
+    pub(crate) grid: ScaleGrid,
+}
+
+/// The scales that there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ScaleGrid {
+    #[default]
+    Any,
+    /// Integer powers of two: hardware shifts instead of multiplying.
+    PowerOfTwo,
+}
+
+impl ScaleGrid {
+    /// The least scale of the grid that is not below `scale`.
+    pub(crate) fn fit(self, scale: f32) -> f32 {
+        match self {
+            Self::Any => scale,
+            Self::PowerOfTwo => {
+                let power = scale.log2().ceil();
+                // The logarithm of a power of two may be off by an ulp.
+                let below = (power - 1.0).exp2();
+                if below >= scale { below } else { power.exp2() }
+            }
+        }
+    }
 }
 
 /// Weights in integers, and what they cost.
@@ -109,7 +137,8 @@ pub(crate) fn round(
     let Method { rounding, level_max, .. } = method;
     let Some(weight) = weight_of(links, node) else { return Ok(None) };
     let is_shared = links.uses(weight.name).len() != 1;
-    let Some(([inputs, outputs], w)) = matrix_of(links, node).filter(|_| !is_shared) else {
+    let is_plain = is_shared || method.is_wide;
+    let Some(([inputs, outputs], w)) = matrix_of(links, node).filter(|_| !is_plain) else {
         return nearest(&weight, node, site, method).map(Some);
     };
     if w.iter().any(|w| !w.is_finite()) {
@@ -125,6 +154,7 @@ pub(crate) fn round(
     let columns =
         (method.saturation == Saturation::Safe).then(|| Channels::of_columns(inputs, outputs));
     let at_risk = columns.as_ref().map(|columns| columns.coarsen(&w, &mut scales, level_max));
+    scales.iter_mut().for_each(|scale| *scale = method.grid.fit(*scale));
     let moments = site.gram.as_ref().filter(|gram| gram.len() == inputs * inputs);
     let moments = moments.map(|gram| divided_moments(gram, inputs, site));
     let second_order = match (&moments, rounding) {
@@ -169,6 +199,31 @@ fn nearest_levels(w: &[f32], scales: &[f32], level_max: i8) -> Vec<i8> {
     w.iter().enumerate().map(level).collect()
 }
 
+/// Weights to the nearest levels, by the settings of `method`.
+///
+/// # Errors
+/// Weights that are not finite.
+pub(super) fn nearest_weights(
+    name: &str,
+    tensor: &Tensor,
+    axis: usize,
+    method: Method,
+) -> Result<(WeightRounding, Bounding), PassError> {
+    let is_safe = method.saturation == Saturation::Safe;
+    if method.is_wide || method.grid != ScaleGrid::Any {
+        let level_max = if method.is_wide { i16::MAX } else { method.level_max.into() };
+        let fit = |scale| method.grid.fit(scale);
+        let mut rounding = quantize_on(name, tensor, axis, level_max, fit)?;
+        let is_bounded = is_safe && !method.is_wide;
+        let bounding = is_bounded.then(|| bound(&mut rounding, axis)).unwrap_or_default();
+        return Ok((rounding, bounding));
+    }
+    if is_safe {
+        return quantize_safely(name, tensor, axis, method.level_max);
+    }
+    Ok((quantize_channels(name, tensor, axis, method.level_max)?, Bounding::default()))
+}
+
 /// Kernels of more than one place, and weights that several products read.
 fn nearest(
     weight: &super::nodes::Weight,
@@ -178,16 +233,12 @@ fn nearest(
 ) -> Result<Rounded, PassError> {
     let axis = weight.axis;
     let tensor = &multiplied(weight, site);
-    let (rounded, bounding) = match method.saturation {
-        Saturation::Safe => quantize_safely(weight.name, tensor, axis, method.level_max)?,
-        Saturation::Ignore => {
-            (quantize_channels(weight.name, tensor, axis, method.level_max)?, Bounding::default())
-        }
-    };
+    let (rounded, bounding) = nearest_weights(weight.name, tensor, axis, method)?;
     let shape = weight.tensor.shape();
     let w = tensor.values::<f32>();
     let divisor = |input: usize| site.divisors.as_ref().map_or(1.0, |s| f64::from(s[input]));
-    let (levels, scales) = (rounded.values.slice::<i8>(), rounded.scales.slice::<f32>());
+    let levels = rounded.values.to_f32().unwrap_or_default();
+    let scales = rounded.scales.slice::<f32>();
     let inner: usize = shape[weight.axis + 1..].iter().product();
     let groups = node.int_or("group", 1).unwrap_or(1).max(1) as usize;
     let outputs_each = (shape[0] / groups).max(1);
@@ -203,7 +254,7 @@ fn nearest(
             let kernel: usize = shape[2..].iter().product();
             output / outputs_each * shape[1] + index / kernel % shape[1]
         };
-        let e = w - f32::from(levels[index]) * scales[output];
+        let e = w - levels[index] * scales[output];
         let square = statistics.square_sum.get(input).copied().unwrap_or(1.0);
         let square = square / divisor(input).powi(2);
         lost += square * f64::from(e) * f64::from(e);

@@ -27,7 +27,7 @@ pub struct RangeRecord {
     /// Whether its channels are divided before, by SmoothQuant's factors.
     pub is_smoothed: bool,
     pub scale: f32,
-    pub zero_point: u8,
+    pub zero_point: u16,
     /// Error of what reads the value, relative to what it reads, as its histogram predicts it.
     pub relative_error: f64,
 }
@@ -64,7 +64,7 @@ impl QuantizationRecord {
             seen: [site.statistics.lowest(), site.statistics.highest()],
             is_smoothed: site.divisors.is_some(),
             scale: site.chosen.range.scale,
-            zero_point: site.chosen.range.zero_point as u8,
+            zero_point: site.chosen.range.zero_point,
             relative_error: site.chosen.relative_error,
         };
         let product = |(index, rounded): &(usize, Rounded)| {

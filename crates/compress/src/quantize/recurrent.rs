@@ -9,9 +9,8 @@ use attar_ops::has_bounded_state;
 use attar_tensor::{DType, Tensor};
 
 use super::nodes::Builder;
-use super::product::{Method, Saturation};
-use super::safe_weight::{Bounding, quantize_safely};
-use super::weight::{WeightRounding, quantize_channels};
+use super::product::{Method, nearest_weights};
+use super::weight::WeightRounding;
 use crate::{Context, PassError};
 
 /// Inputs of a layer that are weights: W and R.
@@ -22,13 +21,11 @@ pub(super) fn layers(graph: &Graph, links: &Links, context: &Context) -> Vec<usi
     let is_layer = |node: &Node| {
         let is_constant = |index: usize| {
             let weight = node.input(index).and_then(|name| links.constant(name));
-            weight.is_some_and(|w| {
-                w.dtype() == DType::F32 && w.rank() == 3 && w.element_count() > 0
-            })
+            weight
+                .is_some_and(|w| w.dtype() == DType::F32 && w.rank() == 3 && w.element_count() > 0)
         };
-        let is_kept = |index: usize| {
-            node.input(index).is_none_or(|name| links.constant(name).is_some())
-        };
+        let is_kept =
+            |index: usize| node.input(index).is_none_or(|name| links.constant(name).is_some());
         let is_excluded = || {
             let of_weight = |index: usize| context.exclude.matches(&node.inputs[index]);
             context.exclude.matches(node.label()) || WEIGHTS.into_iter().any(of_weight)
@@ -63,13 +60,14 @@ pub(super) fn set_weights(
         let depth = tensor.shape()[2];
         let rows = tensor.element_count() / depth;
         let matrix = tensor.reshaped(&[rows, depth]);
-        let (rounding, bounding) = rounded(name, &matrix, method)?;
+        let (rounding, bounding) = nearest_weights(name, &matrix, 0, method)?;
         let [of_lost, of_all] = squares(&matrix, &rounding);
         (lost, power) = (lost + of_lost, power + of_all);
         builder.bounding.add(bounding);
+        let dtype = rounding.values.dtype();
         let weight = builder.rounded_weight(name, 0, rounding);
         let zero = format!("{}_zero_point", weight.values);
-        builder.set(&zero, Tensor::new(&[rows], &vec![0_i8; rows]));
+        builder.set(&zero, Tensor::zeros(dtype, &[rows]));
         let named = |suffix: &str| format!("{label}_{letter}_{suffix}");
         let (real, shaped, shape) = (named("dequantized"), named("shaped"), named("shape"));
         let inputs = [weight.values.as_str(), &weight.scale, &zero];
@@ -84,26 +82,13 @@ pub(super) fn set_weights(
     Ok(if power > 0.0 { (lost / power).sqrt() } else { 0.0 })
 }
 
-fn rounded(
-    name: &str,
-    matrix: &Tensor,
-    method: Method,
-) -> Result<(WeightRounding, Bounding), PassError> {
-    match method.saturation {
-        Saturation::Safe => quantize_safely(name, matrix, 0, method.level_max),
-        Saturation::Ignore => {
-            let rounding = quantize_channels(name, matrix, 0, method.level_max)?;
-            Ok((rounding, Bounding::default()))
-        }
-    }
-}
-
 /// Σ(w − ŵ)² and Σw².
 fn squares(matrix: &Tensor, rounding: &WeightRounding) -> [f64; 2] {
     let depth = matrix.shape()[1];
-    let (levels, scales) = (rounding.values.slice::<i8>(), rounding.scales.slice::<f32>());
+    let levels = rounding.values.to_f32().unwrap_or_default();
+    let scales = rounding.scales.slice::<f32>();
     matrix.values::<f32>().iter().enumerate().fold([0.0; 2], |[lost, power], (i, w)| {
-        let e = f64::from(w - f32::from(levels[i]) * scales[i / depth]);
+        let e = f64::from(w - levels[i] * scales[i / depth]);
         [lost + e * e, power + f64::from(*w).powi(2)]
     })
 }

@@ -62,6 +62,15 @@ pub(crate) fn quantize_safely(
     Ok((rounding, bounding))
 }
 
+/// Moves the pairs of rounded weights that are at risk.
+pub(crate) fn bound(rounding: &mut WeightRounding, axis: usize) -> Bounding {
+    let channels = Channels::new(rounding.values.shape(), axis);
+    let mut levels = rounding.values.slice::<i8>().to_vec();
+    let bounding = channels.move_pairs(&mut levels, Vec::new());
+    rounding.values = Tensor::new(rounding.values.shape(), &levels);
+    bounding
+}
+
 /// Where the weights of each output channel stand.
 pub(crate) struct Channels {
     count: usize,

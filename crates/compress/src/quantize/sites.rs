@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::{Graph, Links, Model, Node};
+use attar_graph::{Graph, Links, Model, NamePatterns, Node};
 
 use super::calibrate::{Fold, observe};
 use super::gram::Gram;
 use super::importance::statistics_for;
-use super::nodes::{Weight, weight_of};
+use super::nodes::{ActivationRange, Weight, weight_of};
 use super::observer::{Chosen, Observer, Seen};
 use super::placement::Placement;
-use super::product::matrix_of;
+use super::product::{ScaleGrid, matrix_of};
 use super::smooth::{Reader, Smooth, divisors};
 use super::statistics::{ChannelAxis, Statistics};
 use crate::{Context, PassError};
@@ -35,11 +35,14 @@ pub(crate) struct Calibrated {
 
 /// What to find out.
 #[derive(Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct Wanted<'a> {
     pub(crate) observer: Observer,
     pub(crate) smooth: Smooth,
     pub(crate) moments: bool,
     pub(crate) level_max: i8,
+    pub(crate) grid: ScaleGrid,
+    /// Ends of values, by patterns of their names: of several, the first.
+    pub(crate) ranges: &'a [(NamePatterns, [f32; 2])],
 }
 
 /// Channels of a value beyond which its moments would take more memory and time than they are worth:
@@ -111,7 +114,17 @@ pub(crate) fn sites(
     for (value, record) in records {
         let choose = |statistics: &Statistics| {
             let seen = Seen::new(statistics, placement.level_max(&value));
-            seen.map(|seen| seen.choose(wanted.observer.0))
+            seen.map(|seen| {
+                let given = wanted.ranges.iter().find(|(patterns, _)| patterns.matches(&value));
+                let chosen = if let Some((_, [low, high])) = given {
+                    let level_max = placement.level_max(&value);
+                    seen.judge(ActivationRange::new(*low, *high, level_max), "given")
+                } else {
+                    seen.choose(wanted.observer.0)
+                };
+                let range = chosen.range.fitted(|scale| wanted.grid.fit(scale));
+                if range == chosen.range { chosen } else { seen.judge(range, chosen.observer) }
+            })
         };
         let Some(plain) = choose(&record.statistics) else { continue };
         let (gram_rows, gram) = match record.gram {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
-use attar_graph::{Edit, Graph, Links, Model, Node, Plan, apply};
+use attar_graph::{Edit, Graph, Links, Model, NamePatterns, Node, Plan, apply};
 use attar_ops::fuse::batch_normalization;
 use attar_tensor::Tensor;
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
 use super::placement::Placement;
-use super::product::{self, Method, Rounded, Rounding, Saturation, WeightScale};
+use super::product::{self, Method, Rounded, Rounding, Saturation, ScaleGrid, WeightScale};
 use super::record::QuantizationRecord;
 use super::recurrent;
 use super::sites::{Site, Wanted, sites};
@@ -40,6 +40,12 @@ pub(crate) struct StaticQuantize {
     #[serde(default)]
     weight_bits: WeightBits,
     #[serde(default)]
+    activation_bits: ActivationBits,
+    #[serde(default)]
+    scales: ScaleGrid,
+    #[serde(default)]
+    ranges: GivenRanges,
+    #[serde(default)]
     attention: QuantizedAttention,
     #[serde(default)]
     saturation: Saturation,
@@ -58,19 +64,60 @@ pub(crate) struct StaticQuantize {
 }
 
 /// Bits of a weight. With 7, no two products leave 16 bits.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
 enum WeightBits {
     Seven,
     #[default]
     Eight,
+    Sixteen,
+}
+
+/// Bits of an activation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+enum ActivationBits {
+    #[default]
+    Eight,
+    Sixteen,
+}
+
+impl TryFrom<i64> for ActivationBits {
+    type Error = String;
+
+    fn try_from(bits: i64) -> Result<Self, String> {
+        match bits {
+            8 => Ok(Self::Eight),
+            16 => Ok(Self::Sixteen),
+            _ => Err(format!("activation_bits is {bits}, expected 8 or 16")),
+        }
+    }
+}
+
+/// Ends that are given for values, by the patterns of their names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "BTreeMap<String, [f32; 2]>")]
+struct GivenRanges(Vec<(NamePatterns, [f32; 2])>);
+
+impl TryFrom<BTreeMap<String, [f32; 2]>> for GivenRanges {
+    type Error = String;
+
+    fn try_from(ranges: BTreeMap<String, [f32; 2]>) -> Result<Self, String> {
+        let entry = |(name, [low, high]): (String, [f32; 2])| {
+            if !(low.is_finite() && high.is_finite() && low < high) {
+                return Err(format!("the range of `{name}` is {low} to {high}"));
+            }
+            Ok((NamePatterns::new(vec![name]), [low, high]))
+        };
+        Ok(Self(ranges.into_iter().map(entry).collect::<Result<_, _>>()?))
+    }
 }
 
 impl WeightBits {
     fn level_max(self) -> i8 {
         match self {
             Self::Seven => 63,
-            Self::Eight => 127,
+            Self::Eight | Self::Sixteen => 127,
         }
     }
 }
@@ -82,7 +129,8 @@ impl TryFrom<i64> for WeightBits {
         match bits {
             7 => Ok(Self::Seven),
             8 => Ok(Self::Eight),
-            _ => Err(format!("weight_bits is {bits}, expected 7 or 8")),
+            16 => Ok(Self::Sixteen),
+            _ => Err(format!("weight_bits is {bits}, expected 7, 8 or 16")),
         }
     }
 }
@@ -112,7 +160,23 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "weight_bits",
         default: "8",
-        help: "8, or 7 for half as many levels in every channel",
+        help: "8; 7 for half as many levels in every channel; or 16, each to the nearest level",
+    },
+    OptionEntry {
+        key: "activation_bits",
+        default: "8",
+        help: "8, or 16 for what 8 bits cannot hold (opset 21; builtin and ONNX Runtime then compute in \
+               float)",
+    },
+    OptionEntry {
+        key: "scales",
+        default: "\"any\"",
+        help: "\"any\", or \"power-of-two\" for hardware that shifts instead of multiplying",
+    },
+    OptionEntry {
+        key: "ranges",
+        default: "{}",
+        help: "ends of activations that are given, by name or pattern: `ranges = { \"x\" = [-1, 1] }`",
     },
     OptionEntry {
         key: "saturation",
@@ -159,8 +223,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
 ];
 
 impl Pass for StaticQuantize {
-    fn prepare(&self, model: &Model) -> Plan {
-        fold_normalizations(model)
+    fn opset_min(&self) -> i64 {
+        if self.is_wide() || self.weight_bits == WeightBits::Sixteen { 21 } else { 1 }
+    }
+
+    fn prepare(&self, model: &Model) -> Result<Plan, PassError> {
+        Ok(fold_normalizations(model))
     }
 
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
@@ -177,6 +245,7 @@ impl Pass for StaticQuantize {
         }
         let links = Links::new(&model.graph);
         let mut placement = self.place(&model.graph, &links, &BTreeSet::new(), context);
+        self.check_ranges(&placement)?;
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
         let mut batch_count = 0;
@@ -246,12 +315,36 @@ impl Pass for StaticQuantize {
 }
 
 impl StaticQuantize {
-    fn wanted(&self) -> Wanted {
+    /// That every given range is one of a value with a range.
+    fn check_ranges(&self, placement: &Placement) -> Result<(), PassError> {
+        let names: Vec<&str> = placement.readers.keys().map(String::as_str).collect();
+        let mut patterns = self.ranges.0.iter().map(|(patterns, _)| patterns);
+        match patterns.find_map(|patterns| patterns.unmatched(&names).first().copied()) {
+            None => Ok(()),
+            Some(name) => Err(PassError::Settings {
+                pass: "quantize.static",
+                message: format!("`ranges` gives one for `{name}`, and no such value is quantized"),
+                known: names.join(", "),
+            }),
+        }
+    }
+
+    /// Whether activations have 16 bits.
+    fn is_wide(&self) -> bool {
+        self.activation_bits == ActivationBits::Sixteen
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        let is_narrow = self.weight_bits != WeightBits::Sixteen;
         Wanted {
-            observer: self.observer,
-            smooth: self.smooth,
-            moments: self.rounding != Rounding::Nearest,
+            // The grid is so fine that nothing is gained by leaving a part of the values out, nor by
+            // making channels alike.
+            observer: if self.is_wide() { self.observer.or_first() } else { self.observer },
+            smooth: if self.is_wide() { Smooth::Off } else { self.smooth },
+            moments: self.rounding != Rounding::Nearest && is_narrow,
             level_max: self.weight_bits.level_max(),
+            grid: self.scales,
+            ranges: &self.ranges.0,
         }
     }
 
@@ -259,8 +352,10 @@ impl StaticQuantize {
         Method {
             rounding: self.rounding,
             weight_scale: self.weight_scale,
-            saturation: self.saturation,
+            saturation: if self.is_wide() { Saturation::Ignore } else { self.saturation },
             level_max: self.weight_bits.level_max(),
+            is_wide: self.weight_bits == WeightBits::Sixteen,
+            grid: self.scales,
         }
     }
 
@@ -298,6 +393,10 @@ impl StaticQuantize {
         placement.add_attention(graph, links, context, self.attention);
         if self.recurrent {
             placement.add_layers(left, graph, links, context);
+        }
+        if self.is_wide() {
+            let values = placement.readers.keys();
+            placement.levels = values.map(|value| (value.clone(), u16::MAX)).collect();
         }
         placement
     }
@@ -389,11 +488,12 @@ impl StaticQuantize {
         let node = &builder.graph.nodes[index];
         let Some(weight) = weight_of(links, node) else { return };
         builder.bounding.add(rounded.bounding);
+        let dtype = rounded.weight.values.dtype();
         let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
         let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];
         let zero = format!("{}_zero_point", quantized.values);
-        builder.set(&zero, Tensor::new(&[channels], &vec![0_i8; channels]));
+        builder.set(&zero, Tensor::zeros(dtype, &[channels]));
         let inputs = [quantized.values.as_str(), &quantized.scale, &zero];
         let dequantize = Node::new("DequantizeLinear", &real, &inputs, &[&real])
             .with_attribute("axis", weight.axis as i64);
@@ -424,9 +524,8 @@ impl Known<'_> {
 
     /// Leaves out what calibration did not reach.
     fn reached(&self, placement: &mut Placement) {
-        let is_seen = |index: &usize| {
-            self.sites.contains_key(&self.model.graph.nodes[*index].inputs[0])
-        };
+        let is_seen =
+            |index: &usize| self.sites.contains_key(&self.model.graph.nodes[*index].inputs[0]);
         placement.layers.retain(is_seen);
         placement.products.retain(|index| self.rounded.iter().any(|(known, _)| known == index));
         placement.readers.retain(|value, _| self.sites.contains_key(value));
@@ -465,7 +564,13 @@ fn insert_pair(
     let (quantized, dequantized) = (named("quantized"), named("dequantized"));
     let range = site.chosen.range;
     builder.set(&scale, Tensor::scalar(range.scale));
-    builder.set(&zero, Tensor::scalar(range.zero_point as u8));
+    builder.set(
+        &zero,
+        match u8::try_from(range.level_max) {
+            Ok(_) => Tensor::scalar(range.zero_point as u8),
+            Err(_) => Tensor::scalar(range.zero_point),
+        },
+    );
     let mut source = value.to_string();
     if let Some(divisors) = &site.divisors {
         let factors: Vec<f32> = divisors.iter().map(|s| 1.0 / s).collect();

@@ -46,6 +46,42 @@ pub fn quantize_channels(
     })
 }
 
+/// As [`quantize_channels`], each scale being `scales` of its channel, in i16 where `level_max` passes
+/// i8.
+///
+/// # Errors
+/// [`PassError::WeightNotFinite`] with the given name.
+pub(crate) fn quantize_on(
+    name: &str,
+    weight: &Tensor,
+    axis: usize,
+    level_max: i16,
+    fit: impl Fn(f32) -> f32,
+) -> Result<WeightRounding, PassError> {
+    let channels = weight.shape()[axis];
+    let inner: usize = weight.shape()[axis + 1..].iter().product();
+    let values = weight.values::<f32>();
+    let channel = |index: usize| index / inner.max(1) % channels.max(1);
+    let mut largest = vec![0.0_f32; channels];
+    for (index, &w) in values.iter().enumerate() {
+        if !w.is_finite() {
+            return Err(PassError::WeightNotFinite { tensor: name.into() });
+        }
+        largest[channel(index)] = largest[channel(index)].max(w.abs());
+    }
+    let top = f32::from(level_max);
+    let step = |&largest: &f32| if largest / top < f32::MIN_POSITIVE { 1.0 } else { largest / top };
+    let scales: Vec<f32> = largest.iter().map(step).map(fit).collect();
+    let levels = values.iter().enumerate();
+    let levels = levels.map(|(index, &w)| nearest_level(w / scales[channel(index)], top));
+    let values = if level_max > i16::from(i8::MAX) {
+        Tensor::new(weight.shape(), &levels.map(|level| level as i16).collect::<Vec<_>>())
+    } else {
+        Tensor::new(weight.shape(), &levels.map(|level| level as i8).collect::<Vec<_>>())
+    };
+    Ok(WeightRounding { values, scales: Tensor::new(&[channels], &scales) })
+}
+
 /// The integer nearest to `x` within ±`level_max`, half to even: `round_ties_even` is a call where the
 /// compiler may not assume SSE4.1, and most of the time of rounding a model.
 #[inline]

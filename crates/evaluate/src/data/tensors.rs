@@ -88,8 +88,11 @@ impl Tensors {
             } else if name == SEQUENCE {
                 let numbers = tensor.converted(DType::I64).ok().filter(|t| t.rank() == 1);
                 let numbers = numbers.ok_or_else(|| {
-                    fail(format!("`{name}` is {}{:?}, not one number per example",
-                        tensor.dtype(), tensor.shape()))
+                    fail(format!(
+                        "`{name}` is {}{:?}, not one number per example",
+                        tensor.dtype(),
+                        tensor.shape()
+                    ))
                 })?;
                 data.sequences = Some(numbers.values::<i64>().into_owned());
             } else {
@@ -376,7 +379,7 @@ mod tests {
                 "`labels` has 3",
             ),
             ("none", vec![], "it holds no array"),
-            ("alone", vec![("labels", npy("|u1", "False", "(3,)", &[0; 3]))], "it holds labels"),
+            ("alone", vec![("labels", npy("|u1", "False", "(3,)", &[0; 3]))], "it holds no array"),
             ("negative", vec![x(), ("labels", npy("|i1", "False", "(2,)", &[0, 255]))], "is -1"),
             ("nan", vec![("x", npy("<f4", "False", "(1,)", &floats(&[f32::NAN])))], "x[0] is not"),
             ("text", vec![("x", b"hello".to_vec())], "array `x`: it is no NumPy array"),

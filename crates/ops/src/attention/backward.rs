@@ -80,7 +80,7 @@ impl Attention<'_, f32> {
         let sizes = &self.sizes;
         let per_kv = sizes.heads / sizes.kv_heads;
         let score_count = sizes.queries * sizes.keys;
-        let is_parallel = sizes.batch < rayon::current_num_threads();
+        let is_parallel = sizes.batch < crate::threads::count();
         let head_back = |kv_head: usize| {
             let mut head = Head::new(sizes, per_kv, pool);
             for index in 0..per_kv {

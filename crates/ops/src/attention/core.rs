@@ -187,7 +187,7 @@ impl<T: Real> Attention<'_, T> {
             }
             pool.recycle_buffer(scratch);
         };
-        let is_parallel = rayon::current_num_threads() > 1;
+        let is_parallel = crate::threads::count() > 1;
         if is_parallel && sizes.batch > 1 {
             y.par_chunks_mut(text_size).enumerate().for_each(per_text);
         } else if is_parallel {

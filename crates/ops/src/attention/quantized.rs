@@ -172,7 +172,7 @@ impl Texts<'_> {
         if text_size == 0 {
             return;
         }
-        let is_parallel = rayon::current_num_threads() > 1;
+        let is_parallel = crate::threads::count() > 1;
         if is_parallel && self.sizes.batch == 1 {
             // Each head into a block of its own, put together afterwards.
             let block_size = queries * value_size;

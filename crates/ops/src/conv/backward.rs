@@ -159,7 +159,7 @@ impl<'a> Window<'a> {
             self.pool.recycle(parts);
             return;
         }
-        let threads = rayon::current_num_threads();
+        let threads = crate::threads::count();
         let height = if threads == 1 { a.width } else { a.width.div_ceil(threads * 2) };
         y.par_chunks_mut(height * b.width).enumerate().for_each(|(index, y)| {
             let data = &a.data[index * height..];

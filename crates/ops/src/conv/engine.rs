@@ -153,7 +153,7 @@ impl Engine {
             }
             self.finish_block(y);
         };
-        if block < pixels && rayon::current_num_threads() > 1 {
+        if block < pixels && crate::threads::count() > 1 {
             y.par_chunks_mut(block * outputs).enumerate().for_each(work);
         } else {
             y.chunks_mut(block * outputs).enumerate().for_each(work);
@@ -181,7 +181,7 @@ impl Engine {
             work(n, first, y.len() / row, y);
             self.finish_block(y);
         };
-        if blocks.len() > 1 && rayon::current_num_threads() > 1 {
+        if blocks.len() > 1 && crate::threads::count() > 1 {
             blocks.into_par_iter().for_each(run);
         } else {
             blocks.into_iter().for_each(run);
@@ -351,7 +351,7 @@ pub(super) fn for_runs(
 
 /// Rows of a block such that every thread gets several, if there is work for more than one.
 pub(super) fn per_thread(rows: usize, work: usize) -> usize {
-    let threads = rayon::current_num_threads();
+    let threads = crate::threads::count();
     if threads == 1 || work < 1 << 17 { rows } else { rows.div_ceil(threads * 4) }
 }
 

@@ -221,7 +221,7 @@ impl Int8Weights {
             }
             after(first * outputs, y);
         };
-        if block < pixels && rayon::current_num_threads() > 1 {
+        if block < pixels && crate::threads::count() > 1 {
             y.par_chunks_mut(block * outputs).enumerate().for_each(work);
         } else {
             y.chunks_mut(block * outputs).enumerate().for_each(work);
@@ -246,7 +246,7 @@ impl Int8Weights {
             work(n, index * rows, y);
             after(n * image + index * rows * row, y);
         };
-        if each * job.batch > 1 && rayon::current_num_threads() > 1 {
+        if each * job.batch > 1 && crate::threads::count() > 1 {
             y.par_chunks_mut(image).enumerate().for_each(|(n, y)| {
                 let parts = y.par_chunks_mut(rows * row).enumerate();
                 parts.for_each(|(index, y)| block(n, index, y));

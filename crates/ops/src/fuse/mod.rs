@@ -27,13 +27,16 @@ use attar_graph::{GraphError, Links, Model, Node, Plan, apply};
 
 pub use training::for_training;
 
-use crate::fold_constants;
+use crate::{fold_branches, fold_constants, fold_shapes};
 
 /// A named rewrite.
 pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
+    ("shapes", fold_shapes),
+    ("small-constants", |model| fold_constants(model, true)),
+    ("branches", fold_branches),
     ("batch-normalization", batch_normalization::plan),
     ("quantized-conv", quantized_conv::plan),
     ("q-linear-conv", quantized_conv::plan_operators),

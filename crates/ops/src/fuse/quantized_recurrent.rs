@@ -44,9 +44,9 @@ fn quantized(links: &Links, layer: &Node) -> Option<(Node, Vec<Edit>)> {
     let mut node = layer.clone().with_domain(ATTAR_DOMAIN);
     node.op_type = format!("Quantized{}", layer.op_type);
     node.inputs = inputs.into_iter().map(str::to_string).collect();
-    let edits = [w, r].into_iter().map(|weights| {
-        Edit::SetInitializer { name: weights.name, tensor: weights.levels }
-    });
+    let edits = [w, r]
+        .into_iter()
+        .map(|weights| Edit::SetInitializer { name: weights.name, tensor: weights.levels });
     Some((node, edits.collect()))
 }
 

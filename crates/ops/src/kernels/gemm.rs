@@ -6,6 +6,8 @@ use rten_gemm::{
 use rten_tensor::layout::{MutLayout, OverlapPolicy};
 use rten_tensor::{Matrix, NdLayout, NdTensorView};
 
+use crate::threads::with_pool;
+
 thread_local! {
     // An executor may not move between threads; making one only asks the CPU what it can.
     static F32: GemmExecutor<f32, f32, f32> = GemmExecutor::default();
@@ -70,8 +72,8 @@ pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[
         Right::Packed(b) => GemmInputB::Packed(&b.0),
     };
     let options = GemmOptions { bias: bias.map(BiasVector::Row), ..GemmOptions::default() };
-    F32.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options))
-        .expect("sizes of a matrix product were checked");
+    let multiply = || F32.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options));
+    with_pool(multiply).expect("sizes of a matrix product were checked");
 }
 
 /// out = scale·a·b, added to what is there where `adds`.
@@ -85,7 +87,8 @@ pub(crate) fn add_matmul(
     let options =
         GemmOptions { alpha: scale, beta: f32::from(u8::from(adds)), ..GemmOptions::default() };
     let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Unpacked(b.matrix()));
-    F32.with(|gemm| gemm.gemm(out, a, b, options)).expect("sizes of a matrix product were checked");
+    with_pool(|| F32.with(|gemm| gemm.gemm(out, a, b, options)))
+        .expect("sizes of a matrix product were checked");
 }
 
 /// A constant 8-bit right side, laid out for the kernel.
@@ -141,7 +144,7 @@ pub(crate) fn matmul_u8_i8(out: &mut [i32], a: Strided<u8>, a_zero: &[u8], b: &P
             ..GemmOptions::default()
         };
         let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Packed(part));
-        U8.with(|gemm| gemm.gemm(out, a, b, options))
+        with_pool(|| U8.with(|gemm| gemm.gemm(out, a, b, options)))
             .expect("sizes of a matrix product were checked");
     }
 }

@@ -148,7 +148,7 @@ pub(crate) fn for_rows_of_work<T: Send>(
     work_size: usize,
     work: impl Fn(usize, &mut [T]) + Send + Sync,
 ) {
-    let threads = rayon::current_num_threads();
+    let threads = crate::threads::count();
     if row_size == 0 || out.is_empty() {
         return;
     }
@@ -169,7 +169,7 @@ pub(crate) fn for_row_pairs<T: Send, U: Send>(
     row_size: usize,
     work: impl Fn(usize, &mut [T], &mut [U]) + Send + Sync,
 ) {
-    let threads = rayon::current_num_threads();
+    let threads = crate::threads::count();
     if row_size == 0 || first_out.is_empty() {
         return;
     }

@@ -55,9 +55,8 @@ pub fn has_bounded_state(node: &Node) -> Result<bool, OpError> {
     };
     let settings = Settings::new(node, layer)?;
     let is_gate = |f: Activation| matches!(f, Activation::Sigmoid | Activation::HardSigmoid(..));
-    let is_unit = |f: Activation| {
-        is_gate(f) || matches!(f, Activation::Tanh | Activation::Softsign)
-    };
+    let is_unit =
+        |f: Activation| is_gate(f) || matches!(f, Activation::Tanh | Activation::Softsign);
     Ok((0..settings.directions()).all(|direction| {
         let [f, g, h] = settings.activations_of(direction);
         match layer {

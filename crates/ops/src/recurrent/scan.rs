@@ -109,7 +109,7 @@ impl<T: Real, D: Weights<T>> Scan<'_, T, D> {
     /// One task per direction; with threads to spare, the batch is divided as well.
     fn tasks(&self) -> Vec<Task> {
         let Sizes { directions, batch, .. } = self.sizes;
-        let threads = rayon::current_num_threads();
+        let threads = crate::threads::count();
         let count = if self.is_parallel() && D::DIVIDES {
             // Whole tiles of four rows.
             batch.div_ceil(threads.div_ceil(directions)).next_multiple_of(4)
@@ -126,7 +126,7 @@ impl<T: Real, D: Weights<T>> Scan<'_, T, D> {
     fn is_parallel(&self) -> bool {
         let Sizes { steps, batch, input, hidden, directions, .. } = self.sizes;
         let per_row = self.settings.layer.gates() * hidden * (input + hidden) * directions;
-        rayon::current_num_threads() > 1
+        crate::threads::count() > 1
             && per_row.saturating_mul(steps).saturating_mul(batch) >= PARALLEL_MACS_MIN
     }
 

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::attention::QuantizedAttention;
 use super::observer::Observer;
 use super::placement::Placement;
+use super::product::ScaleGrid;
 use super::sites::{Calibrated, Wanted, sites};
 use super::smooth::Smooth;
 use crate::{Context, OptionEntry, PassError};
@@ -175,6 +176,8 @@ pub fn plan_aware(
         smooth: Smooth::Off,
         moments: false,
         level_max: i8::MAX,
+        grid: ScaleGrid::Any,
+        ranges: &[],
     };
     let calibrated = if placement.readers.is_empty() {
         Calibrated::default()

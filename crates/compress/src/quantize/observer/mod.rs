@@ -45,6 +45,13 @@ impl TryFrom<String> for Observer {
     }
 }
 
+impl Observer {
+    /// The first of the table where it would be any.
+    pub(crate) fn or_first(self) -> Self {
+        Self(self.0.or(OBSERVERS.first()))
+    }
+}
+
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0.map_or("auto", |entry| entry.name))
@@ -95,6 +102,11 @@ impl Seen {
                 .min_by(|a, b| a.relative_error.total_cmp(&b.relative_error))
                 .expect("the table is not empty"),
         }
+    }
+
+    /// A range that was chosen otherwise.
+    pub(crate) fn judge(&self, range: ActivationRange, observer: &'static str) -> Chosen {
+        Chosen { range, observer, relative_error: self.relative_error(range) }
     }
 
     fn range(&self, low: f32, high: f32) -> ActivationRange {

@@ -225,7 +225,8 @@ fn a_huge_outlier_in_one_example_leaves_the_others_their_levels() {
         let (model, _, _) = quantized(&original, settings, batches.clone()).unwrap();
         relative_error(&run(&model, &x), &run(&original, &x))
     };
-    let (auto, minmax) = (chosen(""), chosen("observer = \"minmax\"\nsmooth = \"off\""));
+    let minmax = "observer = \"minmax\"\nsmooth = \"off\"\nkeep_float = \"off\"";
+    let (auto, minmax) = (chosen("keep_float = \"off\""), chosen(minmax));
     assert!(auto < 0.5 * minmax, "{auto}, minmax {minmax}");
 }
 
@@ -332,13 +333,81 @@ fn recurrent_layers_run_in_integers_and_are_told_apart() {
         assert!(remarks.contains("1 recurrent layers in 8 bits"), "{remarks}");
         let product = &record.unwrap().products[0];
         assert_eq!(product.op_type, op);
-        assert!(product.output_error.is_some_and(|error| error > 0.0 && error < 0.03), "{product:?}");
+        assert!(
+            product.output_error.is_some_and(|error| error > 0.0 && error < 0.03),
+            "{product:?}"
+        );
         let (found, expected) = (run(&result, &batch(6)), run(&model, &batch(6)));
         let worst = found.iter().zip(&expected).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst > 0.0 && worst < 0.03, "{op}: {worst}");
-        let weights = result.graph.initializers.values();
+        let weights = result.graph.initializers.values().map(|stored| &stored.tensor);
         assert_eq!(weights.filter(|w| w.dtype() == DType::I8 && w.rank() == 2).count(), 2);
         let (float, ..) = quantized(&model, "recurrent = false", vec![batch(4)]).unwrap();
         assert_eq!(float.graph.nodes.len(), 1);
     }
+}
+
+/// Scales and zero points of a graph, by the inputs of its `QuantizeLinear` and `DequantizeLinear`.
+fn grids(model: &Model) -> Vec<(Vec<f32>, DType)> {
+    let graph = &model.graph;
+    let is_grid =
+        |node: &&attar_graph::Node| node.is("QuantizeLinear") || node.is("DequantizeLinear");
+    let nodes = graph.nodes.iter().filter(is_grid);
+    let grid = |node: &attar_graph::Node| {
+        let constant = |index: usize| graph.constant(&node.inputs[index]).unwrap();
+        (constant(1).values::<f32>().into_owned(), constant(2).dtype())
+    };
+    nodes.map(grid).collect()
+}
+
+#[test]
+fn sixteen_bits_are_finer_by_far() {
+    let mut model = product(24, 16);
+    model.opsets.insert(String::new(), 21);
+    let x = Tensor::new(&[40, 24], &numbers(960, 5));
+    let expected = run(&model, &x);
+    let error = |settings: &str| {
+        let (result, ..) = quantized(&model, settings, vec![x.clone()]).unwrap();
+        (relative_error(&run(&result, &x), &expected), grids(&result))
+    };
+    let (eight, _) = error("bias_correction = false");
+    let (wide_inputs, grids) = error("activation_bits = 16\nrounding = \"nearest\"");
+    assert!(grids.iter().any(|(_, dtype)| *dtype == DType::U16), "{grids:?}");
+    let (wide, grids) = error("activation_bits = 16\nweight_bits = 16");
+    assert!(grids.iter().any(|(_, dtype)| *dtype == DType::I16), "{grids:?}");
+    assert!(wide_inputs < 0.8 * eight && wide < 0.02 * eight, "{wide} {wide_inputs} {eight}");
+    model.opsets.insert(String::new(), 17);
+    let pass = pass_entry("quantize.static").unwrap();
+    let opset = |settings: &str| pass.build(settings.parse().unwrap()).unwrap().opset_min();
+    assert_eq!((opset("weight_bits = 16"), opset("activation_bits = 16")), (21, 21));
+    assert!(opset("") < 17);
+}
+
+#[test]
+fn scales_are_powers_of_two_where_hardware_shifts() {
+    for settings in ["", "rounding = \"nearest\"\nsmooth = \"off\"\nsaturation = \"ignore\""] {
+        let model = product(24, 16);
+        let x = Tensor::new(&[40, 24], &numbers(960, 5));
+        let settings = format!("scales = \"power-of-two\"\n{settings}");
+        let (result, ..) = quantized(&model, &settings, vec![x.clone()]).unwrap();
+        let scales: Vec<f32> = grids(&result).into_iter().flat_map(|(scales, _)| scales).collect();
+        assert!(scales.len() > 17);
+        assert!(scales.iter().all(|scale| scale.log2().fract() == 0.0), "{scales:?}");
+        let error = relative_error(&run(&result, &x), &run(&model, &x));
+        assert!(error < 0.03, "{error}");
+    }
+}
+
+#[test]
+fn a_given_range_is_taken_and_a_wrong_name_is_an_error() {
+    let model = product(4, 2);
+    let x = Tensor::new(&[4, 4], &numbers(16, 5));
+    let settings = |name: &str| format!("smooth = \"off\"\nranges = {{ {name} = [-2.0, 2.0] }}");
+    let (_, _, record) = quantized(&model, &settings("x"), vec![x.clone()]).unwrap();
+    let range = &record.unwrap().ranges[0];
+    assert_eq!((range.observer.as_str(), range.scale), ("given", 4.0 / 255.0));
+    let error = quantized(&model, &settings("z"), vec![x.clone()]).unwrap_err().to_string();
+    assert!(error.contains("`z`"), "{error}");
+    let error = quantized(&model, "ranges = { x = [1.0, 1.0] }", vec![x]).unwrap_err().to_string();
+    assert!(error.contains("1 to 1"), "{error}");
 }

@@ -215,7 +215,7 @@ pub(crate) fn run_all<'a>(
 }
 
 fn run_jobs(jobs: &[Job]) {
-    let threads = rayon::current_num_threads();
+    let threads = crate::threads::count();
     let multiplications: usize = jobs.iter().map(Job::multiplications).sum();
     let panels: usize = jobs.iter().map(Job::panel_count).sum();
     if panels == 0 {

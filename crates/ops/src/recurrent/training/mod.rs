@@ -165,7 +165,7 @@ impl<'a> Course<'a> {
     fn cuts(&self) -> Vec<std::ops::Range<usize>> {
         let Sizes { steps, batch, input, hidden, directions, .. } = self.sizes;
         let macs = (self.weight_rows() * (input + hidden) * directions).saturating_mul(steps);
-        let threads = rayon::current_num_threads().div_ceil(directions.max(1));
+        let threads = crate::threads::count().div_ceil(directions.max(1));
         let is_parallel = threads > 1 && macs.saturating_mul(batch) >= PARALLEL_MACS_MIN;
         let count = if is_parallel { batch.div_ceil(threads).next_multiple_of(4) } else { batch };
         let cut = |first: usize| first..batch.min(first + count);
