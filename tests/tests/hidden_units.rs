@@ -70,7 +70,7 @@ fn half_of_the_hidden_units_go() {
         let pass = pass_entry("prune.channels").unwrap();
         let pass = pass.build("sparsity = 0.5".parse().unwrap()).unwrap();
         let context = Context::new(&Builtin);
-        let prepared = pass.prepare(&model);
+        let prepared = pass.prepare(&model).unwrap();
         apply(&mut model.graph, &prepared).unwrap();
         let plan = pass.plan(&model, &context).unwrap();
         assert_eq!(plan.remarks[0], "recurrent: 10 of 20 cut, in 2 groups");

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use attar::{NewRequest, load, new_model};
 use attar_compress::{Calibration, Context, PassError, pass_entry};
+use attar_graph::testing::graph_from_text;
 use attar_graph::{Links, Model, Node, Value, apply};
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
@@ -16,15 +17,15 @@ fn images(count: usize, side: usize, seed: u64) -> Tensor {
     Tensor::new(&[count, 1, side, side], &numbers(count * side * side, seed))
 }
 
-struct Images(usize);
+struct One(Tensor);
 
-impl Calibration for Images {
+impl Calibration for One {
     fn for_each_batch(
         &self,
         inputs: &[Value],
         visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
     ) -> Result<(), PassError> {
-        visit(&[(inputs[0].name.as_str(), &images(32, self.0, 1))])
+        visit(&[(inputs[0].name.as_str(), &self.0)])
     }
 }
 
@@ -41,13 +42,13 @@ fn made(architecture: &str, options: &[(&str, &str)]) -> Model {
 }
 
 /// The model after a pass, prepared and repeated as a recipe would, and what the pass says.
-fn after(model: &Model, pass: &str, settings: &str, side: usize) -> (Model, Vec<String>) {
+fn after(model: &Model, pass: &str, settings: &str, seen: &Tensor) -> (Model, Vec<String>) {
     let pass = pass_entry(pass).unwrap().build(settings.parse().unwrap()).unwrap();
-    let images = Images(side);
-    let context = Context { calibration: Some(&images), ..Context::new(&Builtin) };
+    let seen = One(seen.clone());
+    let context = Context { calibration: Some(&seen), ..Context::new(&Builtin) };
     let mut model = model.clone();
     let mut said = Vec::new();
-    let prepared = pass.prepare(&model);
+    let prepared = pass.prepare(&model).unwrap();
     apply(&mut model.graph, &prepared).unwrap();
     loop {
         let plan = pass.plan(&model, &context).unwrap();
@@ -100,6 +101,14 @@ fn computed(node: &Node, inputs: &[Integers], shape: &[usize]) -> Integers {
             of(x.values.iter().map(|v| *v.max(&low).min(&high)).collect())
         }
         "Cast" | "Flatten" | "Reshape" | "Squeeze" => of(x.values.clone()),
+        "Gather" => of(inputs[1].values.iter().map(|&at| x.values[at as usize]).collect()),
+        "Slice" => {
+            let [start, axis] = [1, 3].map(|input| inputs[input].values[0] as usize);
+            let inner: usize = x.shape[axis + 1..].iter().product();
+            let (own, all) = (shape[axis] * inner, x.shape[axis] * inner);
+            let at = |i: usize| x.values[i / own * all + start * inner + i % own];
+            of((0..shape.iter().product()).map(at).collect())
+        }
         "ReduceSum" => {
             let places: usize = x.shape[2..].iter().product();
             of(x.values.chunks_exact(places).map(|values| values.iter().sum()).collect())
@@ -237,7 +246,6 @@ fn run(runtime: &dyn Runtime, model: &Model, x: &Tensor) -> Vec<u32> {
 
 #[test]
 fn runtimes_give_the_integers_of_plain_loops() {
-    let ort = Ort::find(Some(&ort_library())).unwrap();
     let cases: [(&str, &[(&str, &str)], usize, usize); 3] = [
         ("lenet", &[("size", "12")], 12, 10_000),
         ("resnet", &[("depth", "8"), ("size", "16"), ("channels", "1"), ("width", "0.25")], 16, 60),
@@ -245,34 +253,89 @@ fn runtimes_give_the_integers_of_plain_loops() {
     ];
     for (architecture, options, side, count) in cases {
         let original = made(architecture, options);
-        let (quantized, _) = after(&original, "quantize.static", "smooth = \"off\"", side);
-        let (model, said) = after(&quantized, "quantize.integer", "", side);
-        assert!(said.iter().any(|line| line.starts_with("no float is left")), "{said:?}");
-        let facts = attar_ops::infer_graph(&model);
-        for node in &model.graph.nodes {
-            let is_end = node.is("DequantizeLinear") && model.graph.is_output(&node.outputs[0]);
-            let makes = facts.get(&node.outputs[0]).map(|fact| fact.dtype);
-            assert!(is_end || makes.is_none_or(|dtype| !dtype.is_float()), "{}", node.label());
-        }
-        for first in (0..count).step_by(500) {
-            let x = images((count - first).min(500), side, 7 + first as u64);
-            let sums = by_loops(&model, &x);
-            let end = model.graph.nodes.iter().find(|node| node.is("DequantizeLinear")).unwrap();
-            assert_eq!(sums, integers(&observed(&model, &x)[&end.inputs[0]]), "{architecture}");
-            let scales = model.graph.constant(&end.inputs[1]).unwrap().to_f32().unwrap();
-            let real = |(i, sum): (usize, &i64)| (*sum as f32 * scales[i % scales.len()]).to_bits();
-            let expected: Vec<u32> = sums.values.iter().enumerate().map(real).collect();
-            assert_eq!(run(&Builtin, &model, &x), expected, "{architecture}, builtin");
-            assert_eq!(run(&ort, &model, &x), expected, "{architecture}, ONNX Runtime");
-        }
-        // The same as with floats in between, but for levels that fall to either side.
-        let x = images(20, side, 5);
-        let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
-        let [a, b] = [&model, &quantized].map(|model| real(run(&Builtin, model, &x)));
-        let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
-        let power: f32 = b.iter().map(|b| b * b).sum();
-        assert!((lost / power).sqrt() < 0.02, "{architecture}: {}", (lost / power).sqrt());
-        assert!(model.graph.inputs == original.graph.inputs);
-        assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
+        let seen = images(32, side, 1);
+        let (quantized, _) = after(&original, "quantize.static", "smooth = \"off\"", &seen);
+        check(&original, &quantized, count, architecture, |count, seed| images(count, side, seed));
     }
+}
+
+#[test]
+fn an_lstm_of_integers_is_plain_loops() {
+    let (steps, input, hidden) = (8, 12, 10);
+    let mut graph = graph_from_text(&format!(
+        "x: f32[{steps}, n, {input}]\na, h = LSTM(x, w, r, b, hidden_size={hidden})\n\
+         s = Squeeze(h, first)\ny = Gemm(s, v, k)"
+    ));
+    for (name, shape) in [
+        ("w", vec![1, 4 * hidden, input]),
+        ("r", vec![1, 4 * hidden, hidden]),
+        ("b", vec![1, 8 * hidden]),
+        ("v", vec![hidden, 5]),
+        ("k", vec![5]),
+    ] {
+        let values = numbers(shape.iter().product(), name.as_bytes()[0].into());
+        let values: Vec<f32> = values.iter().map(|x| 0.4 * x).collect();
+        graph.set_initializer(name, Tensor::new(&shape, &values));
+    }
+    graph.set_initializer("first", Tensor::new(&[1], &[0_i64]));
+    graph.inputs.retain(|input| input.name == "x");
+    graph.outputs.retain(|output| output.name == "y");
+    let opsets = [(String::new(), 17)].into_iter().collect();
+    let original = Model { ir_version: 8, opsets, graph, ..Model::default() };
+    let series = |count: usize, seed: u64| {
+        Tensor::new(&[steps, count, input], &numbers(steps * count * input, seed))
+    };
+    let seen = series(40, 1);
+    let (unrolled, _) = after(&original, "unroll", "", &seen);
+    let (unrolled, _) = after(&unrolled, "cleanup", "", &seen);
+    let settings = "smooth = \"off\"\ncarry = \"all\"\nkeep_float = \"off\"";
+    let (quantized, _) = after(&unrolled, "quantize.static", settings, &seen);
+    check(&original, &quantized, 1000, "LSTM", series);
+    // Eight steps of 8-bit states stay by the float network.
+    let x = series(200, 9);
+    let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+    let [a, b] = [&quantized, &original].map(|model| real(run(&Builtin, model, &x)));
+    let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
+    let power: f32 = b.iter().map(|b| b * b).sum();
+    assert!((lost / power).sqrt() < 0.05, "{}", (lost / power).sqrt());
+}
+
+/// That the integer form of `quantized` gives the integers of plain loops on both runtimes, for so many
+/// examples of `inputs`, and nearly what the form with floats in between gives.
+fn check(
+    original: &Model,
+    quantized: &Model,
+    count: usize,
+    name: &str,
+    inputs: impl Fn(usize, u64) -> Tensor,
+) {
+    let ort = Ort::find(Some(&ort_library())).unwrap();
+    let (model, said) = after(quantized, "quantize.integer", "", &inputs(1, 1));
+    assert!(said.iter().any(|line| line.starts_with("no float is left")), "{said:?}");
+    let facts = attar_ops::infer_graph(&model);
+    for node in &model.graph.nodes {
+        let is_end = node.is("DequantizeLinear") && model.graph.is_output(&node.outputs[0]);
+        let makes = facts.get(&node.outputs[0]).map(|fact| fact.dtype);
+        assert!(is_end || makes.is_none_or(|dtype| !dtype.is_float()), "{}", node.label());
+    }
+    for first in (0..count).step_by(500) {
+        let x = inputs((count - first).min(500), 7 + first as u64);
+        let sums = by_loops(&model, &x);
+        let end = model.graph.nodes.iter().find(|node| node.is("DequantizeLinear")).unwrap();
+        assert_eq!(sums, integers(&observed(&model, &x)[&end.inputs[0]]), "{name}");
+        let scales = model.graph.constant(&end.inputs[1]).unwrap().to_f32().unwrap();
+        let real = |(i, sum): (usize, &i64)| (*sum as f32 * scales[i % scales.len()]).to_bits();
+        let expected: Vec<u32> = sums.values.iter().enumerate().map(real).collect();
+        assert_eq!(run(&Builtin, &model, &x), expected, "{name}, builtin");
+        assert_eq!(run(&ort, &model, &x), expected, "{name}, ONNX Runtime");
+    }
+    // The same as with floats in between, but for levels that fall to either side.
+    let x = inputs(20, 5);
+    let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+    let [a, b] = [&model, quantized].map(|model| real(run(&Builtin, model, &x)));
+    let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
+    let power: f32 = b.iter().map(|b| b * b).sum();
+    assert!((lost / power).sqrt() < 0.02, "{name}: {}", (lost / power).sqrt());
+    assert!(model.graph.inputs == original.graph.inputs);
+    assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
 }

@@ -15,6 +15,7 @@ mod reference;
 pub mod saturation;
 mod sensitivity;
 mod types;
+mod unroll;
 
 /// Names that passes leave alone.
 pub use attar_graph::NamePatterns as Exclude;

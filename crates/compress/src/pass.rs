@@ -8,7 +8,7 @@ use attar_tensor::Tensor;
 use attar_train::TrainError;
 use serde::de::DeserializeOwned;
 
-use crate::{Exclude, QuantizationRecord, cleanup, fuse, half, prune, quantize};
+use crate::{Exclude, QuantizationRecord, cleanup, fuse, half, prune, quantize, unroll};
 
 /// A step of compression. Its fields are its settings, read from a recipe.
 pub trait Pass {
@@ -154,6 +154,11 @@ pub const PASSES: &[PassEntry] = &[
         "fuse.batch-norm",
         "fold each BatchNormalization into the convolution before it",
         &[],
+    ),
+    PassEntry::of::<unroll::Unroll>(
+        "unroll",
+        "write LSTM, GRU and RNN layers as products and functions, step by step",
+        unroll::OPTIONS,
     ),
     PassEntry::of::<quantize::Equalize>(
         "equalize",

@@ -11,6 +11,9 @@ use crate::{Pool, Run, check, infer_graph};
 /// everything is to be folded.
 const GROWING: &[&str] = &["ConstantOfShape", "DequantizeLinear", "Expand", "Range", "Tile"];
 
+/// Bytes below which a result may be larger than what it is computed from.
+const GROWTH_MIN: usize = 1024;
+
 /// Operators that draw anew whenever they run, though a runtime may draw the same numbers.
 const RANDOM: &[&str] = &[
     "Bernoulli",
@@ -26,13 +29,23 @@ const RANDOM: &[&str] = &[
 /// With `keep_small`, nodes that would grow the file stay: a dequantized weight is four times
 /// the quantized one. Random operators and those attar does not know stay always.
 pub fn fold_constants(model: &Model, keep_small: bool) -> Plan {
+    fold(model, keep_small, keep_small)
+}
+
+/// As with `keep_small`, for a model that is about to run: its size does not matter, while weights that
+/// are dequantized are to be seen as such.
+pub fn fold_unpacking(model: &Model) -> Plan {
+    fold(model, true, false)
+}
+
+fn fold(model: &Model, keeps_growing: bool, keeps_size: bool) -> Plan {
     let graph = &model.graph;
     let mut plan = Plan::default();
     let mut folded: HashMap<&str, Tensor> = HashMap::new();
     let pool = Pool::default();
     let constants: HashMap<&str, &Tensor> = graph.constants().collect();
     for (index, node) in graph.nodes.iter().enumerate() {
-        let grows = keep_small && GROWING.contains(&node.op_type.as_str());
+        let grows = keeps_growing && GROWING.contains(&node.op_type.as_str());
         let draws = RANDOM.contains(&node.op_type.as_str());
         if node.is("Constant") || grows || draws || node.subgraphs().next().is_some() {
             continue;
@@ -46,10 +59,15 @@ pub fn fold_constants(model: &Model, keep_small: bool) -> Plan {
         }
         let inputs: Vec<Option<Tensor>> =
             node.inputs.iter().map(|name| lookup(name).map(Tensor::aligned)).collect();
+        let read_bytes: usize = inputs.iter().flatten().map(Tensor::size_bytes).sum();
         let Ok(operator) = check(node, model.opset()) else { continue };
         let references: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
         let Ok(kernel) = operator.kernel(node, &references) else { continue };
         let Ok(outputs) = kernel.run(&mut Run { inputs, pool: &pool }) else { continue };
+        let sizes = [read_bytes, outputs.iter().map(Tensor::size_bytes).sum()];
+        if keeps_size && sizes[1] > sizes[0].max(GROWTH_MIN) {
+            continue;
+        }
         plan.push(Edit::RemoveNode { index });
         for (name, tensor) in node.outputs.iter().zip(outputs).filter(|(name, _)| !name.is_empty())
         {

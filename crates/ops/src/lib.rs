@@ -121,7 +121,7 @@ pub use body::{Body, bodies};
 pub use datum::Datum;
 pub use fact::Fact;
 pub use fake_quantize::fake_quantize_levels;
-pub use fold::{fold_branches, fold_constants, fold_shapes};
+pub use fold::{fold_branches, fold_constants, fold_shapes, fold_unpacking};
 pub use gradient::{Backward, Flow, Forward, Gradient, Reads, Training, add_assign, add_rows};
 pub use graph_facts::{Bindings, Cost, Facts, NodeCost, infer_graph, runs};
 pub use kernels::int8::int8_operations_per_second;

@@ -6,6 +6,7 @@
 
 mod channels;
 mod formats;
+mod streams;
 mod training;
 
 use std::path::Path;

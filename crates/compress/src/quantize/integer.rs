@@ -6,12 +6,15 @@
 //! bits. Nodes are ONNX's own on 64-bit integers; what is below zero is clamped, so that a division that
 //! truncates is a shift.
 
+mod pointwise;
+
 use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_ops::fuse::dead_nodes;
 use attar_ops::{Facts, infer_graph};
 use attar_tensor::{DType, Tensor};
 use serde::Deserialize;
 
+use super::placement::FUNCTIONS;
 use super::product::transposed;
 use crate::{Context, Pass, PassError};
 
@@ -28,8 +31,13 @@ impl Pass for IntegerOnly {
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
         let facts = infer_graph(model);
         let links = Links::new(&model.graph);
-        let mut form =
-            Form { graph: &model.graph, links: &links, facts: &facts, plan: Plan::default() };
+        let mut form = Form {
+            graph: &model.graph,
+            model,
+            links: &links,
+            facts: &facts,
+            plan: Plan::default(),
+        };
         let comes_back = comes_back(&model.graph, &links);
         let mut count = 0;
         for (index, node) in model.graph.nodes.iter().enumerate() {
@@ -128,6 +136,7 @@ struct Sums {
 
 struct Form<'a> {
     graph: &'a Graph,
+    model: &'a Model,
     links: &'a Links<'a>,
     facts: &'a Facts,
     plan: Plan,
@@ -146,6 +155,10 @@ impl<'a> Form<'a> {
         let made = match node.op_type.as_str() {
             "Conv" | "Gemm" | "MatMul" => self.product(node, &y),
             "Add" => self.addition(node, &y),
+            "Sub" => self.subtraction(node, &y),
+            "Mul" => self.multiplication(node, &y),
+            "Split" => self.part(node, value, quantize),
+            op if FUNCTIONS.contains(&op) => self.table(node, &y),
             "GlobalAveragePool" => self.average(node, &y),
             "Flatten" | "MaxPool" | "Reshape" | "Squeeze" | "Transpose" | "Unsqueeze" => {
                 self.moved(node, quantize)

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use attar_graph::{Graph, Links, Node, Use};
+use attar_graph::{Graph, Links, Model, Node, Use};
+use attar_ops::infer_graph;
+use attar_tensor::DType;
 
 use super::attention::{QuantizedAttention, find_attention};
 use super::nodes::weight_of;
@@ -120,6 +122,44 @@ impl Placement {
         }
     }
 
+    /// Everything between products that has a form in integers reads 8-bit inputs, so that none of it is
+    /// left in float.
+    pub(crate) fn add_all(
+        &mut self,
+        left: &BTreeSet<usize>,
+        model: &Model,
+        links: &Links,
+        context: &Context,
+    ) {
+        let (graph, facts) = (&model.graph, infer_graph(model));
+        let is_float = |name: &str| {
+            let dtype = facts.get(name).map(|fact| fact.dtype);
+            links.constant(name).is_none() && dtype == Some(DType::F32)
+        };
+        let has_form = |node: &Node| {
+            ["Add", "Mul", "Sub", "Split", "GlobalAveragePool"].iter().any(|op| node.is(op))
+                || FUNCTIONS.iter().any(|op| node.is(op))
+                || is_move(node)
+        };
+        for (index, node) in graph.nodes.iter().enumerate() {
+            if !has_form(node) || left.contains(&index) || context.exclude.matches(node.label()) {
+                continue;
+            }
+            let count = if is_move(node) || node.is("Split") { 1 } else { node.inputs.len() };
+            for (input, name) in node.inputs[..count].iter().enumerate() {
+                if !name.is_empty() && is_float(name) {
+                    self.read(name, (index, input));
+                }
+            }
+            if (is_move(node) || node.is("Split")) && is_float(&node.inputs[0]) {
+                let outputs = node.outputs.iter().filter(|output| !output.is_empty());
+                for output in outputs {
+                    self.shared.push((output.clone(), node.inputs[0].clone()));
+                }
+            }
+        }
+    }
+
     /// Recurrent layers read 8-bit inputs too.
     pub(crate) fn add_layers(
         &mut self,
@@ -188,7 +228,7 @@ struct Images<'a> {
 }
 
 /// Functions of one value, element by element, perhaps with scalars.
-const FUNCTIONS: &[&str] =
+pub(super) const FUNCTIONS: &[&str] =
     &["Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
 const OPERATIONS: &[&str] = &["Add", "Div", "Mul", "Sub"];
 

@@ -42,6 +42,8 @@ pub(crate) struct StaticQuantize {
     #[serde(default)]
     activation_bits: ActivationBits,
     #[serde(default)]
+    carry: Carry,
+    #[serde(default)]
     scales: ScaleGrid,
     #[serde(default)]
     ranges: GivenRanges,
@@ -80,6 +82,16 @@ enum ActivationBits {
     #[default]
     Eight,
     Sixteen,
+}
+
+/// What stays in 8 bits between products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Carry {
+    /// What convolutions produce.
+    #[default]
+    Images,
+    All,
 }
 
 impl TryFrom<i64> for ActivationBits {
@@ -169,6 +181,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                float)",
     },
     OptionEntry {
+        key: "carry",
+        default: "\"images\"",
+        help: "what is in 8 bits between products: \"images\", what convolutions produce, where runtimes \
+               gain by it; \"all\", every sum, product and function, for `quantize.integer`",
+    },
+    OptionEntry {
         key: "scales",
         default: "\"any\"",
         help: "\"any\", or \"power-of-two\" for hardware that shifts instead of multiplying",
@@ -244,7 +262,7 @@ impl Pass for StaticQuantize {
             return Err(PassError::Opset { found: model.opset(), needed: 13 });
         }
         let links = Links::new(&model.graph);
-        let mut placement = self.place(&model.graph, &links, &BTreeSet::new(), context);
+        let mut placement = self.place(model, &links, &BTreeSet::new(), context);
         self.check_ranges(&placement)?;
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
@@ -265,7 +283,7 @@ impl Pass for StaticQuantize {
             let kept = self.kept(&known, &placement, batch_count, context)?;
             let left: BTreeSet<usize> = kept.iter().map(|(index, _)| *index).collect();
             if !left.is_empty() {
-                placement = self.place(&model.graph, &links, &left, context);
+                placement = self.place(model, &links, &left, context);
                 known.reached(&mut placement);
             }
             record.keep_float(&model.graph, kept);
@@ -384,15 +402,19 @@ impl StaticQuantize {
     /// What is quantized where the nodes of `left` stay in float.
     fn place(
         &self,
-        graph: &Graph,
+        model: &Model,
         links: &Links,
         left: &BTreeSet<usize>,
         context: &Context,
     ) -> Placement {
+        let graph = &model.graph;
         let mut placement = Placement::without(left, graph, links, context);
         placement.add_attention(graph, links, context, self.attention);
         if self.recurrent {
             placement.add_layers(left, graph, links, context);
+        }
+        if self.carry == Carry::All {
+            placement.add_all(left, model, links, context);
         }
         if self.is_wide() {
             let values = placement.readers.keys();
@@ -457,7 +479,7 @@ impl StaticQuantize {
             let mut others = nodes.clone();
             others.remove(&index);
             let graph = &known.model.graph;
-            let mut alone = self.place(graph, known.links, &others, context);
+            let mut alone = self.place(known.model, known.links, &others, context);
             known.reached(&mut alone);
             let mut builder = Builder::new(graph);
             self.write(&mut builder, known, &alone)?;

@@ -27,7 +27,7 @@ use attar_graph::{GraphError, Links, Model, Node, Plan, apply};
 
 pub use training::for_training;
 
-use crate::{fold_branches, fold_constants, fold_shapes};
+use crate::{fold_branches, fold_constants, fold_shapes, fold_unpacking};
 
 /// A named rewrite.
 pub type Rewrite = (&'static str, fn(&Model) -> Plan);
@@ -35,7 +35,7 @@ pub type Rewrite = (&'static str, fn(&Model) -> Plan);
 /// What `builtin` applies, in order, before it runs a model.
 pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("shapes", fold_shapes),
-    ("small-constants", |model| fold_constants(model, true)),
+    ("unpacking", fold_unpacking),
     ("branches", fold_branches),
     ("batch-normalization", batch_normalization::plan),
     ("quantized-conv", quantized_conv::plan),

@@ -368,7 +368,8 @@ impl<'a> Fusion<'a> {
         Some((node.with_domain(ATTAR_DOMAIN), bias))
     }
 
-    /// A bias, f32 or dequantized, in units of the sums, which have one scale per output.
+    /// A bias, f32 or dequantized, in units of the sums, which have one scale per output; `None` where
+    /// these are so coarse that rounding would show in the levels of the result.
     fn bias(&self, name: &str, scales: &[f32]) -> Option<Tensor> {
         let values: Vec<f64> = match producer(self.links, name, "DequantizeLinear") {
             Some((_, node)) => {
@@ -390,11 +391,16 @@ impl<'a> Fusion<'a> {
         }
         let levels = values.iter().zip(scales).map(|(value, &scale)| {
             let level = (value / f64::from(scale)).round_ties_even();
-            (level.abs() < f64::from(i32::MAX)).then_some(level as i32)
+            let off = (value - level * f64::from(scale)).abs();
+            let is_near = off <= BIAS_ERROR_MAX * f64::from(self.output.scale);
+            (is_near && level.abs() < f64::from(i32::MAX)).then_some(level as i32)
         });
         Some(Tensor::new(&[scales.len()], &levels.collect::<Option<Vec<i32>>>()?))
     }
 }
+
+/// Part of a level that a rounded bias may be off by.
+const BIAS_ERROR_MAX: f64 = 0.02;
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,12 @@ thread_local! {
     static U8: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
 }
 
+/// Runs a product of this many rows and columns where its parts may go to other threads; one that
+/// `rten-gemm` takes as one block stays where it is.
+fn divided<T: Send>([rows, columns]: [usize; 2], multiply: impl FnOnce() -> T + Send) -> T {
+    if rows <= 64 && columns <= 128 { multiply() } else { with_pool(multiply) }
+}
+
 /// A matrix seen in a slice: sizes [rows, columns] and strides in elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<'a, T> {
@@ -72,8 +78,9 @@ pub(crate) fn matmul(out: &mut [f32], a: Strided<f32>, b: Right, bias: Option<&[
         Right::Packed(b) => GemmInputB::Packed(&b.0),
     };
     let options = GemmOptions { bias: bias.map(BiasVector::Row), ..GemmOptions::default() };
+    let size = [a.size[0], b.cols()];
     let multiply = || F32.with(|gemm| gemm.gemm(out, GemmInputA::Unpacked(a.matrix()), b, options));
-    with_pool(multiply).expect("sizes of a matrix product were checked");
+    divided(size, multiply).expect("sizes of a matrix product were checked");
 }
 
 /// out = scale·a·b, added to what is there where `adds`.
@@ -87,7 +94,8 @@ pub(crate) fn add_matmul(
     let options =
         GemmOptions { alpha: scale, beta: f32::from(u8::from(adds)), ..GemmOptions::default() };
     let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Unpacked(b.matrix()));
-    with_pool(|| F32.with(|gemm| gemm.gemm(out, a, b, options)))
+    let size = [a.rows(), b.cols()];
+    divided(size, || F32.with(|gemm| gemm.gemm(out, a, b, options)))
         .expect("sizes of a matrix product were checked");
 }
 
@@ -144,7 +152,7 @@ pub(crate) fn matmul_u8_i8(out: &mut [i32], a: Strided<u8>, a_zero: &[u8], b: &P
             ..GemmOptions::default()
         };
         let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Packed(part));
-        with_pool(|| U8.with(|gemm| gemm.gemm(out, a, b, options)))
+        divided([a.rows(), b.cols()], || U8.with(|gemm| gemm.gemm(out, a, b, options)))
             .expect("sizes of a matrix product were checked");
     }
 }

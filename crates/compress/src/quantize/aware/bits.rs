@@ -100,11 +100,12 @@ impl Bits {
         matches!(self, Self::Count(7 | 8))
     }
 
-    /// The operator set in which there are integers of this size.
-    pub(super) fn opset(self, has_int2: bool) -> i64 {
+    /// The operator set in which there are integers of this size, or whose operators unpack them.
+    pub(super) fn opset(self, has_int2: bool, packs: bool) -> i64 {
         match self {
             Self::Float | Self::Count(7 | 8) => 13,
             Self::Count(2) | Self::Ternary | Self::Binary if has_int2 => 25,
+            Self::Ternary | Self::Binary if packs => 13,
             Self::Count(_) | Self::Ternary | Self::Binary => 21,
         }
     }

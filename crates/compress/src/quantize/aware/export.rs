@@ -7,7 +7,7 @@ use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_ops::{ATTAR_DOMAIN, fake_quantize_levels, fold_constants};
 use attar_tensor::{DType, Tensor};
 
-use super::AwareSettings;
+use super::{AwareSettings, packed};
 use crate::PassError;
 
 /// Plans to put integers in the place of every `FakeQuantize` node.
@@ -23,8 +23,9 @@ pub fn plan_integers(model: &Model, settings: &AwareSettings) -> Result<Plan, Pa
     let scales = fakes().flat_map(|(_, node)| &node.inputs[1..]).map(String::as_str);
     let scales: HashSet<&str> = scales.collect();
     let bits_min = if settings.int2 { 2 } else { 4 };
+    let packs = settings.packed && !settings.int2;
     let mut export =
-        Export { model, links, bits_min, computed: HashMap::new(), plan: Plan::default() };
+        Export { model, links, bits_min, packs, computed: HashMap::new(), plan: Plan::default() };
     export.compute(&scales);
     for (index, node) in fakes() {
         export.replace(index, node)?;
@@ -37,6 +38,8 @@ struct Export<'a> {
     links: Links<'a>,
     /// Of the smallest type that is used.
     bits_min: usize,
+    /// Whether constants of few levels are packed.
+    packs: bool,
     /// Scales that are functions of constants.
     computed: HashMap<String, Tensor>,
     plan: Plan,
@@ -90,7 +93,10 @@ impl Export<'_> {
         let zero = self.constant(node, 2)?;
         let zero = zero.unwrap_or_else(|| Tensor::zeros(DType::F32, scale.shape()));
         let grid = Grid::of(node)?;
-        let storage = self.storage(node, grid).ok_or_else(|| PassError::NoType {
+        let is_constant = self.links.constant(&node.inputs[0]).is_some();
+        let packs = self.packs && is_constant && grid.high - grid.low < 4 && grid.low < 0;
+        let storage = if packs { Some(DType::I8) } else { self.storage(node, grid) };
+        let storage = storage.ok_or_else(|| PassError::NoType {
             node: node.label().into(),
             low: grid.low,
             high: grid.high,
@@ -109,7 +115,13 @@ impl Export<'_> {
         if let Some(constant) = self.links.constant(x) {
             let fail = |source| PassError::Levels { node: node.label().into(), source };
             let integers = fake_quantize_levels(node, constant, &scale, Some(&zero));
-            self.set(&levels, stored(&integers.map_err(fail)?));
+            let integers = stored(&integers.map_err(fail)?);
+            let ends = [grid.low, grid.high];
+            let packed = if packs { packed::pack(base, &integers, ends) } else { None };
+            match packed {
+                Some(packed) => self.plan.edits.extend(packed),
+                None => self.set(&levels, integers),
+            }
         } else {
             let source = self.clipped(x, &named("clipped"), grid, storage, (&scale, &zero));
             let inputs = [source.as_str(), &scale_name, &zero_name];

@@ -4,6 +4,7 @@
 mod bits;
 mod export;
 mod insert;
+mod packed;
 mod placed;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub struct AwareSettings {
     zero_points: Learning,
     observer: Observer,
     int2: bool,
+    packed: bool,
 }
 
 /// Whether a number is left as calibration found it.
@@ -59,6 +61,7 @@ impl Default for AwareSettings {
             zero_points: Learning::Fixed,
             observer: Observer::default(),
             int2: false,
+            packed: true,
         }
     }
 }
@@ -102,6 +105,13 @@ pub const AWARE_OPTIONS: &[OptionEntry] = &[
         key: "observer",
         default: "\"auto\"",
         help: "how ranges of activations are found at first, as in `quantize.static`",
+    },
+    OptionEntry {
+        key: "packed",
+        default: "true",
+        help: "weights of 2 to 4 levels in whole bytes, 8 signs, 5 of three levels or 4 of four in each: a \
+               table unpacks them once, when the model is loaded, and products of 8-bit activations run \
+               in integers",
     },
     OptionEntry {
         key: "int2",
@@ -148,7 +158,7 @@ impl AwareSettings {
     pub fn opset(&self) -> i64 {
         let named = self.bits.values();
         let all = [&self.weight_bits, &self.activation_bits].into_iter().chain(named);
-        all.map(|bits| bits.opset(self.int2)).max().unwrap_or(0)
+        all.map(|bits| bits.opset(self.int2, self.packed)).max().unwrap_or(0)
     }
 }
 
