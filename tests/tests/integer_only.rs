@@ -100,7 +100,7 @@ fn computed(node: &Node, inputs: &[Integers], shape: &[usize]) -> Integers {
             let (low, high) = (inputs[1].values[0], inputs[2].values[0]);
             of(x.values.iter().map(|v| *v.max(&low).min(&high)).collect())
         }
-        "Cast" | "Flatten" | "Reshape" | "Squeeze" => of(x.values.clone()),
+        "Cast" | "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => of(x.values.clone()),
         "Gather" => of(inputs[1].values.iter().map(|&at| x.values[at as usize]).collect()),
         "Slice" => {
             let [start, axis] = [1, 3].map(|input| inputs[input].values[0] as usize);

@@ -206,8 +206,12 @@ impl<'a> Layer<'a> {
             };
             let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
             let label = format!("{}/output{index}", self.node.label());
-            let node = Node::new("Concat", &label, &parts, &[output]);
-            self.nodes.push(node.with_attribute("axis", axis as i64));
+            self.nodes.push(if parts.len() == 1 {
+                Node::new("Identity", &label, &parts, &[output])
+            } else {
+                let node = Node::new("Concat", &label, &parts, &[output]);
+                node.with_attribute("axis", axis as i64)
+            });
         }
         (self.nodes, self.constants)
     }

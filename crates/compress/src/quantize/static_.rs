@@ -512,7 +512,7 @@ impl StaticQuantize {
         builder.bounding.add(rounded.bounding);
         let dtype = rounded.weight.values.dtype();
         let quantized = builder.rounded_weight(weight.name, weight.axis, rounded.weight);
-        let real = format!("{}_dequantized", node.label().trim_start_matches('/'));
+        let real = format!("{}_weight_dequantized", node.label().trim_start_matches('/'));
         let channels = weight.tensor.shape()[weight.axis];
         let zero = format!("{}_zero_point", quantized.values);
         builder.set(&zero, Tensor::zeros(dtype, &[channels]));
