@@ -54,7 +54,7 @@ fn applied(model: &Model, pass: &str, context: &Context) -> Model {
     if model.opset() < pass.opset_min() {
         convert_opset(&mut model, pass.opset_min()).expect("the model can be converted");
     }
-    let plan = pass.prepare(&model).unwrap();
+    let plan = pass.prepare(&model).expect("what every model takes");
     apply(&mut model.graph, &plan).expect("what is done first can be applied");
     loop {
         let plan = pass.plan(&model, context).expect("the pass can plan");

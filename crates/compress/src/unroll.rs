@@ -46,8 +46,9 @@ impl Pass for Unroll {
                 Some(steps) if steps < 1 || steps > self.steps_max as i64 => {
                     Err(format!("it has {steps} steps"))
                 }
-                Some(steps) => Layer::new(&links, node, steps as usize, model.opset())
-                    .map(|layer| layer.unrolled()),
+                Some(steps) => {
+                    Layer::new(&links, node, steps as usize, model.opset()).map(Layer::unrolled)
+                }
             };
             match made {
                 Ok((nodes, constants)) => {
@@ -283,7 +284,7 @@ impl<'a> Layer<'a> {
         [h, c]: [Option<String>; 2],
     ) -> [Option<String>; 2] {
         match self.gates {
-            4 => self.lstm(direction, at, x, h, c),
+            4 => self.lstm(direction, at, x, h.as_deref(), c.as_deref()),
             3 => [Some(self.gru(direction, at, x, h)), None],
             _ => {
                 let sum = self.recurrent(direction, at, [0, 1], x, h.as_deref());
@@ -326,10 +327,10 @@ impl<'a> Layer<'a> {
         direction: usize,
         at: &str,
         x: &str,
-        h: Option<String>,
-        c: Option<String>,
+        h: Option<&str>,
+        c: Option<&str>,
     ) -> [Option<String>; 2] {
-        let sum = self.recurrent(direction, at, [0, 4], x, h.as_deref());
+        let sum = self.recurrent(direction, at, [0, 4], x, h);
         let gates = self.split(&format!("{at}_gates"), &sum, 4, 1);
         let i = self.gate(direction, 0, &format!("{at}_i"), &gates[0]);
         let o = self.gate(direction, 0, &format!("{at}_o"), &gates[1]);
@@ -344,7 +345,7 @@ impl<'a> Layer<'a> {
         let c = match c {
             None => entering,
             Some(c) => {
-                let kept = self.op("Mul", &format!("{at}_kept"), &[&f, &c]);
+                let kept = self.op("Mul", &format!("{at}_kept"), &[&f, c]);
                 self.op("Add", &format!("{at}_c"), &[&kept, &entering])
             }
         };
@@ -366,7 +367,7 @@ impl<'a> Layer<'a> {
                 (None, Some(bias)) => Some(bias),
                 (Some(h), bias) => Some(self.product(direction, at, [0, 3], h, bias.as_deref())),
             };
-            let axis = if h.is_some() { 1 } else { 0 };
+            let axis = i64::from(h.is_some());
             let parts = sums.map(|sums| self.split(&named("states"), &sums, 3, axis));
             let add = |layer: &mut Self, part: &str, gate: usize| match &parts {
                 None => inputs[gate].clone(),

@@ -1,6 +1,7 @@
 //! Functions put in the place of the nodes that call them.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 
 use crate::{
     Attribute, AttributeValue, Edit, Function, Graph, GraphError, Model, Node, StoredTensor,
@@ -36,11 +37,11 @@ pub fn inline_functions(model: &mut Model) -> Result<(), GraphError> {
 
 /// The edits that put a branch in the place of the node that would run it, `index` of the graph.
 /// Values inside are named after that node, and the names taken go into `names`.
-pub fn inline_branch(
+pub fn inline_branch<S: BuildHasher>(
     graph: &Graph,
     index: usize,
     branch: &Graph,
-    names: &mut HashSet<String>,
+    names: &mut HashSet<String, S>,
 ) -> Vec<Edit> {
     let mut node = graph.nodes[index].clone();
     let constant = |(name, stored): (&String, &StoredTensor)| {
@@ -143,7 +144,11 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn new(node: &'a Node, function: &'a Function, names: &mut HashSet<String>) -> Self {
+    fn new<S: BuildHasher>(
+        node: &'a Node,
+        function: &'a Function,
+        names: &mut HashSet<String, S>,
+    ) -> Self {
         let mut renamed: HashMap<&str, String> = HashMap::new();
         for (index, name) in function.inputs.iter().enumerate() {
             renamed.insert(name, node.inputs.get(index).cloned().unwrap_or_default());

@@ -121,20 +121,25 @@ fn quantized(model: &Model, batches: Vec<Feeds>) -> Model {
     let batches = Batches(batches);
     let context = Context { calibration: Some(&batches), ..Context::new(&Builtin) };
     let mut model = model.clone();
-    convert_opset(&mut model, 17).unwrap();
+    convert_opset(&mut model, 17).expect("every opset is known");
     for name in ["cleanup", "quantize.static"] {
-        let pass = pass_entry(name).unwrap().build(toml::Table::new()).unwrap();
-        let prepared = pass.prepare(&model).unwrap();
-        apply(&mut model.graph, &prepared).unwrap();
-        loop {
-            let plan = pass.plan(&model, &context).unwrap();
-            apply(&mut model.graph, &plan).unwrap();
-            if plan.is_empty() || !pass.repeats() {
-                break;
-            }
-        }
+        carry_out(name, &mut model, &context).expect("it fits the model");
     }
     model
+}
+
+/// A pass by its defaults, as a recipe would run it.
+fn carry_out(name: &str, model: &mut Model, context: &Context) -> Result<(), PassError> {
+    let pass = pass_entry(name)?.build(toml::Table::new())?;
+    let prepared = pass.prepare(model)?;
+    apply(&mut model.graph, &prepared)?;
+    loop {
+        let plan = pass.plan(model, context)?;
+        apply(&mut model.graph, &plan)?;
+        if plan.is_empty() || !pass.repeats() {
+            return Ok(());
+        }
+    }
 }
 
 fn mean(values: &[f64]) -> f64 {

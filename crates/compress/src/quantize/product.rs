@@ -215,7 +215,7 @@ pub(super) fn nearest_weights(
         let fit = |scale| method.grid.fit(scale);
         let mut rounding = quantize_on(name, tensor, axis, level_max, fit)?;
         let is_bounded = is_safe && !method.is_wide;
-        let bounding = is_bounded.then(|| bound(&mut rounding, axis)).unwrap_or_default();
+        let bounding = if is_bounded { bound(&mut rounding, axis) } else { Bounding::default() };
         return Ok((rounding, bounding));
     }
     if is_safe {

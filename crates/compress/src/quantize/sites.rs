@@ -113,18 +113,7 @@ pub(crate) fn sites(
     let mut sites = BTreeMap::new();
     for (value, record) in records {
         let choose = |statistics: &Statistics| {
-            let seen = Seen::new(statistics, placement.level_max(&value));
-            seen.map(|seen| {
-                let given = wanted.ranges.iter().find(|(patterns, _)| patterns.matches(&value));
-                let chosen = if let Some((_, [low, high])) = given {
-                    let level_max = placement.level_max(&value);
-                    seen.judge(ActivationRange::new(*low, *high, level_max), "given")
-                } else {
-                    seen.choose(wanted.observer.0)
-                };
-                let range = chosen.range.fitted(|scale| wanted.grid.fit(scale));
-                if range == chosen.range { chosen } else { seen.judge(range, chosen.observer) }
-            })
+            chosen(statistics, &value, placement.level_max(&value), wanted)
         };
         let Some(plain) = choose(&record.statistics) else { continue };
         let (gram_rows, gram) = match record.gram {
@@ -154,6 +143,18 @@ pub(crate) fn sites(
         }
     }
     Ok(Calibrated { sites, batch_count })
+}
+
+/// The range of a value: the one that is given, or the observer's.
+fn chosen(statistics: &Statistics, value: &str, level_max: u16, wanted: Wanted) -> Option<Chosen> {
+    let seen = Seen::new(statistics, level_max)?;
+    let given = wanted.ranges.iter().find(|(patterns, _)| patterns.matches(value));
+    let chosen = match given {
+        Some((_, [low, high])) => seen.judge(ActivationRange::new(*low, *high, level_max), "given"),
+        None => seen.choose(wanted.observer.0),
+    };
+    let range = chosen.range.fitted(|scale| wanted.grid.fit(scale));
+    Some(if range == chosen.range { chosen } else { seen.judge(range, chosen.observer) })
 }
 
 fn smoothing(

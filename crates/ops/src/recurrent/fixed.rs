@@ -156,7 +156,7 @@ fn prepare<'a>(
         return Err(OpError::shapes(w.shape(), r.shape()));
     }
     let floats = |index: usize, shape: &[usize]| {
-        shaped(input(index), index, DType::F32, shape).map(|t| t.map(Tensor::to_f32).flatten())
+        shaped(input(index), index, DType::F32, shape).map(|t| t.and_then(Tensor::to_f32))
     };
     let b = floats(3, &[directions, 2 * rows])?;
     let p = floats(7, &[directions, 3 * sizes.hidden])?;

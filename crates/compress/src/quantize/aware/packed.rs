@@ -41,7 +41,7 @@ pub(super) fn pack(base: &str, levels: &Tensor, [low, high]: [i64; 2]) -> Option
         (named("indices"), named("rows"), named("flat"), named("own"), named("quantized"));
     add("Cast", &[&named("packed")], &indices);
     add("Gather", &[&table_name, &indices], &rows);
-    if levels.element_count() % each == 0 {
+    if levels.element_count().is_multiple_of(each) {
         add("Reshape", &[&rows, &named("shape")], &all);
     } else {
         // The last byte holds more than there is.
