@@ -254,7 +254,8 @@ fn runtimes_give_the_integers_of_plain_loops() {
     for (architecture, options, side, count) in cases {
         let original = made(architecture, options);
         let seen = images(32, side, 1);
-        let (quantized, _) = after(&original, "quantize.static", "smooth = \"off\"", &seen);
+        let settings = "smooth = \"off\"\nkeep_float = \"off\"";
+        let (quantized, _) = after(&original, "quantize.static", settings, &seen);
         check(&original, &quantized, count, architecture, |count, seed| images(count, side, seed));
     }
 }
