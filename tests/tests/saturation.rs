@@ -96,7 +96,7 @@ fn differing_channels(product: &IntegerProduct) -> usize {
 fn every_cpu_gives_the_integers_of_minilm_and_mobilenet() {
     for (model, name, product_count) in [(minilm(), "MiniLM", 36), (mobilenet(), "MobileNetV2", 53)]
     {
-        let (quantized, remarks) = after(&model, "quantize.static", "");
+        let (quantized, remarks) = after(&model, "quantize.static", "keep_float = \"off\"");
         assert!(remarks.iter().any(|remark| remark.contains("were bounded")), "{remarks:?}");
         let products = integer_products(&quantized);
         assert_eq!(products.len(), product_count, "{name}");
@@ -106,7 +106,8 @@ fn every_cpu_gives_the_integers_of_minilm_and_mobilenet() {
         }
         // Weights as ONNX Runtime's own tools round them are not safe, which shows that the above
         // can fail.
-        let (plain, _) = after(&model, "quantize.static", "saturation = \"ignore\"");
+        let (plain, _) =
+            after(&model, "quantize.static", "saturation = \"ignore\"\nkeep_float = \"off\"");
         let products = integer_products(&plain);
         let at_risk: usize = products.iter().map(|product| product.risk().channel_count).sum();
         let differing: usize = products.iter().map(differing_channels).sum();
@@ -136,7 +137,7 @@ fn operators_on_levels_take_the_place_of_qdq_on_both_runtimes() {
         (minilm(), &[("MatMulIntegerToFloat", 36)][..]),
         (mobilenet(), &[("QLinearConv", 52), ("QLinearAdd", 10), ("QGemm", 1)][..]),
     ] {
-        let (qdq, _) = after(&model, "quantize.static", "");
+        let (qdq, _) = after(&model, "quantize.static", "keep_float = \"off\"");
         let (on_levels, _) = after(&qdq, "quantize.qoperator", "");
         for &(op_type, count) in wanted {
             let found = on_levels.graph.nodes.iter().filter(|node| node.op_type == op_type).count();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use attar_graph::{AttributeValue, Edit, Model, Plan, all_names, inline_branch};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use crate::{Pool, Run, check, infer_graph};
 
@@ -88,6 +88,16 @@ pub fn fold_shapes(model: &Model) -> Plan {
         let [output] = node.outputs.as_slice() else { continue };
         let draws = RANDOM.contains(&node.op_type.as_str());
         if node.is("Constant") || draws || graph.is_output(output) {
+            continue;
+        }
+        // What is followed of floats is their integer part.
+        let is_integer = |name: &str| {
+            let dtype = facts.get(name).map(|fact| fact.dtype);
+            matches!(dtype, Some(DType::I64 | DType::I32))
+        };
+        let is_shape = node.is("Shape") || node.is("Size");
+        let reads = node.inputs.iter().filter(|name| !name.is_empty());
+        if !is_integer(output) || !(is_shape || reads.clone().all(|name| is_integer(name))) {
             continue;
         }
         let known = facts.get(output).and_then(|fact| {

@@ -105,7 +105,9 @@ impl Program {
         // What is to be observed counts as an output, so that fusion leaves it in place.
         for name in observed {
             if !model.graph.is_output(name) {
-                model.graph.outputs.push(Value::tensor(name, DType::F32, Vec::new()));
+                // Of whatever type and shape, which are not to be taken for known.
+                let value = Value::tensor(name, DType::F32, Vec::new());
+                model.graph.outputs.push(Value { value_type: None, ..value });
             }
         }
         if let Some(prepared) = prepared(&model)? {

@@ -58,7 +58,7 @@ const ERROR_MIN: f64 = 0.05;
 /// Relative error of the model's outputs that one product may cause.
 const OUTPUT_ERROR_MAX: f64 = 0.05;
 /// What measuring may cost without being asked for: a few seconds.
-const MEASURED_MACS_MAX: f64 = 1e11;
+const MEASURED_MACS_MAX: f64 = 5e10;
 /// How many times a product's share of all squared errors must be its share of the work.
 const SHARE_RATIO_MIN: f64 = 4.0;
 

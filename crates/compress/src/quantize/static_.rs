@@ -468,7 +468,8 @@ impl StaticQuantize {
         };
         let mut costs: Vec<Cost> = known.rounded.iter().map(cost).collect();
         let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
-        let of_one = macs / batch_count.max(1) as f64 * batch_count.min(EXAMPLES_MAX) as f64;
+        // Of as many examples as there may be: whether it is done does not depend on how many there are.
+        let of_one = macs / batch_count.max(1) as f64 * EXAMPLES_MAX as f64;
         let nodes: BTreeSet<usize> =
             placement.products.iter().chain(&placement.layers).copied().collect();
         if !self.keep_float.measures(of_one * nodes.len() as f64) {
