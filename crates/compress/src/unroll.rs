@@ -1,9 +1,12 @@
 //! Recurrent layers written as products and functions, step after step: for runtimes and hardware
 //! that have no such layer, or none in integers.
 
+mod activations;
+
+use activations::{Activation, activations};
 use attar_graph::{AttributeValue, Edit, Links, Model, Node, Plan};
 use attar_ops::infer_graph;
-use attar_tensor::{Bytes, DType, Tensor};
+use attar_tensor::{DType, Tensor};
 use serde::Deserialize;
 
 use crate::{Context, OptionEntry, Pass, PassError};
@@ -87,33 +90,6 @@ struct Layer<'a> {
     nodes: Vec<Node>,
     constants: Vec<(String, Tensor)>,
 }
-
-/// The operator of an activation, with its attributes.
-#[derive(Clone)]
-struct Activation {
-    op_type: &'static str,
-    alpha: Option<f32>,
-    beta: Option<f32>,
-}
-
-impl Activation {
-    fn plain(op_type: &'static str) -> Self {
-        Self { op_type, alpha: None, beta: None }
-    }
-}
-
-/// Activations that are operators, whether they take alpha and beta.
-const ACTIVATIONS: &[(&str, bool, bool)] = &[
-    ("Sigmoid", false, false),
-    ("Tanh", false, false),
-    ("Relu", false, false),
-    ("Softsign", false, false),
-    ("Softplus", false, false),
-    ("LeakyRelu", true, false),
-    ("Elu", true, false),
-    ("ThresholdedRelu", true, false),
-    ("HardSigmoid", true, true),
-];
 
 impl<'a> Layer<'a> {
     /// What stands against it is the reason that is given.
@@ -357,48 +333,44 @@ impl<'a> Layer<'a> {
     fn gru(&mut self, direction: usize, at: &str, x: &str, h: Option<String>) -> String {
         let named = |part: &str| format!("{at}_{part}");
         let inputs = self.split(&named("inputs"), x, 3, 1);
-        let (z, r, late);
-        if self.resets_after {
+        // z and r of the state, and the third where it is reset after its product.
+        let states = if self.resets_after {
             let bias = self.bias_row(direction, false);
             let bias = bias.map(|bias| self.constant(&format!("{direction}_late"), bias));
-            let sums = match (&h, bias) {
+            match (&h, bias) {
                 (None, None) => None,
                 // Without a state, the bias alone: one row for all of the batch.
-                (None, Some(bias)) => Some(bias),
-                (Some(h), bias) => Some(self.product(direction, at, [0, 3], h, bias.as_deref())),
-            };
-            let axis = i64::from(h.is_some());
-            let parts = sums.map(|sums| self.split(&named("states"), &sums, 3, axis));
-            let add = |layer: &mut Self, part: &str, gate: usize| match &parts {
-                None => inputs[gate].clone(),
-                Some(parts) => layer.op("Add", &named(part), &[&inputs[gate], &parts[gate]]),
-            };
-            let sum = add(self, "z_sum", 0);
-            z = self.gate(direction, 0, &named("z"), &sum);
-            let sum = add(self, "r_sum", 1);
-            r = self.gate(direction, 0, &named("r"), &sum);
-            late = parts.map(|parts| self.op("Mul", &named("reset"), &[&r, &parts[2]]));
+                (None, Some(bias)) => Some(self.split(&named("states"), &bias, 3, 0)),
+                (Some(h), bias) => {
+                    let sums = self.product(direction, at, [0, 3], h, bias.as_deref());
+                    Some(self.split(&named("states"), &sums, 3, 1))
+                }
+            }
         } else {
-            let both = match &h {
-                None => None,
-                Some(h) => {
-                    let product = self.product(direction, at, [0, 2], h, None);
-                    Some(self.split(&named("states"), &product, 2, 1))
+            h.as_ref().map(|h| {
+                let sums = self.product(direction, at, [0, 2], h, None);
+                self.split(&named("states"), &sums, 2, 1)
+            })
+        };
+        let mut gate = |letter: &str, gate: usize| {
+            let sum = match &states {
+                None => inputs[gate].clone(),
+                Some(parts) => {
+                    let name = named(&format!("{letter}_sum"));
+                    self.op("Add", &name, &[&inputs[gate], &parts[gate]])
                 }
             };
-            let add = |layer: &mut Self, part: &str, gate: usize| match &both {
-                None => inputs[gate].clone(),
-                Some(parts) => layer.op("Add", &named(part), &[&inputs[gate], &parts[gate]]),
-            };
-            let sum = add(self, "z_sum", 0);
-            z = self.gate(direction, 0, &named("z"), &sum);
-            let sum = add(self, "r_sum", 1);
-            r = self.gate(direction, 0, &named("r"), &sum);
-            late = h.as_ref().map(|h| {
+            self.gate(direction, 0, &named(letter), &sum)
+        };
+        let (z, r) = (gate("z", 0), gate("r", 1));
+        let late = if self.resets_after {
+            states.map(|parts| self.op("Mul", &named("reset"), &[&r, &parts[2]]))
+        } else {
+            h.as_ref().map(|h| {
                 let reset = self.op("Mul", &named("reset"), &[&r, h]);
                 self.product(direction, at, [2, 1], &reset, None)
-            });
-        }
+            })
+        };
         let sum = match late {
             None => inputs[2].clone(),
             Some(late) => self.op("Add", &named("n_sum"), &[&inputs[2], &late]),
@@ -483,45 +455,6 @@ impl<'a> Layer<'a> {
         }
         name
     }
-}
-
-/// The activations of every direction, one after the other.
-fn activations(node: &Node, directions: usize) -> Result<Vec<Activation>, String> {
-    let usual: &[&'static str] = match node.op_type.as_str() {
-        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
-        "GRU" => &["Sigmoid", "Tanh"],
-        _ => &["Tanh"],
-    };
-    let named = match node.attribute("activations") {
-        Some(AttributeValue::Strings(names)) if !names.is_empty() => Some(names),
-        _ => None,
-    };
-    let Some(names) = named else {
-        let all = usual.iter().map(|op| Activation::plain(op));
-        return Ok(all.cycle().take(usual.len() * directions).collect());
-    };
-    if names.len() != usual.len() * directions {
-        return Err(format!("it has {} activations", names.len()));
-    }
-    let floats = |key: &str| match node.attribute(key) {
-        Some(AttributeValue::Floats(values)) => values.clone(),
-        _ => Vec::new(),
-    };
-    // Alphas and betas are listed for the activations that take one.
-    let mut alphas = floats("activation_alpha").into_iter();
-    let mut betas = floats("activation_beta").into_iter();
-    let activation = |name: &Bytes| {
-        let name = String::from_utf8_lossy(name);
-        let known = ACTIVATIONS.iter().find(|(op, ..)| op.eq_ignore_ascii_case(&name));
-        let &(op_type, has_alpha, has_beta) =
-            known.ok_or_else(|| format!("`{name}` is no operator"))?;
-        Ok(Activation {
-            op_type,
-            alpha: has_alpha.then(|| alphas.next()).flatten(),
-            beta: has_beta.then(|| betas.next()).flatten(),
-        })
-    };
-    names.iter().map(activation).collect()
 }
 
 #[cfg(test)]

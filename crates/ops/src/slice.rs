@@ -241,7 +241,29 @@ fn cuts<'a>(
     Ok(cuts)
 }
 
+/// Axes that are taken whole are part of the axis before them: rows as long as can be.
+fn joined(shape: &[usize], cuts: &[Cut]) -> (Vec<usize>, Vec<Cut>) {
+    let (mut shape, mut cuts) = (shape.to_vec(), cuts.to_vec());
+    while let [.., before, last] = &cuts[..] {
+        let size = shape[shape.len() - 1];
+        let is_whole = last.start == 0 && last.step == 1 && last.count == size;
+        if !is_whole || before.step != 1 {
+            break;
+        }
+        let start = before.start * size as i64;
+        let cut = Cut { start, step: 1, count: before.count * size };
+        shape.pop();
+        cuts.pop();
+        let last = cuts.len() - 1;
+        shape[last] *= size;
+        cuts[last] = cut;
+    }
+    (shape, cuts)
+}
+
 fn copy_cut<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], cuts: &[Cut]) {
+    let (shape, cuts) = joined(shape, cuts);
+    let (shape, cuts) = (&shape[..], &cuts[..]);
     let step = cuts.last().map_or(1, |last| last.step);
     for_each_row(shape, cuts, y.len(), |row, start| {
         let y = &mut y[row];
@@ -257,6 +279,8 @@ fn copy_cut<T: Copy>(y: &mut [T], x: &[T], shape: &[usize], cuts: &[Cut]) {
 
 /// The reverse of [`copy_cut`]: puts what was cut back where it stood.
 fn put_cut(x: &mut [f32], y: &[f32], shape: &[usize], cuts: &[Cut]) {
+    let (shape, cuts) = joined(shape, cuts);
+    let (shape, cuts) = (&shape[..], &cuts[..]);
     let step = cuts.last().map_or(1, |last| last.step);
     for_each_row(shape, cuts, y.len(), |row, start| {
         let y = &y[row];

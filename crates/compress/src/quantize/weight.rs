@@ -24,26 +24,7 @@ pub fn quantize_channels(
     axis: usize,
     level_max: i8,
 ) -> Result<WeightRounding, PassError> {
-    let channels = weight.shape()[axis];
-    let inner: usize = weight.shape()[axis + 1..].iter().product();
-    let values = weight.values::<f32>();
-    let channel = |index: usize| index / inner.max(1) % channels.max(1);
-    let mut largest = vec![0.0_f32; channels];
-    for (index, &w) in values.iter().enumerate() {
-        if !w.is_finite() {
-            return Err(PassError::WeightNotFinite { tensor: name.into() });
-        }
-        let largest = &mut largest[channel(index)];
-        *largest = largest.max(w.abs());
-    }
-    let scales: Vec<f32> = largest.iter().map(|&largest| scale(largest, level_max)).collect();
-    let quantized: Vec<i8> = (values.iter().enumerate())
-        .map(|(index, &w)| nearest_level(w / scales[channel(index)], 127.0) as i8)
-        .collect();
-    Ok(WeightRounding {
-        values: Tensor::new(weight.shape(), &quantized),
-        scales: Tensor::new(&[channels], &scales),
-    })
+    quantize_on(name, weight, axis, level_max.into(), |scale| scale)
 }
 
 /// As [`quantize_channels`], each scale being `scales` of its channel, in i16 where `level_max` passes

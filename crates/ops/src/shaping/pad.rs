@@ -241,6 +241,11 @@ fn copy<T: Copy + Send + Sync>(
                 continue;
             };
             for stretch in &stretches {
+                // Where an end is mirrored, neighbours come from places in the other order.
+                if let (1, Some(from)) = (stretch.size, stretch.from) {
+                    row[stretch.to] = x[start + from];
+                    continue;
+                }
                 let row = &mut row[stretch.to..stretch.to + stretch.size];
                 match stretch.from {
                     Some(from) => row.copy_from_slice(&x[start + from..][..stretch.size]),
