@@ -104,7 +104,8 @@ pub fn node_times(
     })
 }
 
-fn times(
+/// As [`node_times`], of models.
+pub(crate) fn times(
     models: &[&Model],
     runtime: &dyn Runtime,
     threads: NonZeroUsize,

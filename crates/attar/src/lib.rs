@@ -63,7 +63,7 @@ pub use pipeline::StepOutcome;
 pub use recipe::{Budget, Recipe, Step};
 pub use runtimes::{RUNTIME_NAMES, default_threads, runtime};
 pub use sensitivity::{
-    Question, SensitivityOutcome, SensitivityRequest, find_sensitivity, heat_map,
+    Question, SensitivityOutcome, SensitivityRequest, WeightTime, find_sensitivity, heat_map,
 };
 pub use stages::{STAGES, StageEntry};
 pub use step_measures::{RuntimeTime, StepMeasures, StepMetric};

@@ -143,7 +143,7 @@ pub(crate) fn run_step(
 }
 
 /// Converts a model to the operator set that a step's edits need, if its own is older.
-fn raise_opset(model: &mut Model, needed: i64) -> Result<Option<String>, PassError> {
+pub(crate) fn raise_opset(model: &mut Model, needed: i64) -> Result<Option<String>, PassError> {
     let found = model.opset();
     if found >= needed || model.graph.nodes.is_empty() {
         return Ok(None);

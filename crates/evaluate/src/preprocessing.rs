@@ -92,7 +92,7 @@ impl Preprocessing {
         let parsed: Result<Self, toml::de::Error> = toml::from_str(&text);
         parsed.map(Some).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            EvaluateError::Row { path, line, message: error.message().to_string() }
+            EvaluateError::Format { path, message: format!("line {line}: {}", error.message()) }
         })
     }
 

@@ -2,6 +2,7 @@
 //! from one pass over data, and measured.
 
 mod heat_map;
+mod times;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use attar_compress::{
     BitsOptions, Calibration, Context, Estimate, Exclude, Measured, PassError, Sensitivity,
     SensitivityOptions, bits_sensitivity, group_sensitivity, ratio, sensitivity,
 };
-use attar_evaluate::{Dataset, Interval, Progress};
+use attar_evaluate::{Dataset, Interval, Progress, Shape};
 use attar_graph::Model;
 use attar_runtime::{Builtin, RunOptions, Runtime, Session};
 use attar_tensor::Tensor;
@@ -21,6 +22,7 @@ use crate::examination::{Examination, Outcome};
 use crate::{CalibrationSample, Error, Subject};
 
 pub use heat_map::heat_map;
+pub use times::WeightTime;
 
 /// What to find out of which model.
 pub struct SensitivityRequest<'a> {
@@ -94,6 +96,9 @@ pub struct SensitivityOutcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<(&'static str, f64)>,
     pub seconds: f64,
+    /// Of fewer bits: what the products of each weight take.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub times: Vec<WeightTime>,
     #[serde(flatten)]
     pub found: Sensitivity,
 }
@@ -141,6 +146,17 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
             hint: "see what it holds: `attar inspect MODEL`".into(),
         });
     }
+    let times = if matches!(request.question, Question::Bits(_)) {
+        let names: Vec<&str> = found.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let image = subject.preprocessing.as_ref().and_then(|p| p.image.as_ref());
+        let shape = Shape { batch: 1, length: image.map_or(TOKENS, |image| image.size) };
+        progress.advance("timing", 0, 1);
+        let times = times::weight_times(model, &names, shape, &context);
+        progress.advance("timing", 1, 1);
+        times
+    } else {
+        Vec::new()
+    };
     Ok(SensitivityOutcome {
         attar_version: env!("CARGO_PKG_VERSION"),
         input: subject.path.clone(),
@@ -149,9 +165,13 @@ pub fn find_sensitivity(request: &SensitivityRequest) -> Result<SensitivityOutco
         importance: request.question.importance(),
         metric,
         seconds: started.elapsed().as_secs_f64(),
+        times,
         found,
     })
 }
+
+/// Tokens of the text that a model is timed on.
+const TOKENS: usize = 128;
 
 fn failed(source: PassError) -> Error {
     Error::Step { step: None, pass: "sensitivity".into(), source }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use attar::{
     BitsOptions, Error, Estimate, GroupSensitivity, Level, LevelSensitivity, Question,
     SensitivityOptions, SensitivityOutcome, SensitivityRequest, Subject, TensorSensitivity,
-    find_sensitivity, heat_map, levels,
+    WeightTime, find_sensitivity, heat_map, levels,
 };
 use clap::{Args, ValueEnum};
 
@@ -188,6 +188,10 @@ impl Sensitivity {
             text.push_str(&format!("change of {name}, which was {value:.4}, in hundredths\n"));
             text.push_str(&table(&all, heading, "at", |level| level.metric));
         }
+        if !outcome.times.is_empty() {
+            text.push('\n');
+            text.push_str(&times(&outcome.times));
+        }
         let unread = outcome.found.groups.iter().filter(|group| group.levels.is_empty()).count();
         if unread > 0 {
             text.push_str(&format!(
@@ -213,6 +217,25 @@ fn tensors(found: &[TensorSensitivity]) -> Vec<Row<'_>> {
 fn groups(found: &[GroupSensitivity]) -> Vec<Row<'_>> {
     let read = found.iter().filter(|group| !group.levels.is_empty());
     read.map(|group| (group.title(), group.channel_count, &group.levels[..])).collect()
+}
+
+/// What the products of each weight take, in float and in 8 bits.
+fn times(rows: &[WeightTime]) -> String {
+    let header = ["tensor", "ms in float", "ms by quantize.static", "speed"];
+    let mut table = Table::new(&header);
+    let text = |ms: Option<f64>| ms.map_or("-".into(), |ms| format!("{ms:.3}"));
+    for row in rows {
+        let speed = row.float_ms.zip(row.integer_ms).map(|(float, integer)| float / integer);
+        table.row(vec![
+            row.tensor.clone(),
+            text(row.float_ms),
+            text(row.integer_ms),
+            speed.map_or("-".into(), |speed| format!("{speed:.2}×")),
+        ]);
+    }
+    let note = "products of one example on builtin, one thread; weights alone in fewer bits are run as \
+                floats";
+    format!("{table}{note}\n")
 }
 
 /// A column for each sparsity of which `of` has something.
