@@ -240,3 +240,59 @@ fn wordnet_becomes_a_retrieval_set_and_other_folders_are_left_alone() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(Path::new(&output).join("mine.txt").exists());
 }
+
+/// Rows of f32 as NumPy writes them.
+fn npy(path: &str, rows: usize, width: usize, value: impl Fn(usize) -> f32) {
+    let header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+    let header = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..rows * width).flat_map(|i| value(i).to_le_bytes()));
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_stream_is_quantized_with_its_states_and_measured_as_one() {
+    let folder = Folder::new("stream");
+    let (model, frames) = (folder.path("model.onnx"), folder.path("frames.npy"));
+    std::fs::copy(data("akiki/akiki-vad.onnx"), &model).unwrap();
+    // A tone that comes and goes.
+    let sample = |i: usize| {
+        let time = (i / 576 * 512 + i % 576) as f32 / 16_000.0;
+        0.2 * (time * 900.0).sin() * (time * 6.0).sin().max(0.0)
+    };
+    npy(&frames, 40, 576, sample);
+    let settings = |text: &str| std::fs::write(folder.path("attar.toml"), text).unwrap();
+    settings("output = \"probability\"\n[states]\nh = \"h_out\"\n");
+    let run = folder.path("run");
+    let compress = [
+        "compress",
+        &model,
+        "--step",
+        "cleanup",
+        "--step",
+        "quantize.static",
+        "--calibration",
+        &frames,
+        "--data",
+        &frames,
+        "--no-timing",
+        "-o",
+        &run,
+    ];
+    let output = attar(&compress);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("1 recurrent layers in 8 bits"), "{text}");
+    assert!(text.contains("by quarters of the examples"), "{text}");
+    let kept = std::fs::read_to_string(Path::new(&run).join("attar.toml")).unwrap();
+    assert!(kept.contains("h = \"h_out\""), "{kept}");
+    settings("output = \"probability\"\n[states]\nh = \"hidden\"\n");
+    let output = attar(&["evaluate", &model, "--data", &frames]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("`hidden`"), "{}", stderr(&output));
+    settings("output = \"probability\"\n[states]\nh = 3\n");
+    let output = attar(&["evaluate", &model, "--data", &frames]);
+    assert!(stderr(&output).contains("line 3"), "{}", stderr(&output));
+}

@@ -141,6 +141,26 @@ fn a_cut_model_is_told_of_by_step_and_by_layer() {
 }
 
 #[test]
+fn fewer_bits_and_their_times_are_told() {
+    let folder = Folder::new("sensitivity-bits");
+    let (run, data, _) = learned(&folder, &[]);
+    let quantize = ["sensitivity", &run, "--data", &data, "--quantize"];
+    let output = attar(&quantize);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for heading in ["lost at 4 bits", "ms in float", "ms by quantize.static"] {
+        assert!(stdout(&output).contains(heading), "{}", stdout(&output));
+    }
+    let output = attar(&[&quantize[..], &["--json"]].concat());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (tensors, times) = (found["tensors"].as_array(), found["times"].as_array());
+    assert_eq!(tensors.map(Vec::len), times.map(Vec::len), "{found}");
+    let time = &times.unwrap()[0];
+    assert!(time["float_ms"].as_f64() > Some(0.0) && time["integer_ms"].as_f64() > Some(0.0));
+    let output = attar(&[&quantize[..], &["--by", "group"]].concat());
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn sensitivity_of_groups_chooses_how_much_of_each_is_cut() {
     let folder = Folder::new("sensitivity-groups");
     let (run, data, _) = learned(&folder, &[]);
