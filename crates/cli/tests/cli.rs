@@ -241,7 +241,7 @@ fn wordnet_becomes_a_retrieval_set_and_other_folders_are_left_alone() {
     assert!(Path::new(&output).join("mine.txt").exists());
 }
 
-/// Rows of f32 as NumPy writes them.
+/// Rows of f32 in an `.npy` file.
 fn npy(path: &str, rows: usize, width: usize, value: impl Fn(usize) -> f32) {
     let header =
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
