@@ -5,7 +5,7 @@
 //! [directions·gates·hidden, hidden] in i8 and symmetric; then scale and zero point (u8) of the input
 //! and the scales of the rows of W and R. The state is read by its product in levels of 1/127, which
 //! hold all that a layer with a bounded activation gives, and kept in f32 everywhere else: what an
-//! item of the batch gives is its own.
+//! item of the batch gives is its own. A first state beyond ±1, which no layer gives, is cut off there.
 
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
