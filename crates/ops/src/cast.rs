@@ -2,13 +2,13 @@
 //! (opset 26): the same bits read as another type.
 
 use attar_graph::Node;
-use attar_tensor::{Casting, DType, ScaleRounding, Tensor, TensorError};
+use attar_tensor::{Casting, DType, Element, ScaleRounding, Tensor, TensorError};
 
 use crate::channels::{Channels, Tensors};
 use crate::gradient::reshape_gradient;
 use crate::kernels::for_rows;
 use crate::onnx_type::dtype_attribute;
-use crate::{Fact, Gradient, Kernel, OpError, Operator, Run, Training, required};
+use crate::{Fact, Gradient, Kernel, OpError, Operator, Pool, Run, Training, required};
 
 pub(crate) struct Cast;
 
@@ -41,17 +41,35 @@ fn cast(run: &Run, to: DType, casting: Casting) -> Result<Vec<Tensor>, OpError> 
     if x.dtype() == to {
         return Ok(vec![x.clone()]);
     }
-    if (x.dtype(), to) == (DType::I64, DType::F32) {
-        let (mut y, x) = (run.pool.tensor(to, x.shape()), x.slice::<i64>());
-        for_rows(y.slice_mut::<f32>(), 1, |first, y| {
-            y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = x as f32);
-        });
-        return Ok(vec![y]);
+    if to == DType::F32 {
+        let reals = match x.dtype() {
+            DType::I64 => Some(reals(run.pool, x, |x: i64| x as f32)),
+            DType::I32 => Some(reals(run.pool, x, |x: i32| x as f32)),
+            DType::I8 => Some(reals::<i8>(run.pool, x, f32::from)),
+            DType::U8 => Some(reals::<u8>(run.pool, x, f32::from)),
+            _ => None,
+        };
+        if let Some(y) = reals {
+            return Ok(vec![y]);
+        }
     }
     Ok(vec![x.cast(to, casting).map_err(|error| match error {
         TensorError::Number { text, to } => OpError::value("a string", text, format!("a {to}")),
         _ => OpError::DType { index: 0, found: x.dtype() },
     })?])
+}
+
+/// The types that are cast most, on every thread.
+fn reals<T: Element + Sync>(
+    pool: &Pool,
+    x: &Tensor,
+    real: impl Fn(T) -> f32 + Send + Sync,
+) -> Tensor {
+    let (mut y, x) = (pool.tensor(DType::F32, x.shape()), x.slice::<T>());
+    for_rows(y.slice_mut::<f32>(), 1, |first, y| {
+        y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = real(x));
+    });
+    y
 }
 
 impl Operator for Cast {

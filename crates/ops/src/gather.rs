@@ -94,7 +94,7 @@ impl Operator for Gather {
 }
 
 /// The rows that indices name, those below zero counted from the end.
-fn picked_rows(indices: &Tensor, size: usize) -> Result<Vec<usize>, OpError> {
+pub(crate) fn picked_rows(indices: &Tensor, size: usize) -> Result<Vec<usize>, OpError> {
     let found = indices.dtype();
     let indices = indices.to_i64().ok_or(OpError::DType { index: 1, found })?.into_iter();
     let row = |index: i64| {

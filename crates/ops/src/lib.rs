@@ -276,6 +276,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &q_linear_conv::QLinearConv,
     &quantize_dequantize::QuantizeDequantize,
     &quantize_linear::QuantizeLinear,
+    &quantized::DequantizedGather,
     &quantized::DynamicQuantizeMatMul,
     &quantized::GatherBlockQuantized,
     &quantized::LevelTable,

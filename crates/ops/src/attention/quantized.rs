@@ -4,8 +4,8 @@
 //! Q, K and V are u8 of [batch, sequence, heads·size], as the projections leave them, and so is
 //! the result, in f32 or rounded to u8 by one scale (`y_scale`) or one per channel (`y_scales`). The mask is as that of `FusedAttention`. Probabilities that
 //! the graph rounds to u8 have its scale; others are rounded to 16 bits, less than what f32 sums of
-//! products are off. Both products are exact integers and every f32 operation rounds by itself, so
-//! that every CPU gives the same bits.
+//! products are off. Both products are exact integers and every f32 operation rounds once, so that
+//! every CPU gives the same bits.
 
 use attar_graph::{AttributeValue, Dim, Node};
 use attar_tensor::{DType, Tensor};
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::core::{Mask, Sizes};
 use super::fused::{attended, attention_macs, sizes_of};
-use crate::kernels::attention8::{Addends, HEAD_SIZE_MAX, Path, Rows8, Shape, Target};
+use crate::kernels::attention8::{Addends, HEAD_SIZE_MAX, KEYS_MAX, Path, Rows8, Shape, Target};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Pool, Run};
 
 pub(crate) struct QuantizedAttention;
@@ -100,6 +100,10 @@ impl QuantizedKernel {
         if head_size > HEAD_SIZE_MAX {
             let allowed = format!("up to {HEAD_SIZE_MAX}");
             return Err(OpError::value("the size of a head", head_size, allowed));
+        }
+        if sizes.keys > KEYS_MAX {
+            let allowed = format!("up to {KEYS_MAX}");
+            return Err(OpError::value("the number of keys", sizes.keys, allowed));
         }
         let mask = match run.optional(3) {
             Some(mask) if mask.dtype() == DType::F32 => {

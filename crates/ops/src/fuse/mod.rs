@@ -9,6 +9,7 @@ mod batch_activation;
 pub mod batch_normalization;
 pub mod channels_last;
 pub mod dead_nodes;
+mod dequantized_gather;
 pub mod gelu;
 pub mod hard_swish;
 pub mod layer_normalization;
@@ -49,6 +50,7 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     // Products that became integer ones no longer read the dequantized values.
     ("dead-nodes", dead_nodes::plan),
     ("quantize-dequantize", quantize_dequantize::plan),
+    ("dequantized-gather", dequantized_gather::plan),
     ("constants", |model| fold_constants(model, false)),
     ("layer-normalization", layer_normalization::plan),
     ("gelu", gelu::plan),

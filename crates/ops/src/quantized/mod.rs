@@ -4,6 +4,7 @@
 mod binary;
 mod blocks;
 mod gather_blocks;
+mod gather_rows;
 mod gemm;
 mod integers;
 mod level_table;
@@ -16,6 +17,7 @@ mod to_float;
 pub(crate) use binary::{QLinearAdd, QLinearMul};
 pub(crate) use blocks::MatMulNBits;
 pub(crate) use gather_blocks::GatherBlockQuantized;
+pub(crate) use gather_rows::DequantizedGather;
 pub(crate) use gemm::QGemm;
 pub(crate) use integers::{Integers, column_scales, left_zeros, product_rows, unsigned};
 pub(crate) use level_table::LevelTable;

@@ -1,8 +1,12 @@
 //! One head of attention over u8 operands: Q·Kᵀ in 32-bit integers, softmax in f32, probabilities
 //! rounded to levels, P·V in integers (after Shen et al., 2020, arXiv:1909.05840).
 //!
-//! Every path gives the same bits: integer sums are exact, and what is computed in f32 rounds each
-//! operation by itself, in one order whatever the instruction set.
+//! Probabilities that the graph rounds are normalized before. Others are levels of eˣ⁻ᵐᵃˣ in 16
+//! bits, which are only divided by their sum behind the product: one pass over the scores, and finer
+//! than levels of the quotient.
+//!
+//! Every path gives the same bits: integer sums are exact, and every operation in f32 rounds once,
+//! products with their addend too, in one order whatever the instruction set.
 
 mod pack;
 mod probabilities;
@@ -13,6 +17,7 @@ mod tests;
 
 use pack::Packing;
 use product::Block;
+use rows::Sums;
 
 /// Queries that are computed together.
 const ROWS: usize = 8;
@@ -122,7 +127,7 @@ pub(crate) struct Shape {
     /// Scale of the integer scores: that of the attention, of Q and of K.
     pub(crate) score_scale: f32,
     /// Scale of probabilities that are u8, with a zero point of 0. Without one they are f32, for
-    /// which levels of 16 bits stand in: two bytes, and so two products.
+    /// which levels of 16 bits stand in, not normalized: two bytes, and so two products.
     pub(crate) probability_scale: Option<f32>,
     pub(crate) value_scale: f32,
 }
@@ -130,11 +135,11 @@ pub(crate) struct Shape {
 /// 1.5·2²³: added to x, it leaves the integer nearest to x in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// Scale of probabilities in 16 bits.
-const FINE_SCALE: f32 = 1.0 / 65535.0;
-
 /// Greatest size of a head. Each of the four terms of an integer score stays below 2¹³·255² < 2²⁹.
 pub(crate) const HEAD_SIZE_MAX: usize = 1 << 13;
+
+/// Most keys. Sums of their bytes times values stay below 2¹⁵·255² < 2³¹.
+pub(crate) const KEYS_MAX: usize = 1 << 15;
 
 /// Sizes as the packed data has them.
 struct Padded {
@@ -154,9 +159,11 @@ struct Areas<'a> {
     left: &'a mut [u8],
     sums: &'a mut [i32],
     scores: &'a mut [f32],
-    /// A row of addends, and whether a softmax over them is defined.
+    /// A row of addends in powers of two, and whether a softmax over them is defined.
     bias: &'a mut [f32],
     is_defined: bool,
+    /// What one is divided by before it becomes a level of the result, for each column.
+    inverse_scales: &'a mut [f32],
 }
 
 impl Shape {
@@ -173,9 +180,9 @@ impl Shape {
         self.areas().iter().sum()
     }
 
-    /// Bytes of packed K and its starts, packed V and its starts, left rows, sums, scores and
-    /// addends, each a multiple of a cache line.
-    fn areas(&self) -> [usize; 8] {
+    /// Bytes of packed K and its starts, packed V and its starts, left rows, sums, scores, addends
+    /// and scales of columns, each a multiple of a cache line.
+    fn areas(&self) -> [usize; 9] {
         let Padded { keys, columns, head_size } = self.padded();
         let width = 4 / self.path.group();
         let bytes = [
@@ -187,13 +194,14 @@ impl Shape {
             ROWS * keys.max(2 * columns) * 4,
             ROWS * keys * 4,
             keys * 4,
+            columns * 4,
         ];
         bytes.map(|bytes| bytes.next_multiple_of(64))
     }
 
     fn areas_in<'a>(&self, scratch: &'a mut [u8]) -> Areas<'a> {
         let mut rest = scratch;
-        let [packed_k, k_starts, packed_v, v_starts, left, sums, scores, bias] =
+        let [packed_k, k_starts, packed_v, v_starts, left, sums, scores, bias, inverse] =
             self.areas().map(|bytes| {
                 let (area, others) = std::mem::take(&mut rest).split_at_mut(bytes);
                 rest = others;
@@ -201,11 +209,21 @@ impl Shape {
             });
         let [k_starts, v_starts, sums]: [&mut [i32]; 3] =
             [k_starts, v_starts, sums].map(bytemuck::cast_slice_mut);
-        let [scores, bias]: [&mut [f32]; 2] = [scores, bias].map(bytemuck::cast_slice_mut);
+        let [scores, bias, inverse_scales]: [&mut [f32]; 3] =
+            [scores, bias, inverse].map(bytemuck::cast_slice_mut);
         let keys = self.padded().keys;
-        let (scores, bias) = (&mut scores[..ROWS * keys], &mut bias[..keys]);
-        let is_defined = true;
-        Areas { packed_k, k_starts, packed_v, v_starts, left, sums, scores, bias, is_defined }
+        Areas {
+            packed_k,
+            k_starts,
+            packed_v,
+            v_starts,
+            left,
+            sums,
+            scores: &mut scores[..ROWS * keys],
+            bias: &mut bias[..keys],
+            is_defined: true,
+            inverse_scales,
+        }
     }
 
     /// Y = softmax(scale·Q·Kᵀ + addends)·V of one head.
@@ -237,17 +255,24 @@ impl Shape {
         if let Some(shared) = shared {
             areas.is_defined = copy_addends(areas.bias, &shared.data[..shape.keys]);
         }
+        if let Target::U8 { scales, .. } = target {
+            let inverse = &mut areas.inverse_scales[..shape.value_size];
+            match **scales {
+                [scale] => inverse.fill(1.0 / scale),
+                _ => inverse.iter_mut().zip(*scales).for_each(|(inverse, s)| *inverse = 1.0 / s),
+            }
+        }
         let own = addends.filter(|addends| addends.stride > 0);
         for first in (0..shape.queries).step_by(ROWS) {
             let count = ROWS.min(shape.queries - first);
             let highest = shape.scores(first..first + count, [query, key], own, &mut areas);
-            shape.context(&highest, value.zero_point, &mut areas);
-            shape.put(target, first, &areas.sums[..count * columns]);
+            let factors = shape.context(&highest, value.zero_point, &mut areas);
+            shape.put(target, first, &factors[..count], &areas);
         }
     }
 
-    /// Fills the scores of up to eight rows, and gives the highest of each: NaN where there is no
-    /// softmax, and for rows beyond.
+    /// Fills the scores of up to eight rows, in powers of two, and gives the highest of each: NaN
+    /// where there is no softmax, and for rows beyond.
     fn scores(
         &self,
         rows: std::ops::Range<usize>,
@@ -262,12 +287,19 @@ impl Shape {
         let mut terms = [0_i32; ROWS];
         let from = &query.data[rows.start * query.stride..];
         let sums = &mut terms[..rows.len()];
-        rows::take_rows(areas.left, sums, from, query.stride, self.head_size, depth);
+        let (left, stride) = if rows.len() == ROWS && depth == self.head_size {
+            rows::sum_rows(sums, from, query.stride, depth);
+            (from, query.stride)
+        } else {
+            rows::take_rows(areas.left, sums, from, query.stride, self.head_size, depth);
+            (&*areas.left, depth)
+        };
         let key_zero = i32::from(key.zero_point) - self.path.offset();
         let query_zeros = self.head_size as i32 * i32::from(query.zero_point);
         sums.iter_mut().for_each(|sum| *sum = key_zero * (*sum - query_zeros));
-        let block = Block { left: areas.left, terms: &terms, depth, columns: keys };
+        let block = Block { left, stride, terms: &terms, depth, columns: keys };
         block.product(self.path, areas.sums, areas.k_starts, areas.packed_k);
+        let scale = self.score_scale * std::f32::consts::LOG2_E;
         let mut highest = [f32::NAN; ROWS];
         for (row, (query, highest)) in rows.zip(&mut highest).enumerate() {
             if let Some(own) = own {
@@ -277,32 +309,38 @@ impl Shape {
             if areas.is_defined {
                 let area = row * keys..(row + 1) * keys;
                 let (scores, sums) = (&mut areas.scores[area.clone()], &areas.sums[area]);
-                *highest = self.path.scores(scores, sums, areas.bias, self.score_scale);
+                *highest = self.path.scores(scores, sums, areas.bias, scale);
             }
         }
         highest
     }
 
-    /// Makes the scores probabilities, and fills the sums of their products with V.
-    fn context(&self, highest: &[f32; ROWS], value_zero: u8, areas: &mut Areas) {
+    /// Makes the scores levels, fills the sums of their products with V, and gives what a sum of
+    /// each row is multiplied by. Of levels in 16 bits the sums of high bytes stand behind those of
+    /// low ones.
+    fn context(&self, highest: &[f32; ROWS], value_zero: u8, areas: &mut Areas) -> [f32; ROWS] {
         let Padded { keys: depth, columns, .. } = self.padded();
         let (levels, low) = areas.left.split_at_mut(ROWS * depth);
-        let low = if self.is_fine() { &mut low[..ROWS * depth] } else { &mut [] };
-        let totals = self.path.probabilities(levels, low, areas.scores, highest, self.step());
         let value_zero = i32::from(value_zero) - self.path.offset();
-        let terms = totals.map(|total| total * value_zero);
         let (sums, high) = areas.sums.split_at_mut(ROWS * columns);
-        let product = |left: &[u8], terms: &[i32; ROWS], out: &mut [i32]| {
-            let block = Block { left, terms, depth, columns };
+        let product = |left: &[u8], totals: [i32; ROWS], out: &mut [i32]| {
+            let terms = totals.map(|total| total * value_zero);
+            let block = Block { left, stride: depth, terms: &terms, depth, columns };
             block.product(self.path, out, areas.v_starts, areas.packed_v);
         };
-        if self.is_fine() {
-            product(levels, &[0; ROWS], high);
-            product(low, &terms, sums);
-            sums.iter_mut().zip(&*high).for_each(|(sum, high)| *sum += high << 8);
-        } else {
-            product(levels, &terms, sums);
+        if let Some(step) = self.probability_scale {
+            let totals = self.path.probabilities(levels, areas.scores, highest, step);
+            product(levels, totals, sums);
+            return [step * self.value_scale; ROWS];
         }
+        let low = &mut low[..ROWS * depth];
+        let [high_totals, low_totals] = self.path.weights(levels, low, areas.scores, highest);
+        product(levels, high_totals, high);
+        product(low, low_totals, sums);
+        std::array::from_fn(|row| {
+            let total = (i64::from(high_totals[row]) << 8) + i64::from(low_totals[row]);
+            if total == 0 { 0.0 } else { self.value_scale / total as f32 }
+        })
     }
 
     /// Keys up to the last whose probability can be other than exactly 0.
@@ -311,7 +349,7 @@ impl Shape {
             operands.map(|rows| f32::from(rows.zero_point.max(255 - rows.zero_point)));
         let score_max = self.score_scale.abs() * query * key * self.head_size as f32;
         let addends = &addends[..self.keys];
-        let highest = addends.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let highest = rows::highest(addends);
         // exp(−88) counts as 0, and scores differ by twice their bound at most; what is more is
         // for rounding.
         let least = highest - 2.1 * score_max - 100.0 - 1e-5 * highest.abs();
@@ -322,39 +360,28 @@ impl Shape {
         addends.iter().rposition(|addend| !is_zero(addend)).map_or(self.keys, |last| last + 1)
     }
 
-    fn is_fine(&self) -> bool {
-        self.probability_scale.is_none()
-    }
-
-    fn step(&self) -> f32 {
-        self.probability_scale.unwrap_or(FINE_SCALE)
-    }
-
     /// Puts rows of sums, from row `first` on, where they belong.
-    fn put(&self, target: &mut Target, first: usize, sums: &[i32]) {
-        let factor = self.step() * self.value_scale;
+    fn put(&self, target: &mut Target, first: usize, factors: &[f32], areas: &Areas) {
         let (size, columns) = (self.value_size, self.padded().columns);
+        let high = if self.probability_scale.is_none() { ROWS * columns } else { 0 };
+        let sums = Sums { low: areas.sums, high, columns };
         match target {
             Target::F32 { data, stride } => {
-                rows::rescale(&mut data[first * *stride..], *stride, sums, columns, size, factor);
+                rows::rescale(&mut data[first * *stride..], *stride, sums, factors, size);
             }
-            Target::U8 { data, stride, scales, zero_point } => {
+            Target::U8 { data, stride, zero_point, .. } => {
                 let data = &mut data[first * *stride..];
+                let inverse_scales = &areas.inverse_scales[..size];
                 let zero_point = i32::from(*zero_point);
-                rows::requantize(data, *stride, sums, columns, size, factor, scales, zero_point);
+                rows::requantize(data, *stride, sums, factors, inverse_scales, zero_point);
             }
         }
     }
 }
 
-/// Copies addends to where scores take them, and says whether a softmax over them is defined.
+/// Copies addends to where scores take them, in powers of two, and says whether a softmax over them
+/// is defined.
 fn copy_addends(bias: &mut [f32], addends: &[f32]) -> bool {
-    bias[..addends.len()].copy_from_slice(addends);
-    let mut highest = f32::NEG_INFINITY;
-    let mut has_nan = false;
-    for &addend in addends {
-        highest = if addend > highest { addend } else { highest };
-        has_nan |= addend.is_nan();
-    }
-    highest.is_finite() && !has_nan
+    let [highest, not_a_number] = rows::addends(bias, addends);
+    highest.is_finite() && not_a_number == 0.0
 }

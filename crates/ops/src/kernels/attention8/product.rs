@@ -5,6 +5,8 @@ use super::{COLUMNS, Path, ROWS};
 /// The left side of a product: eight rows of u8, `depth` each, and what each takes off its sums.
 pub(super) struct Block<'a> {
     pub(super) left: &'a [u8],
+    /// From row to row.
+    pub(super) stride: usize,
     pub(super) terms: &'a [i32; ROWS],
     pub(super) depth: usize,
     pub(super) columns: usize,
@@ -15,7 +17,10 @@ impl Block<'_> {
     pub(super) fn product(&self, path: Path, out: &mut [i32], starts: &[i32], right: &[u8]) {
         let Self { depth, columns, .. } = *self;
         let width = 4 / path.group();
-        assert!(self.left.len() >= ROWS * depth && right.len() >= depth * columns * width);
+        assert!(
+            self.left.len() >= (ROWS - 1) * self.stride + depth
+                && right.len() >= depth * columns * width
+        );
         assert!(out.len() >= ROWS * columns && starts.len() >= columns);
         assert!(columns.is_multiple_of(COLUMNS) && depth.is_multiple_of(path.group()));
         if columns == 0 {
@@ -55,7 +60,7 @@ impl Block<'_> {
             for (out, start) in out.iter_mut().zip(starts) {
                 *out = start - self.terms[row];
             }
-            let left = self.left[row * depth..][..depth].as_chunks::<2>().0;
+            let left = self.left[row * self.stride..][..depth].as_chunks::<2>().0;
             for (pair, right) in left.iter().zip(right.chunks_exact(columns)) {
                 let pair = pair.map(i32::from);
                 for (out, right) in out.iter_mut().zip(right) {
@@ -87,7 +92,7 @@ mod x86 {
         right: &[u8],
         column: usize,
     ) {
-        let Block { depth, columns, .. } = *block;
+        let Block { stride, depth, columns, .. } = *block;
         // SAFETY: every pointer stays within the slices, whose sizes the caller checked.
         unsafe {
             let mut sums = [[_mm512_setzero_si512(); N]; ROWS];
@@ -105,7 +110,7 @@ mod x86 {
                     *b = _mm512_loadu_si512(right.add(n * COLUMNS * 4).cast());
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let a = left.add(row * depth).cast::<i32>().read_unaligned();
+                    let a = left.add(row * stride).cast::<i32>().read_unaligned();
                     let a = _mm512_set1_epi32(a);
                     for n in 0..N {
                         sums[n] = _mm512_dpbusd_epi32(sums[n], a, b[n]);
@@ -136,7 +141,7 @@ mod x86 {
         column: usize,
     ) {
         const HALF: usize = COLUMNS / 2;
-        let Block { depth, columns, .. } = *block;
+        let Block { stride, depth, columns, .. } = *block;
         for first in [0, ROWS / 2] {
             // SAFETY: every pointer stays within the slices, whose sizes the caller checked.
             unsafe {
@@ -149,12 +154,12 @@ mod x86 {
                         sums[n] = _mm256_sub_epi32(start, term);
                     }
                 }
-                let mut left = block.left.as_ptr().add(first * depth);
+                let mut left = block.left.as_ptr().add(first * stride);
                 let mut right = right.as_ptr().add(column * 4);
                 for _ in 0..depth / 2 {
                     let b = [0, 32].map(|bytes| _mm256_loadu_si256(right.add(bytes).cast()));
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let pair = left.add(row * depth).cast::<i16>().read_unaligned();
+                        let pair = left.add(row * stride).cast::<i16>().read_unaligned();
                         let a = _mm256_cvtepu8_epi16(_mm_set1_epi16(pair));
                         for n in 0..2 {
                             sums[n] = _mm256_add_epi32(sums[n], _mm256_madd_epi16(a, b[n]));

@@ -1,4 +1,4 @@
-use super::probabilities::exp;
+use super::probabilities::exp2;
 use super::*;
 
 /// Levels that look random, `from` to `from + spread`.
@@ -129,16 +129,14 @@ fn every_path_gives_the_definition_up_to_the_rounding_of_probabilities() {
         ] {
             let found = case.run_all();
             let (expected, probabilities) = case.exact();
+            // Weights of 1/65535 have a sum of at least 1.
+            let step = f64::from(case.shape.probability_scale.unwrap_or(1.0 / 65535.0));
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 // Each probability is off by half a step, and by what f32 scores are off.
                 let row = &probabilities[i / value_size * keys..][..keys];
                 let terms = case.data[2].iter().skip(i % value_size).step_by(value_size);
                 let slack: f64 = (row.iter().zip(terms))
-                    .map(|(p, &v)| {
-                        (0.5 * f64::from(case.shape.step()) + 1e-4 * p)
-                            * (f64::from(v) - 7.0).abs()
-                            * 0.05
-                    })
+                    .map(|(p, &v)| (0.5 * step + 1e-4 * p) * (f64::from(v) - 7.0).abs() * 0.05)
                     .sum();
                 let error = (f64::from(*found) - expected).abs();
                 assert!(error <= slack + 1e-5, "{i}: {found} {expected} {:?}", case.shape);
@@ -229,7 +227,7 @@ fn integers_are_exact_at_the_ends_of_every_range() {
         case.zero_points = zero_points;
         // All keys alike: probabilities of 1/64, 4 steps each.
         let of = |i: usize| f32::from(level) - f32::from(zero_points[i]);
-        let expected = 64.0 * 4.0 * of(2) * (case.shape.step() * 0.05);
+        let expected = 64.0 * 4.0 * of(2) * (1.0 / 255.0 * 0.05);
         assert_eq!(case.run_all(), [expected; 4 * 48]);
     }
 }
@@ -255,13 +253,25 @@ fn results_in_u8_are_those_in_f32_rounded() {
 }
 
 #[test]
-fn exp_is_within_3e_7_and_ends_at_zero() {
-    let worst = (0..=87_000).map(|i| {
+fn powers_of_two_are_within_3e_7_and_end_at_zero() {
+    let worst = (0..126_000).map(|i| {
         let x = -i as f32 / 1000.0;
-        let exact = f64::from(x).exp();
-        // x·log₂e is rounded once: relative to the exponent, half an ulp.
-        (f64::from(exp(x)) - exact).abs() / exact / (1.0 + f64::from(-x) * 0.3)
+        let exact = f64::from(x).exp2();
+        (f64::from(exp2(x)) - exact).abs() / exact
     });
     assert!(worst.fold(0.0, f64::max) < 3e-7);
-    assert_eq!([exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+    assert_eq!([exp2(0.0), exp2(-126.5), exp2(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn sums_are_exact_with_as_many_keys_as_there_may_be() {
+    for (level, zero_point) in [(255, 0), (0, 255)] {
+        let mut case = Case::new(2, KEYS_MAX, 4, 16).with_fine_probabilities();
+        case.data.iter_mut().for_each(|data| data.fill(level));
+        case.zero_points = [level, level, zero_point];
+        let expected = (f32::from(level) - f32::from(zero_point)) * 0.05;
+        for y in case.run_all() {
+            assert!((y - expected).abs() <= 1e-6 * expected.abs(), "{y} {expected}");
+        }
+    }
 }
