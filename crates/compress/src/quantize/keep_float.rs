@@ -59,8 +59,30 @@ const ERROR_MIN: f64 = 0.05;
 const OUTPUT_ERROR_MAX: f64 = 0.05;
 /// What measuring may cost without being asked for: a few seconds.
 const MEASURED_MACS_MAX: f64 = 5e10;
-/// How many times a product's share of all squared errors must be its share of the work.
+/// How many times a product's share of all squared errors must be its share of the work: of what is
+/// predicted, to be looked at, and of what the outputs then lose.
 const SHARE_RATIO_MIN: f64 = 4.0;
+
+/// Of the products that [`kept`] found by prediction, those without which the outputs lose less in
+/// proportion: `all` is their squared error with everything in 8 bits, `without` the same with that
+/// product in float.
+pub(crate) fn confirmed(
+    costs: &[Cost],
+    all: f64,
+    without: &[(usize, f64)],
+) -> Vec<(usize, String)> {
+    let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
+    let gain = |&(index, left): &(usize, f64)| {
+        let cost = costs.iter().find(|cost| cost.index == index)?;
+        let [gain, work] = [(all - left) / all.max(f64::MIN_POSITIVE), cost.macs / macs];
+        let reason = || {
+            let [gain, work] = [gain, work].map(|part| 100.0 * part);
+            format!("{gain:.0} % of the squared error of the outputs for {work:.1} % of the work")
+        };
+        (gain > SHARE_RATIO_MIN * work).then(|| (index, reason()))
+    };
+    without.iter().filter_map(gain).collect()
+}
 
 /// The products to leave in float, with the reason, by index.
 pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
@@ -120,6 +142,14 @@ mod tests {
         assert_eq!(kept(&large, KeepFloat::Auto), []);
         let harmless = [cost(3, 0.02, 1.0), cost(5, 0.001, 99.0)];
         assert_eq!(kept(&harmless, KeepFloat::Auto), []);
+    }
+
+    #[test]
+    fn what_does_not_help_the_outputs_is_not_kept() {
+        let costs = [cost(3, 0.3, 5.0), cost(5, 0.3, 5.0), cost(7, 0.02, 90.0)];
+        let found = confirmed(&costs, 0.02, &[(3, 0.013), (5, 0.018)]);
+        let reason = "35 % of the squared error of the outputs for 5.0 % of the work";
+        assert_eq!(found, [(3, reason.to_string())]);
     }
 
     #[test]

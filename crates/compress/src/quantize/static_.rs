@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
-use super::keep_float::{Cost, KeepFloat, kept};
+use super::keep_float::{Cost, KeepFloat, confirmed, kept};
 use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
@@ -309,20 +309,23 @@ impl StaticQuantize {
         let nodes: BTreeSet<usize> =
             placement.products.iter().chain(&placement.layers).copied().collect();
         if !self.keep_float.measures(of_one * nodes.len() as f64) {
-            return Ok(kept(&costs, self.keep_float));
+            let candidates = kept(&costs, self.keep_float);
+            if candidates.is_empty() || self.keep_float != KeepFloat::Auto {
+                return Ok(candidates);
+            }
+            let reference = Reference::new(known.model, context)?;
+            let all = self.lost(&reference, known, &BTreeSet::new(), context)?;
+            let without = |(index, _): &(usize, String)| {
+                Ok((*index, self.lost(&reference, known, &BTreeSet::from([*index]), context)?))
+            };
+            let without: Result<Vec<_>, PassError> = candidates.iter().map(without).collect();
+            return Ok(confirmed(&costs, all, &without?));
         }
         let reference = Reference::new(known.model, context)?;
         for &index in &nodes {
             let mut others = nodes.clone();
             others.remove(&index);
-            let graph = &known.model.graph;
-            let mut alone = self.place(known.model, known.links, &others, context);
-            known.reached(&mut alone);
-            let mut builder = Builder::new(graph);
-            self.write(&mut builder, known, &alone)?;
-            let mut changed = known.model.clone();
-            apply(&mut changed.graph, &builder.finish())?;
-            let lost = Some(reference.lost(&changed)?);
+            let lost = Some(self.lost(&reference, known, &others, context)?);
             match costs.iter_mut().find(|cost| cost.index == index) {
                 Some(cost) => cost.output_squared_error = lost,
                 None => costs.push(Cost {
@@ -334,6 +337,23 @@ impl StaticQuantize {
             }
         }
         Ok(kept(&costs, self.keep_float))
+    }
+
+    /// What the outputs lose where all but the nodes of `left` is in 8 bits.
+    fn lost(
+        &self,
+        reference: &Reference,
+        known: &Known,
+        left: &BTreeSet<usize>,
+        context: &Context,
+    ) -> Result<f64, PassError> {
+        let mut placement = self.place(known.model, known.links, left, context);
+        known.reached(&mut placement);
+        let mut builder = Builder::new(&known.model.graph);
+        self.write(&mut builder, known, &placement)?;
+        let mut changed = known.model.clone();
+        apply(&mut changed.graph, &builder.finish())?;
+        reference.lost(&changed)
     }
 
     fn set_product(

@@ -164,26 +164,38 @@ unsafe fn lay_out<L: Sums>(
     [first, count]: [usize; 2],
     [from, pixels]: [usize; 2],
 ) {
-    let axis = &line.axis;
+    let (axis, fours) = (&line.axis, line.fours());
     let padding = [line.pad; BLOCK];
     let columns = (pixels - 1) * axis.stride + line.reach() + 1;
-    let mut to = scratch.as_mut_ptr();
-    for column in 0..columns {
-        let x = (from * axis.stride + column).checked_sub(axis.pad).filter(|&x| x < axis.input);
-        for lines in line.lines.chunks(4) {
-            let mut rows = [padding.as_ptr(); 4];
-            if let Some(x) = x {
-                for (row, start) in rows.iter_mut().zip(lines) {
-                    if let Some(start) = start {
-                        // SAFETY: the line and its columns lie in x.
-                        *row = unsafe { line.x.as_ptr().add(start + x * line.channels + first) };
+    let start = from * axis.stride;
+    // Of the columns, those that lie in the input.
+    let inside =
+        [axis.pad, axis.pad + axis.input].map(|end| end.saturating_sub(start).min(columns));
+    for (four, lines) in line.lines.chunks(4).enumerate() {
+        // Where the lines begin, and what is added from column to column: lines of padding stand still.
+        let mut rows = [padding.as_ptr(); 4];
+        let mut steps = [0; 4];
+        for (at, begin) in lines.iter().enumerate() {
+            if let Some(begin) = begin {
+                // The first column inside, which is not read if there is none.
+                let x = (start + inside[0]).saturating_sub(axis.pad);
+                rows[at] = line.x.as_ptr().wrapping_add(begin + x * line.channels + first);
+                steps[at] = line.channels;
+            }
+        }
+        for column in 0..columns {
+            // SAFETY: the scratch has room for every column, and rows hold `count` bytes: those
+            // inside were checked, and padding is as long as a block.
+            unsafe {
+                let to = scratch.as_mut_ptr().add((column * fours + four) * 256);
+                if column < inside[0] || column >= inside[1] {
+                    L::interleave(to, [padding.as_ptr(); 4], count);
+                } else {
+                    L::interleave(to, rows, count);
+                    for (row, step) in rows.iter_mut().zip(steps) {
+                        *row = row.wrapping_add(step);
                     }
                 }
-            }
-            // SAFETY: rows hold `count` bytes; the scratch has room for every column.
-            unsafe {
-                L::interleave(to, rows, count);
-                to = to.add(256);
             }
         }
     }

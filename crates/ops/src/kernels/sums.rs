@@ -268,6 +268,10 @@ mod x86 {
                 let bytes = _mm512_min_epu8(bytes, _mm512_set1_epi8(l.high as i8));
                 if count >= 64 {
                     _mm512_storeu_si512(to.cast(), bytes);
+                } else if count == 32 {
+                    _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(bytes));
+                } else if count == 16 {
+                    _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(bytes));
                 } else {
                     _mm512_mask_storeu_epi8(to.cast(), mask(count), bytes);
                 }

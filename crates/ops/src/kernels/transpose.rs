@@ -13,6 +13,13 @@ pub(crate) fn transpose_matrix<T: Copy + Send + Sync>(
 ) {
     let strip = SIDE * rows;
     let plane = rows * columns;
+    if rows == 3 {
+        // The planes of a picture.
+        return y
+            .chunks_exact_mut(plane)
+            .zip(x.chunks_exact(plane))
+            .for_each(|(y, x)| interleave::<T, 3>(y, x));
+    }
     let strips = columns.div_ceil(SIDE);
     // The last strip of a matrix may be shorter, so matrices are walked one by one.
     for (y, x) in y.chunks_exact_mut(plane).zip(x.chunks_exact(plane)) {
@@ -30,6 +37,19 @@ pub(crate) fn transpose_matrix<T: Copy + Send + Sync>(
             }
         }
     }
+}
+
+/// As [`transpose_matrix`], for few rows.
+fn interleave<T: Copy + Send + Sync, const ROWS: usize>(y: &mut [T], x: &[T]) {
+    let columns = x.len() / ROWS;
+    for_rows(y, ROWS, |first, y| {
+        let rows: [&[T]; ROWS] = std::array::from_fn(|row| &x[row * columns + first..]);
+        let pixels = y.as_chunks_mut::<ROWS>().0;
+        let rows = rows.map(|row| &row[..pixels.len()]);
+        for (at, pixel) in pixels.iter_mut().enumerate() {
+            *pixel = rows.map(|row| row[at]);
+        }
+    });
 }
 
 /// Writes columns `start`..`start` + `N` of `x` as rows.

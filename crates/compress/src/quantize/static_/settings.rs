@@ -174,6 +174,6 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         default: "\"auto\"",
         help: "products and layers that stay in float: \"measured\", those that alone change the outputs \
                by more than 5 %; \"auto\", so in small models, in others those with four times as much \
-               of all squared error as of all work; a number, so many of most error; \"off\"",
+               of all squared error as of all work, if the outputs gain as much; a number, so many of most error; \"off\"",
     },
 ];
