@@ -20,6 +20,10 @@ from table import VARIANTS, table
 
 HERE = Path(__file__).resolve().parent
 WORK = ("quantize", "time", "quality")
+SMALL = (
+    "prune.channels:sparsity={columns=0.62,heads=0.22},importance=second-order,scope=global,"
+    "ridge=0.01,round_to=16",
+)
 
 
 def arguments():
@@ -35,6 +39,9 @@ def arguments():
     add("--output", type=Path, required=True, help="folder for models, cells and table.md")
     add("--attar", type=Path, default=Path("target/release/attar"), help="attar's binary")
     add("--step", default="quantize.static", help="attar's step [quantize.static]")
+    add("--small", action="append", metavar="STEP",
+        help="steps of attar's pruned model, before --step [columns 0.62, heads 0.22]")
+    add("--documents", type=Path, help="what that is calibrated on: texts of what is searched")
     add("--do", nargs="+", choices=WORK, default=WORK, help="what to measure [all]")
     add("--only", nargs="+", metavar="VARIANT", help=f"of {', '.join(VARIANTS)}")
     add("--shapes", nargs="+", help="batch × length [1x16 1x128 32x32], of images 1x224")
@@ -92,6 +99,7 @@ class Bench:
             "f32": self.subject.model,
             "torch": options.torch and options.torch.resolve(),
             "attar-int8": self.output / "attar-int8" / "model.onnx",
+            "attar-small": self.output / "attar-small" / "model.onnx",
             "openvino-nncf": self.output / "openvino-nncf.xml",
         }
         for recipe in ("ort-dynamic", "ort-minmax", "ort-products", "ort-percentile", "ort-entropy"):
@@ -100,11 +108,15 @@ class Bench:
         self.variants = [name for name in chosen if self.is_possible(name)]
 
     def is_possible(self, variant):
-        """PyTorch needs its folder, and its dynamic int8 knows no convolution."""
+        """PyTorch needs its folder, and its dynamic int8 knows no convolution; pruning for what is
+        searched needs that.
+        """
         if variant not in VARIANTS:
             sys.exit(f"error: there is no variant `{variant}`; there are {', '.join(VARIANTS)}")
         if variant == "torch:torch-dynamic" and self.subject.image:
             return False
+        if variant.endswith("attar-small"):
+            return self.options.documents is not None
         return not variant.startswith("torch") or self.options.torch is not None
 
     def divide(self):
@@ -142,11 +154,15 @@ class Bench:
 
     def quantize_command(self, recipe):
         options = self.options
-        if recipe == "attar-int8":
+        if recipe in ("attar-int8", "attar-small"):
             folder = self.places[recipe].parent
             subprocess.run(["rm", "-rf", folder], check=True)
-            command = [options.attar, "compress", self.subject.model, "--step", options.step]
-            command += ["--calibration", self.calibration, "--calibration-count", options.count]
+            is_small = recipe == "attar-small"
+            steps = [*(options.small or SMALL if is_small else ()), options.step]
+            texts = options.documents.resolve() if is_small else self.calibration
+            command = [options.attar, "compress", self.subject.model]
+            command += [word for step in steps for word in ("--step", step)]
+            command += ["--calibration", texts, "--calibration-count", options.count]
             return [*command, "--no-timing", "-o", folder]
         model = self.places["torch"] if recipe == "torch-dynamic" else self.subject.model
         place = self.places.get(recipe, self.output / f"{recipe}.pt")

@@ -22,6 +22,9 @@ VARIANTS = {
     "attar:attar-int8": "attar, int8 on `builtin`",
     "ort:attar-int8": "attar, int8 on ONNX Runtime",
     "openvino:attar-int8": "attar, int8 on OpenVINO",
+    "attar:attar-small": "attar, pruned and int8 on `builtin`",
+    "ort:attar-small": "attar, pruned and int8 on ONNX Runtime",
+    "openvino:attar-small": "attar, pruned and int8 on OpenVINO",
 }
 OURS = "attar:attar-int8"
 REFERENCE = "ort:f32"

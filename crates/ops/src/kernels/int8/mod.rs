@@ -230,7 +230,25 @@ fn run_jobs(jobs: &[Job]) {
             panel -= job.panel_count();
         }
     };
-    if threads == 1 || multiplications < PARALLEL_MULTIPLICATIONS_MIN {
+    let is_alone = threads == 1 || multiplications < PARALLEL_MULTIPLICATIONS_MIN;
+    let left_bytes = rows * jobs[0].product.k;
+    if left_bytes > LEFT_BYTES_MAX && panels > 1 {
+        // Rows that stay in the L2 cache meet all panels before the next ones come in.
+        let parts = left_bytes.div_ceil(LEFT_BYTES_MAX / 2);
+        let parts = if is_alone { parts } else { parts.next_multiple_of(threads) };
+        let rows_each = rows.div_ceil(parts);
+        let task = |index: usize| {
+            let first = (index / panels * rows_each).min(rows);
+            run(index % panels, first, (first + rows_each).min(rows));
+        };
+        if is_alone {
+            (0..panels * parts).for_each(task);
+        } else {
+            (0..panels * parts).into_par_iter().for_each(task);
+        }
+        return;
+    }
+    if is_alone {
         return (0..panels).for_each(|panel| run(panel, 0, rows));
     }
     // A thread takes neighbouring panels, so that it reads a part of the weights alone.
@@ -243,6 +261,9 @@ fn run_jobs(jobs: &[Job]) {
     });
 }
 
+/// Bytes of the left side that are streamed through once a panel; beyond, it goes in parts of half
+/// as many, which leave the L2 cache room for weights and results.
+const LEFT_BYTES_MAX: usize = 512 << 10;
 /// Multiplications below which a second thread costs more than it brings.
 const PARALLEL_MULTIPLICATIONS_MIN: usize = 1 << 20;
 const TASKS_PER_THREAD: usize = 3;
