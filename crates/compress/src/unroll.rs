@@ -87,6 +87,8 @@ struct Layer<'a> {
     resets_after: bool,
     /// Operator sets from 18 on have `num_outputs` of `Split`.
     opset: i64,
+    /// Whether Y, the states of all steps, is read.
+    shows_all: bool,
     nodes: Vec<Node>,
     constants: Vec<(String, Tensor)>,
 }
@@ -146,6 +148,7 @@ impl<'a> Layer<'a> {
             couples: node.int_or("input_forget", 0).map_err(|e| bad(&e))? != 0,
             resets_after: node.int_or("linear_before_reset", 0).map_err(|e| bad(&e))? != 0,
             opset,
+            shows_all: node.outputs.first().is_some_and(|y| links.is_read(y)),
             nodes: Vec::new(),
             constants: Vec::new(),
         })
@@ -164,11 +167,15 @@ impl<'a> Layer<'a> {
                 let time = if self.reversed[direction] { self.steps - 1 - step } else { step };
                 let at = format!("{direction}_{time}");
                 state = self.step(direction, &at, &projected[time], state);
-                let h = state[0].clone().unwrap_or_default();
-                outputs[time] = self.op("Unsqueeze", &format!("{at}_output"), &[&h, &both]);
+                if self.shows_all {
+                    let h = state[0].clone().unwrap_or_default();
+                    outputs[time] = self.op("Unsqueeze", &format!("{at}_output"), &[&h, &both]);
+                }
             }
-            let parts: Vec<&str> = outputs.iter().map(String::as_str).collect();
-            all.push(self.joined(&format!("{direction}_all"), &parts, 0));
+            if self.shows_all {
+                let parts: Vec<&str> = outputs.iter().map(String::as_str).collect();
+                all.push(self.joined(&format!("{direction}_all"), &parts, 0));
+            }
             for (index, state) in state.into_iter().enumerate() {
                 let Some(state) = state else { continue };
                 let name = format!("{direction}_last{index}");
@@ -178,9 +185,8 @@ impl<'a> Layer<'a> {
         let [last_h, last_c] = last;
         let results = [(all, 1), (last_h, 0), (last_c, 0)];
         for (index, (parts, axis)) in results.into_iter().enumerate() {
-            let Some(output) = self.node.outputs.get(index).filter(|name| !name.is_empty()) else {
-                continue;
-            };
+            let is_made = |name: &&String| !name.is_empty() && !parts.is_empty();
+            let Some(output) = self.node.outputs.get(index).filter(is_made) else { continue };
             let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
             let label = format!("{}/output{index}", self.node.label());
             self.nodes.push(if parts.len() == 1 {
@@ -292,8 +298,10 @@ impl<'a> Layer<'a> {
         bias: Option<&str>,
     ) -> String {
         let name = format!("{direction}_r{first}");
-        let r = self.matrix(1, direction, first, count);
-        let r = self.constant(&name, r);
+        let r = match self.known(&name) {
+            Some(known) => known,
+            None => self.constant(&name, self.matrix(1, direction, first, count)),
+        };
         let inputs: Vec<&str> = [h, &r].into_iter().chain(bias).collect();
         self.op("Gemm", &format!("{at}_recurrent{first}"), &inputs)
     }
@@ -449,11 +457,17 @@ impl<'a> Layer<'a> {
 
     /// A constant of the layer, made once.
     fn constant(&mut self, name: &str, tensor: Tensor) -> String {
-        let name = format!("{}/{name}", self.node.label());
-        if self.constants.iter().all(|(known, _)| *known != name) {
+        self.known(name).unwrap_or_else(|| {
+            let name = format!("{}/{name}", self.node.label());
             self.constants.push((name.clone(), tensor));
-        }
-        name
+            name
+        })
+    }
+
+    /// A constant that was made before.
+    fn known(&self, name: &str) -> Option<String> {
+        let name = format!("{}/{name}", self.node.label());
+        self.constants.iter().any(|(known, _)| *known == name).then_some(name)
     }
 }
 

@@ -3,13 +3,14 @@
 use serde::Deserialize;
 
 /// The setting: by the rule, a number of products, or none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(try_from = "toml::Value")]
 pub(crate) enum KeepFloat {
     #[default]
     Auto,
-    /// By what each changes of the model's outputs, however long that takes.
-    Measured,
+    /// By what each changes of the model's outputs, however long that takes: relative error that all
+    /// together may cause.
+    Measured(f64),
     Count(usize),
 }
 
@@ -18,7 +19,7 @@ impl KeepFloat {
     pub(crate) fn measures(self, macs: f64) -> bool {
         match self {
             Self::Auto => macs <= MEASURED_MACS_MAX,
-            Self::Measured => true,
+            Self::Measured(_) => true,
             Self::Count(_) => false,
         }
     }
@@ -30,11 +31,13 @@ impl TryFrom<toml::Value> for KeepFloat {
     fn try_from(value: toml::Value) -> Result<Self, String> {
         match &value {
             toml::Value::String(text) if text == "auto" => Ok(Self::Auto),
-            toml::Value::String(text) if text == "measured" => Ok(Self::Measured),
+            toml::Value::String(text) if text == "measured" => Ok(Self::Measured(ALL_ERROR_MAX)),
+            toml::Value::Float(error) if *error > 0.0 && *error < 1.0 => Ok(Self::Measured(*error)),
             toml::Value::String(text) if text == "off" => Ok(Self::Count(0)),
             toml::Value::Integer(count) if *count >= 0 => Ok(Self::Count(*count as usize)),
             _ => Err(format!(
-                "keep_float is {value}, expected \"auto\", \"measured\", \"off\" or a number"
+                "keep_float is {value}, expected \"auto\", \"measured\", \"off\", a number of products or \
+                 an error below 1"
             )),
         }
     }
@@ -57,6 +60,8 @@ pub(crate) struct Cost {
 const ERROR_MIN: f64 = 0.05;
 /// Relative error of the model's outputs that one product may cause.
 const OUTPUT_ERROR_MAX: f64 = 0.05;
+/// Relative error of the model's outputs that all products together may cause.
+pub(crate) const ALL_ERROR_MAX: f64 = 0.2;
 /// What measuring may cost without being asked for: a few seconds.
 const MEASURED_MACS_MAX: f64 = 5e10;
 /// How many times a product's share of all squared errors must be its share of the work: of what is
@@ -96,17 +101,16 @@ pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
             let first = by_error.iter().take(count);
             first.map(|cost| (cost.index, format!("one of the {count} of most error"))).collect()
         }
-        KeepFloat::Auto | KeepFloat::Measured
+        KeepFloat::Auto | KeepFloat::Measured(_)
             if costs.iter().any(|cost| cost.output_squared_error.is_some()) =>
         {
-            let too_far = |cost: &Cost| {
-                let error = cost.output_squared_error.unwrap_or(0.0).sqrt();
-                let reason = || format!("alone it changes the outputs by {:.0} %", 100.0 * error);
-                (error > OUTPUT_ERROR_MAX).then(|| (cost.index, reason()))
+            let most = match setting {
+                KeepFloat::Measured(most) => most,
+                _ => ALL_ERROR_MAX,
             };
-            costs.iter().filter_map(too_far).collect()
+            by_outputs(costs, most)
         }
-        KeepFloat::Auto | KeepFloat::Measured => {
+        KeepFloat::Auto | KeepFloat::Measured(_) => {
             let hurts = |cost: &&Cost| {
                 cost.squared_error > ERROR_MIN * ERROR_MIN
                     && cost.squared_error * macs > SHARE_RATIO_MIN * cost.macs * errors
@@ -122,6 +126,40 @@ pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
         }
     };
     kept.sort_unstable();
+    kept
+}
+
+/// By what was measured of the outputs: products that alone change them too far, and those of most
+/// error for their work until the rest together, whose squared errors add up, stays within `most`.
+fn by_outputs(costs: &[Cost], most: f64) -> Vec<(usize, String)> {
+    let error = |cost: &Cost| cost.output_squared_error.unwrap_or(0.0);
+    let mut left: Vec<&Cost> = costs.iter().collect();
+    left.sort_by(|a, b| (error(b) * a.macs).total_cmp(&(error(a) * b.macs)));
+    let alone_max = OUTPUT_ERROR_MAX.min(most).powi(2);
+    let mut kept: Vec<(usize, String)> = Vec::new();
+    left.retain(|cost| {
+        let is_within = error(cost) <= alone_max;
+        if !is_within {
+            let percent = 100.0 * error(cost).sqrt();
+            kept.push((cost.index, format!("alone it changes the outputs by {percent:.0} %")));
+        }
+        is_within
+    });
+    let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
+    let mut rest: f64 = left.iter().map(|cost| error(cost)).sum();
+    for cost in left {
+        if rest <= most * most {
+            break;
+        }
+        let [alone, of_all] = [error(cost).sqrt(), rest.sqrt()].map(|error| 100.0 * error);
+        let work = 100.0 * cost.macs / macs.max(f64::MIN_POSITIVE);
+        let reason = format!(
+            "alone it changes the outputs by {alone:.1} %, with those that hurt less for their work \
+             by {of_all:.0} %, for {work:.1} % of the work"
+        );
+        kept.push((cost.index, reason));
+        rest -= error(cost);
+    }
     kept
 }
 
@@ -160,7 +198,30 @@ mod tests {
         let found = kept(&costs, KeepFloat::Auto);
         assert_eq!(found, [(5, "alone it changes the outputs by 20 %".to_string())]);
         assert!(KeepFloat::Auto.measures(1e9) && !KeepFloat::Auto.measures(1e13));
-        assert!(KeepFloat::Measured.measures(1e12) && !KeepFloat::Count(1).measures(0.0));
+        assert!(KeepFloat::Measured(0.2).measures(1e12) && !KeepFloat::Count(1).measures(0.0));
+    }
+
+    #[test]
+    fn what_is_left_stays_within_the_error_of_all() {
+        let measured = |index: usize, error: f64, macs: f64| Cost {
+            output_squared_error: Some(error * error),
+            ..cost(index, 0.1, macs)
+        };
+        // Squared: 16, 9, 9 and 4; by their work, the second is the worst and the first the least.
+        let costs = [
+            measured(3, 0.04, 80.0),
+            measured(5, 0.03, 5.0),
+            measured(7, 0.03, 10.0),
+            measured(9, 0.02, 5.0),
+        ];
+        let indices = |most: f64| -> Vec<usize> {
+            kept(&costs, KeepFloat::Measured(most)).into_iter().map(|(index, _)| index).collect()
+        };
+        assert_eq!(indices(0.062), [0_usize; 0]);
+        assert_eq!(indices(0.061), [5]);
+        assert_eq!(indices(0.05), [5, 7]);
+        assert_eq!(indices(0.041), [5, 7, 9]);
+        assert_eq!(indices(0.03), [3, 5, 7]);
     }
 
     #[test]
@@ -178,10 +239,14 @@ mod tests {
         let read = |text: &str| KeepFloat::try_from(toml::Value::String(text.into()));
         assert_eq!(read("auto"), Ok(KeepFloat::Auto));
         assert_eq!(read("off"), Ok(KeepFloat::Count(0)));
+        assert_eq!(read("measured"), Ok(KeepFloat::Measured(0.2)));
         assert_eq!(KeepFloat::try_from(toml::Value::Integer(4)), Ok(KeepFloat::Count(4)));
+        assert_eq!(KeepFloat::try_from(toml::Value::Float(0.1)), Ok(KeepFloat::Measured(0.1)));
+        assert!(KeepFloat::try_from(toml::Value::Float(1.5)).is_err());
         assert_eq!(
             read("all").unwrap_err(),
-            "keep_float is \"all\", expected \"auto\", \"measured\", \"off\" or a number"
+            "keep_float is \"all\", expected \"auto\", \"measured\", \"off\", a number of products or \
+             an error below 1"
         );
     }
 }

@@ -252,7 +252,7 @@ impl Pass for MixedQuantize {
             plan.warn("the size is not reached with the fewest bits that `bits` has");
         }
         if written.batch_count > 0 && !record.products.is_empty() {
-            let values = record.outputs(&model.graph);
+            let values = record.values(&model.graph);
             let errors = output_errors(model, &plan, &values, written.batch_count, context)?;
             record.measured(&model.graph, &errors);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::{Graph, Node};
+use attar_graph::{Graph, Node, Value};
 use serde::{Deserialize, Serialize};
 
 use super::product::{Rounded, Rounding};
@@ -14,6 +14,17 @@ pub struct QuantizationRecord {
     pub ranges: Vec<RangeRecord>,
     /// The products with the greatest error first.
     pub products: Vec<ProductRecord>,
+    /// Error of each output of the model in f32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputRecord>,
+}
+
+/// One output of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputRecord {
+    pub value: String,
+    /// ‖ŷ − y‖ / ‖y‖ on calibration data, measured.
+    pub relative_error: f64,
 }
 
 /// The 8-bit grid of one value: real = (q − `zero_point`) · `scale`.
@@ -83,6 +94,7 @@ impl QuantizationRecord {
         Self {
             ranges: sites.iter().map(range).collect(),
             products: rounded.iter().map(product).collect(),
+            outputs: Vec::new(),
         }
     }
 
@@ -117,11 +129,18 @@ impl QuantizationRecord {
         }
     }
 
-    /// What the products compute, by name.
-    pub(crate) fn outputs(&self, graph: &Graph) -> Vec<String> {
+    /// What the products compute and what the model gives, by name.
+    pub(crate) fn values(&self, graph: &Graph) -> Vec<String> {
         let is_product = |label: &str| self.products.iter().any(|product| product.node == label);
         let nodes = graph.nodes.iter().filter(|node| is_product(node.label()));
-        nodes.filter_map(|node| first_output(node).map(str::to_string)).collect()
+        let mut values: Vec<String> =
+            nodes.filter_map(|node| first_output(node).map(str::to_string)).collect();
+        for output in &graph.outputs {
+            if !values.contains(&output.name) {
+                values.push(output.name.clone());
+            }
+        }
+        values
     }
 
     /// Enters what was measured, by the name of the output, and puts the worst product first.
@@ -132,6 +151,16 @@ impl QuantizationRecord {
             product.output_error = output.and_then(|output| errors.get(output)).copied();
         }
         self.products.sort_by(|a, b| b.own_error().total_cmp(&a.own_error()));
+        let error = |output: &Value| {
+            let relative_error = *errors.get(&output.name)?;
+            Some(OutputRecord { value: output.name.clone(), relative_error })
+        };
+        self.outputs = graph.outputs.iter().filter_map(error).collect();
+    }
+
+    /// The greatest relative error of an output.
+    pub(crate) fn worst_output(&self) -> f64 {
+        self.outputs.iter().map(|output| output.relative_error).fold(0.0, f64::max)
     }
 
     /// The products that hurt most, and those left in float, one sentence each.
@@ -153,6 +182,13 @@ impl QuantizationRecord {
             .collect();
         if !worst.is_empty() {
             remarks.push(format!("relative error of outputs, largest first: {}", worst.join("; ")));
+        }
+        let off: Vec<String> = (self.outputs.iter())
+            .map(|output| format!("`{}` by {:.1} %", output.value, 100.0 * output.relative_error))
+            .collect();
+        if !off.is_empty() {
+            let size = "the outputs are off, relative to their size";
+            remarks.push(format!("{size}: {}", off.join(", ")));
         }
         for product in &self.products {
             if let Some(reason) = &product.kept_float {

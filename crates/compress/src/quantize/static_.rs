@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
-use super::keep_float::{Cost, KeepFloat, confirmed, kept};
+use super::keep_float::{ALL_ERROR_MAX, Cost, KeepFloat, confirmed, kept};
 use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
@@ -156,16 +156,35 @@ impl Pass for StaticQuantize {
             ));
         }
         if batch_count > 0 {
-            let values = record.outputs(&model.graph);
-            let errors = output_errors(model, &plan, &values, batch_count, context)?;
-            record.measured(&model.graph, &errors);
-            record.remarks().into_iter().for_each(|remark| plan.remark(remark));
+            self.measure(model, &mut plan, &mut record, batch_count, context)?;
         }
         Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
     }
 }
 
 impl StaticQuantize {
+    /// Enters what the plan does to products and outputs.
+    fn measure(
+        &self,
+        model: &Model,
+        plan: &mut Plan,
+        record: &mut QuantizationRecord,
+        batch_count: usize,
+        context: &Context,
+    ) -> Result<(), PassError> {
+        let values = record.values(&model.graph);
+        let errors = output_errors(model, plan, &values, batch_count, context)?;
+        record.measured(&model.graph, &errors);
+        record.remarks().into_iter().for_each(|remark| plan.remark(remark));
+        if record.worst_output() > ALL_ERROR_MAX && self.keep_float == KeepFloat::Auto {
+            plan.remark(
+                "that is far: `keep_float = \"measured\"` tries every product by itself and leaves in \
+                 float what it takes to be within 20 %",
+            );
+        }
+        Ok(())
+    }
+
     /// That every given range is one of a value with a range.
     fn check_ranges(&self, placement: &Placement) -> Result<(), PassError> {
         let names: Vec<&str> = placement.readers.keys().map(String::as_str).collect();

@@ -173,7 +173,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         key: "keep_float",
         default: "\"auto\"",
         help: "products and layers that stay in float: \"measured\", those that alone change the outputs \
-               by more than 5 %; \"auto\", so in small models, in others those with four times as much \
-               of all squared error as of all work, if the outputs gain as much; a number, so many of most error; \"off\"",
+               by more than 5 %, and those of most error for their work until the rest together is \
+               within 20 %, or within a share that is given, as 0.1; \"auto\", so in small models, in \
+               others those with four times as much of all squared error as of all work, if the \
+               outputs gain as much; a whole number, so many of most error; \"off\"",
     },
 ];

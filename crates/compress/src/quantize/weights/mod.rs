@@ -189,7 +189,7 @@ impl Pass for WeightQuantize {
         let mut plan = builder.finish();
         self.remark(&mut plan, rounding, &targets);
         if batch_count > 0 && !record.products.is_empty() {
-            let values = record.outputs(&model.graph);
+            let values = record.values(&model.graph);
             let errors = output_errors(model, &plan, &values, batch_count, context)?;
             record.measured(&model.graph, &errors);
         }
