@@ -20,10 +20,6 @@ from table import VARIANTS, table
 
 HERE = Path(__file__).resolve().parent
 WORK = ("quantize", "time", "quality")
-SMALL = (
-    "prune.channels:sparsity={columns=0.62,heads=0.22},importance=second-order,scope=global,"
-    "ridge=0.01,round_to=16",
-)
 
 
 def arguments():
@@ -39,9 +35,7 @@ def arguments():
     add("--output", type=Path, required=True, help="folder for models, cells and table.md")
     add("--attar", type=Path, default=Path("target/release/attar"), help="attar's binary")
     add("--step", default="quantize.static", help="attar's step [quantize.static]")
-    add("--small", action="append", metavar="STEP",
-        help="steps of attar's pruned model, before --step [columns 0.62, heads 0.22]")
-    add("--documents", type=Path, help="what that is calibrated on: texts of what is searched")
+    add("--small", type=Path, help="run folder of attar's recipe for one collection, search.toml")
     add("--do", nargs="+", choices=WORK, default=WORK, help="what to measure [all]")
     add("--only", nargs="+", metavar="VARIANT", help=f"of {', '.join(VARIANTS)}")
     add("--shapes", nargs="+", help="batch × length [1x16 1x128 32x32], of images 1x224")
@@ -99,7 +93,7 @@ class Bench:
             "f32": self.subject.model,
             "torch": options.torch and options.torch.resolve(),
             "attar-int8": self.output / "attar-int8" / "model.onnx",
-            "attar-small": self.output / "attar-small" / "model.onnx",
+            "attar-small": options.small and options.small.resolve() / "model.onnx",
             "openvino-nncf": self.output / "openvino-nncf.xml",
         }
         for recipe in ("ort-dynamic", "ort-minmax", "ort-products", "ort-percentile", "ort-entropy"):
@@ -108,15 +102,15 @@ class Bench:
         self.variants = [name for name in chosen if self.is_possible(name)]
 
     def is_possible(self, variant):
-        """PyTorch needs its folder, and its dynamic int8 knows no convolution; pruning for what is
-        searched needs that.
+        """PyTorch needs its folder, and its dynamic int8 knows no convolution; what was made for a
+        collection is given.
         """
         if variant not in VARIANTS:
             sys.exit(f"error: there is no variant `{variant}`; there are {', '.join(VARIANTS)}")
         if variant == "torch:torch-dynamic" and self.subject.image:
             return False
         if variant.endswith("attar-small"):
-            return self.options.documents is not None
+            return self.options.small is not None
         return not variant.startswith("torch") or self.options.torch is not None
 
     def divide(self):
@@ -137,6 +131,9 @@ class Bench:
         for recipe in recipes:
             if recipe == "f32" or self.cells.get(f"quantize-{recipe}"):
                 continue
+            if recipe == "attar-small":
+                self.cells.set(f"quantize-{recipe}", {"size_mb": self.size_mb(recipe)})
+                continue
             print(f"quantizing: {recipe}", file=sys.stderr)
             log = self.output / f"quantize-{recipe}.log"
             try:
@@ -154,15 +151,11 @@ class Bench:
 
     def quantize_command(self, recipe):
         options = self.options
-        if recipe in ("attar-int8", "attar-small"):
+        if recipe == "attar-int8":
             folder = self.places[recipe].parent
             subprocess.run(["rm", "-rf", folder], check=True)
-            is_small = recipe == "attar-small"
-            steps = [*(options.small or SMALL if is_small else ()), options.step]
-            texts = options.documents.resolve() if is_small else self.calibration
-            command = [options.attar, "compress", self.subject.model]
-            command += [word for step in steps for word in ("--step", step)]
-            command += ["--calibration", texts, "--calibration-count", options.count]
+            command = [options.attar, "compress", self.subject.model, "--step", options.step]
+            command += ["--calibration", self.calibration, "--calibration-count", options.count]
             return [*command, "--no-timing", "-o", folder]
         model = self.places["torch"] if recipe == "torch-dynamic" else self.subject.model
         place = self.places.get(recipe, self.output / f"{recipe}.pt")

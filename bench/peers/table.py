@@ -22,9 +22,9 @@ VARIANTS = {
     "attar:attar-int8": "attar, int8 on `builtin`",
     "ort:attar-int8": "attar, int8 on ONNX Runtime",
     "openvino:attar-int8": "attar, int8 on OpenVINO",
-    "attar:attar-small": "attar, pruned and int8 on `builtin`",
-    "ort:attar-small": "attar, pruned and int8 on ONNX Runtime",
-    "openvino:attar-small": "attar, pruned and int8 on OpenVINO",
+    "attar:attar-small": "attar, for the collection, on `builtin`",
+    "ort:attar-small": "attar, for the collection, on ONNX Runtime",
+    "openvino:attar-small": "attar, for the collection, on OpenVINO",
 }
 OURS = "attar:attar-int8"
 REFERENCE = "ort:f32"
@@ -95,7 +95,8 @@ def table(cells, subject):
         size, cost = "", ""
         if made:
             size = f"{made['size_mb']:.1f} MB"
-            cost = f"{made['seconds']:.1f} s, {made['peak_mb']:.0f} MB"
+            if "seconds" in made:
+                cost = f"{made['seconds']:.1f} s, {made['peak_mb']:.0f} MB"
         elif recipe == "f32":
             size = f"{subject.model.stat().st_size / 1e6:.1f} MB"
         quality = quality_text(cells, variant)

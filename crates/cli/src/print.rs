@@ -38,16 +38,23 @@ pub(crate) fn error(error: &attar::Error) {
 }
 
 /// A line on stderr that tells how far work has come; nothing where stderr is no terminal but the
-/// start of each part.
+/// start of each part, said once where the same is done several times in a row.
 #[derive(Default)]
-pub(crate) struct Bar(Mutex<Option<(String, ProgressBar)>>);
+pub(crate) struct Bar {
+    shown: Mutex<Option<(String, ProgressBar)>>,
+    said: Mutex<String>,
+}
 
 impl Progress for Bar {
     fn advance(&self, what: &str, done: usize, total: usize) {
-        let mut state = self.0.lock().expect("progress is shown by one thread at a time");
+        let mut state = self.shown.lock().expect("progress is shown by one thread at a time");
         let is_new = state.as_ref().is_none_or(|(name, _)| name != what);
         if is_new && !std::io::stderr().is_terminal() && done < total {
-            eprintln!("{what} …");
+            let mut said = self.said.lock().expect("progress is shown by one thread at a time");
+            if *said != what {
+                eprintln!("{what} …");
+                *said = what.to_string();
+            }
         }
         if is_new {
             let bar = ProgressBar::new(total as u64);

@@ -267,6 +267,14 @@ fn blocks(cases: &mut Vec<Case>) {
         cases.push(microsoft(text, feeds[..3].to_vec()).constant(&["d", "s"]));
         let text = format!("y = GatherBlockQuantized(d, i, s, z, {settings})");
         cases.push(microsoft(text, feeds).constant(&["d", "s", "z"]));
+        // A last block that is not whole.
+        let feeds = vec![
+            ("d", bytes_u8(&[3, 80 / values])),
+            ("i", Tensor::new(&[4], &[2_i64, 1, 1, 0])),
+            ("s", positive(&[3, 3])),
+        ];
+        let text = format!("y = GatherBlockQuantized(d, i, s, {settings})");
+        cases.push(microsoft(text, feeds).constant(&["d", "s"]));
     }
 }
 

@@ -5,6 +5,7 @@ use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
 use crate::fact::resolve_axis;
+use crate::kernels::for_rows;
 use crate::{Fact, Kernel, MICROSOFT_DOMAIN, OpError, Operator, Run, required};
 
 pub(crate) struct GatherBlockQuantized;
@@ -107,6 +108,33 @@ impl<'a> Levels<'a> {
     }
 }
 
+impl Levels<'_> {
+    /// values = (levels − zero)·scale, levels from `first` on.
+    fn scaled(&self, values: &mut [f32], first: usize, zero: i32, scale: f32) {
+        let bit = first * self.bits;
+        let per_byte = 8 / self.bits;
+        if !bit.is_multiple_of(8) || !values.len().is_multiple_of(per_byte) {
+            let all = values.iter_mut().enumerate();
+            return all.for_each(|(i, y)| *y = (self.at(first + i) - zero) as f32 * scale);
+        }
+        // What each level stands for is computed once.
+        let mut table = [0.0_f32; 256];
+        let table = &mut table[..1 << self.bits];
+        let half = 1 << (self.bits - 1);
+        for (level, value) in (0_i32..).zip(&mut *table) {
+            let level = if self.is_signed && level >= half { level - 2 * half } else { level };
+            *value = (level - zero) as f32 * scale;
+        }
+        let bytes = &self.bytes[bit / 8..][..values.len() / per_byte];
+        let mask = table.len() - 1;
+        for (values, &byte) in values.chunks_exact_mut(per_byte).zip(bytes) {
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = table[usize::from(byte) >> (i * self.bits) & mask];
+            }
+        }
+    }
+}
+
 fn gather(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
     let (data, indices, scales) = (run.input(0)?, run.input(1)?, run.typed::<f32>(2)?);
     let levels = Levels::new(data, 0, settings.bits)?;
@@ -147,6 +175,19 @@ fn gather(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
     let block_inner: usize = shape[quantize_axis + 1..].iter().product();
     let scales = scales.slice::<f32>();
     let size = shape[quantize_axis];
+    if gather_axis == 0
+        && quantize_axis + 1 == shape.len()
+        && (inner * levels.bits).is_multiple_of(8)
+    {
+        let blocks = Blocks { size, block: settings.block, middle, scales };
+        for_rows(y.slice_mut::<f32>(), inner.max(1), |first, y| {
+            let rows = y.chunks_exact_mut(inner.max(1)).zip(&picked[first..]);
+            rows.for_each(|(values, &row)| {
+                blocks.row(values, row * inner, &levels, zeros.as_ref());
+            });
+        });
+        return Ok(vec![y]);
+    }
     for (row, values) in y.slice_mut::<f32>().chunks_exact_mut(inner.max(1)).enumerate() {
         let outer = row / picked.len();
         let start = (outer * rows + picked[row % picked.len()]) * inner;
@@ -163,6 +204,33 @@ fn gather(run: &mut Run, settings: &Settings) -> Result<Vec<Tensor>, OpError> {
         }
     }
     Ok(vec![y])
+}
+
+/// Blocks along the last axis.
+struct Blocks<'a> {
+    /// Of the last axis.
+    size: usize,
+    block: usize,
+    /// The zero point where none is given.
+    middle: i32,
+    scales: &'a [f32],
+}
+
+impl Blocks<'_> {
+    /// Fills whole rows of values, of which the first is value `start` of the table: the same sums as
+    /// value by value.
+    fn row(&self, values: &mut [f32], start: usize, levels: &Levels, zeros: Option<&Levels>) {
+        let of_row = self.size.div_ceil(self.block);
+        for (line, values) in values.chunks_exact_mut(self.size).enumerate() {
+            let (first, begin) = (start / self.size + line, start + line * self.size);
+            for (index, values) in values.chunks_mut(self.block).enumerate() {
+                let block = first * of_row + index;
+                let zero = zeros.map_or(self.middle, |zeros| zeros.at(block));
+                let from = begin + index * self.block;
+                levels.scaled(values, from, zero, self.scales[block]);
+            }
+        }
+    }
 }
 
 /// Zero points have the shape of the scales, bytes holding several along the last axis.
