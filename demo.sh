@@ -30,5 +30,5 @@ step "prepare the task: find the gloss of a word in WordNet" \
 # A run folder is never written over; this one is the demo's own.
 rm -rf runs/minilm-int8
 step "compress: static int8" \
-    attar compress "$model" --step quantize.static \
+    attar compress "$model" --step quantize.static --calibration-count 2000 \
     --calibration "$search" --data "$search" -o runs/minilm-int8

@@ -366,6 +366,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
             "QuantizeLinear",
             "attar.QuantizedAttention",
             "attar.ChannelsLastQuantizedConv",
+            "attar.DequantizedGather",
             "attar.LevelTable",
             "attar.QuantizedConv",
             "attar.QuantizedGRU",

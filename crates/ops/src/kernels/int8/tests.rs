@@ -230,6 +230,28 @@ fn transposed_weights_and_the_number_of_threads_change_nothing() {
 }
 
 #[test]
+fn a_tall_product_in_parts_gives_what_its_rows_give() {
+    let (m, k, n) = (705, 1024, 150);
+    assert!(m * k > LEFT_BYTES_MAX);
+    let (a, b) = (bytes(m * k, 5), signed(k * n, 6));
+    let weights = Weights::new(Strided::rows(&b, k, n));
+    let product = Product::new(weights, 128, &[1e-4], None, Activation::None, Output::F32);
+    let run = |first: usize, count: usize, threads: usize| {
+        let mut y = vec![f32::NAN; count * n];
+        let target = Target { f32: Some(&mut y), u8: None, stride: n };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let left = Rows { data: &a[first * k..], count, stride: k };
+        pool.install(|| run_all(left, [(&product, target)].into_iter()));
+        y
+    };
+    let parts = [(0, 300), (300, 300), (600, 105)];
+    let alone: Vec<f32> = parts.iter().flat_map(|&(first, count)| run(first, count, 1)).collect();
+    for threads in [1, 2, 3] {
+        assert_eq!(run(0, m, threads), alone, "{threads} threads");
+    }
+}
+
+#[test]
 fn products_of_the_same_rows_run_together_as_alone() {
     let (m, k) = (40, 96);
     let a = bytes(m * k, 5);
