@@ -178,8 +178,8 @@ impl StaticQuantize {
         record.remarks().into_iter().for_each(|remark| plan.remark(remark));
         if record.worst_output() > ALL_ERROR_MAX && self.keep_float == KeepFloat::Auto {
             plan.remark(
-                "that is far: `keep_float = \"measured\"` tries every product by itself and leaves in \
-                 float what it takes to be within 20 %",
+                "that is far: `keep_float = \"measured\"`, or a smaller share of error as 0.1, tries \
+                 every product by itself and leaves in float what it takes",
             );
         }
         Ok(())
