@@ -30,6 +30,42 @@ pub fn python() -> PathBuf {
     python
 }
 
+/// A new folder below that of temporary files; it goes when it is dropped.
+///
+/// A model and its `attar.toml` share a folder, so no model of a test may lie beside strangers.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A folder of that name, of this process.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("attar-{name}-{}", std::process::id()));
+        // What a killed process of the same number left.
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).expect("the folder for tests is writable");
+        Self(path)
+    }
+
+    /// The path of something in the folder.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What a failed removal leaves is a temporary folder.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// ONNX Runtime's library: `ORT_DYLIB_PATH`, or the fetched one.
 ///
 /// # Panics

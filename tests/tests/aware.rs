@@ -10,7 +10,7 @@ use attar_graph::{Model, Value, apply};
 use attar_ops::opset::convert_opset;
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
-use attar_tests::{numbers, ort_library};
+use attar_tests::{Folder, numbers, ort_library};
 
 struct Images(Vec<Tensor>);
 
@@ -29,15 +29,13 @@ fn images(seed: u64) -> Tensor {
 }
 
 fn fresh(architecture: &str, options: &[(&str, &str)]) -> Model {
-    let file = format!("attar-aware-{architecture}-{}.onnx", std::process::id());
-    let path = std::env::temp_dir().join(file);
+    let folder = Folder::new(&format!("aware-{architecture}"));
+    let path = folder.join("model.onnx");
     let own = |(key, value): &(&str, &str)| ((*key).to_string(), (*value).to_string());
     let options: Vec<(String, String)> = options.iter().map(own).collect();
     let request = NewRequest { architecture, options: &options, output: &path, tokenizer: None };
     new_model(&request).unwrap();
-    let model = attar::load(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    model
+    attar::load(&path).unwrap()
 }
 
 /// The model as it is trained.

@@ -8,7 +8,6 @@
 mod training;
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attar_evaluate::TextEncoder;
@@ -19,7 +18,7 @@ use attar_import::{
 use attar_ops::fuse::fuse_for_runtime;
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
-use attar_tests::ort_library;
+use attar_tests::{Folder, ort_library};
 use serde_json::{Map, Value, json};
 
 /// Of the largest value of an output: what f32 may differ by from the f64 of the reference.
@@ -49,7 +48,7 @@ const NAMES: [&str; 18] = [
 /// One of the networks, and a folder of its own for it; removed at the end.
 struct Network {
     reference: Value,
-    folder: PathBuf,
+    folder: Folder,
 }
 
 impl Network {
@@ -59,9 +58,7 @@ impl Network {
         let bytes = std::fs::read(path).expect("the reference is committed");
         let reference: Value = serde_json::from_slice(&bytes).expect("the script writes JSON");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = format!("attar-tiny-{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(folder);
-        std::fs::create_dir_all(&folder).expect("the folder for tests is writable");
+        let folder = Folder::new(&format!("tiny-{number}"));
         let network = Self { reference, folder };
         network.write("config.json", network.reference["config"].to_string().as_bytes());
         if network.is_image() {
@@ -133,9 +130,9 @@ impl Network {
     }
 
     fn import(&self, pooling: bool, opset: i64) -> Imported {
-        let imported = import_folder(&self.folder, &FolderOptions { pooling, opset });
+        let imported = import_folder(self.folder.path(), &FolderOptions { pooling, opset });
         let imported =
-            imported.unwrap_or_else(|error| panic!("{}: {error}", self.folder.display()));
+            imported.unwrap_or_else(|error| panic!("{}: {error}", self.folder.path().display()));
         validate(&imported.model().graph).expect("the graph is well formed");
         imported
     }
@@ -186,13 +183,6 @@ impl Network {
                 assert!(difference <= TOLERANCE, "{what}: [{index}] differs by {difference}");
             }
         }
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        // What a failed removal leaves is a temporary folder.
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -386,7 +376,7 @@ fn what_a_processor_does_comes_with_the_model() {
     ];
     for (processor, expected) in refused {
         network.write("preprocessor_config.json", processor.to_string().as_bytes());
-        let error = import_folder(&network.folder, &FolderOptions::default()).unwrap_err();
+        let error = import_folder(network.folder.path(), &FolderOptions::default()).unwrap_err();
         assert!(error.to_string().ends_with(expected), "{error}");
     }
 }
@@ -430,7 +420,7 @@ fn an_imported_cross_encoder_is_measured_on_pairs_and_on_nothing_else() {
     network.write("tokenizer.json", tokenizer().to_string().as_bytes());
     let output = network.folder.join("onnx/ranker.onnx");
     let request = attar::ImportRequest {
-        source: &network.folder,
+        source: network.folder.path(),
         architecture: None,
         pooling: true,
         output: &output,

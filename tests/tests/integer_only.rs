@@ -10,7 +10,7 @@ use attar_graph::testing::graph_from_text;
 use attar_graph::{Links, Model, Node, Value, apply};
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::{DType, Tensor};
-use attar_tests::{numbers, ort_library};
+use attar_tests::{Folder, numbers, ort_library};
 
 /// So many images of one channel.
 fn images(count: usize, side: usize, seed: u64) -> Tensor {
@@ -30,15 +30,13 @@ impl Calibration for One {
 }
 
 fn made(architecture: &str, options: &[(&str, &str)]) -> Model {
-    let name = format!("attar-integer-{architecture}-{}.onnx", std::process::id());
-    let output = std::env::temp_dir().join(name);
+    let folder = Folder::new(&format!("integer-{architecture}"));
+    let output = folder.join("model.onnx");
     let options: Vec<(String, String)> =
         options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
     let request = NewRequest { architecture, options: &options, tokenizer: None, output: &output };
     new_model(&request).unwrap();
-    let model = load(&output).unwrap();
-    std::fs::remove_file(&output).unwrap();
-    model
+    load(&output).unwrap()
 }
 
 /// The model after a pass, prepared and repeated as a recipe would, and what the pass says.

@@ -2,31 +2,13 @@
 #![allow(clippy::unwrap_used)] // a test may fail where it stands
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use attar::{ARCHITECTURES, NewRequest, load, new_model};
 use attar_bench::difference;
 use attar_evaluate::{Shape, synthetic_feeds};
 use attar_runtime::{Builtin, Ort, RunOptions, Runtime};
 use attar_tensor::Tensor;
-use attar_tests::ort_library;
-
-/// A folder that is removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("attar-new-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use attar_tests::{Folder, ort_library};
 
 /// Architectures with options that change their graphs.
 const VARIANTS: &[(&str, &[(&str, &str)])] = &[
@@ -81,12 +63,12 @@ fn outputs(runtime: &dyn Runtime, file: &std::path::Path, batch: usize) -> Vec<T
 #[test]
 fn every_architecture_runs_on_both_runtimes_alike() {
     let ort = Ort::find(Some(&ort_library())).unwrap();
-    let folder = Folder::new("all");
+    let folder = Folder::new("new");
     let defaults = ARCHITECTURES.iter().map(|architecture| (architecture.name, &[][..]));
     for (index, (architecture, options)) in defaults.chain(VARIANTS.iter().copied()).enumerate() {
         let options: Vec<(String, String)> =
             options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
-        let output = folder.0.join(index.to_string()).join("model.onnx");
+        let output = folder.join(index.to_string()).join("model.onnx");
         let request =
             NewRequest { architecture, options: &options, tokenizer: None, output: &output };
         new_model(&request).unwrap();

@@ -11,24 +11,7 @@ use attar_evaluate::Shape;
 use attar_onnx::{SaveOptions, load, save};
 use attar_runtime::{Ort, RunOptions};
 use attar_tensor::Tensor;
-use attar_tests::{data, data_folder, ort_library, python};
-
-/// A new folder that goes when it is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("attar-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use attar_tests::{Folder, data, data_folder, ort_library, python};
 
 /// Every ONNX file below a folder, hidden folders excepted, in a fixed order.
 fn models(folder: &Path) -> Vec<PathBuf> {
@@ -55,7 +38,7 @@ fn python_finds_every_model_of_the_data_folder_equal_to_its_copy() {
     let mut count = 0;
     for (index, path) in models(&data_folder()).iter().enumerate() {
         let model = load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let copy = folder.0.join(format!("{index}.onnx"));
+        let copy = folder.join(format!("{index}.onnx"));
         save(&model, &copy, &SaveOptions::default()).unwrap();
         pairs += &format!("{}\t{}\n", path.display(), copy.display());
         count += 1;
@@ -93,7 +76,7 @@ fn onnx_runtime_computes_the_same_bits_from_a_model_and_its_copy() {
     let jobs = attar_bench::jobs_of_data(&data_folder()).unwrap();
     assert!(jobs.len() >= 10, "only {} models are in the data folder", jobs.len());
     for (index, job) in jobs.iter().enumerate() {
-        let copy = folder.0.join(format!("{index}.onnx"));
+        let copy = folder.join(format!("{index}.onnx"));
         let original = Path::new(&job.path);
         save(&load(original).unwrap(), &copy, &SaveOptions::default()).unwrap();
         let [first, second] = [original, &copy].map(|path| {

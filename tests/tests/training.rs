@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)] // a test may fail where it stands
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use attar_graph::{Dim, Model, Value};
 use attar_tensor::{DType, Tensor};
+use attar_tests::Folder;
 use attar_train::{
     Batch, Checkpoints, Choice, Control, Decay, EpochReport, Monitor, Rng, Schedule, Silent,
     Source, Span, StepReport, Targets, TrainError, Trainer, TrainerOptions,
@@ -129,11 +129,9 @@ fn check(architecture: &str, options: &[(&str, &str)]) {
     two.run(&source, None, &mut Silent, None).unwrap();
     assert!(result(&two) == whole, "on two threads");
 
-    let name = format!("attar-training-{architecture}-{}", std::process::id());
-    let folder: PathBuf = std::env::temp_dir().join(name);
-    let _ = std::fs::remove_dir_all(&folder);
+    let folder = Folder::new(&format!("training-{architecture}"));
     let checkpoints = Checkpoints {
-        folder: folder.clone(),
+        folder: folder.path().to_path_buf(),
         every_steps: None,
         every_seconds: None,
         resume: true,
@@ -147,7 +145,6 @@ fn check(architecture: &str, options: &[(&str, &str)]) {
             break result(&trainer);
         }
     };
-    std::fs::remove_dir_all(&folder).unwrap();
     assert!(resumed == whole, "resumed");
 }
 

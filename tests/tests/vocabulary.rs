@@ -6,7 +6,7 @@ use attar::{
 use attar_evaluate::TextEncoder;
 use attar_runtime::{Builtin, RunOptions, Runtime};
 use attar_tensor::Tensor;
-use attar_tests::data;
+use attar_tests::{Folder, data};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -35,9 +35,7 @@ fn vectors(subject: &Subject) -> Vec<Vec<f32>> {
 
 #[test]
 fn texts_within_the_vocabulary_get_the_same_bits_and_the_model_is_smaller() {
-    let folder = std::env::temp_dir().join(format!("attar-vocabulary-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("the folder is made");
+    let folder = Folder::new("vocabulary");
     let model = folder.join("minilm.onnx");
     let request = attar::ImportRequest {
         source: &data("minilm"),
@@ -77,5 +75,4 @@ fn texts_within_the_vocabulary_get_the_same_bits_and_the_model_is_smaller() {
     assert_eq!(vectors(&result), before);
     // Nearly half of the model is its table of tokens, and few of them stay.
     assert!(outcome.size_bytes * 10 < outcome.size_bytes_before * 6, "{}", outcome.size_bytes);
-    std::fs::remove_dir_all(&folder).expect("the folder goes");
 }

@@ -140,7 +140,7 @@ fn check_source(request: &ImportRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// That there is no other model whose `attar.toml` would be lost.
+/// That there is no other model, which a new `attar.toml` would speak for.
 pub(crate) fn check_folder(folder: &Path, output: &Path) -> Result<(), Error> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut others = entries.map(|entry| entry.path()).filter(|path| {
@@ -149,8 +149,8 @@ pub(crate) fn check_folder(folder: &Path, output: &Path) -> Result<(), Error> {
     });
     match others.next() {
         Some(other) => Err(Error::Usage {
-            message: format!("{} would lose its attar.toml", other.display()),
-            hint: "a model and what it eats share a folder: write into another one".into(),
+            message: format!("{} is there, and a folder has one attar.toml", other.display()),
+            hint: "give the new model a folder of its own".into(),
         }),
         None => Ok(()),
     }
