@@ -3,7 +3,7 @@
 use attar_compress::{Calibration, PassError};
 use attar_evaluate::data::{TensorLabels, Tensors, spread};
 use attar_evaluate::{Dataset, EvaluateError, Progress, States, TextEncoder, image_feeds};
-use attar_graph::Value;
+use attar_graph::{Dim, Value};
 use attar_runtime::{Builtin, RunOptions};
 use attar_tensor::Tensor;
 
@@ -21,6 +21,10 @@ pub struct CalibrationSample<'a> {
 /// Examples run together. Images take a thousand times the memory of a text.
 const TEXTS_AT_ONCE: usize = 8;
 const IMAGES_AT_ONCE: usize = 4;
+/// Texts among which those of one length are looked for.
+const TEXTS_LOOKED_AT: usize = 512;
+/// Tokens of texts that run together: products of so many rows are near their best speed.
+const TOKENS_AT_ONCE: usize = 256;
 
 impl<'a> CalibrationSample<'a> {
     /// Takes `count` examples of `data`, prepared as the subject's `attar.toml` says.
@@ -124,6 +128,50 @@ fn data_error(error: &Error) -> PassError {
     PassError::Data { message: error.chain(), hint: error.hint().unwrap_or_default() }
 }
 
+impl CalibrationSample<'_> {
+    /// Texts of one length together: the model computes for each what it computes for it alone.
+    fn each_group_of_texts(
+        &self,
+        encoder: &TextEncoder,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(String, Tensor)], &[usize]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        let fail = |error: EvaluateError| data_error(&error.into());
+        let texts = self.data.texts();
+        let picked = spread(texts.len(), self.count);
+        let mut done = 0;
+        for (part, indices) in picked.chunks(TEXTS_LOOKED_AT).enumerate() {
+            let looked_at: Vec<&str> = indices.iter().map(|&index| texts[index]).collect();
+            let encoded = encoder.encode(&looked_at).map_err(fail)?;
+            let mut order: Vec<usize> = (0..encoded.len()).collect();
+            order.sort_by_key(|&index| encoded[index].ids.len());
+            let length = |index: usize| encoded[index].ids.len();
+            let alike = order.chunk_by(|&a, &b| length(a) == length(b));
+            let at_once = |alike: &[usize]| (TOKENS_AT_ONCE / length(alike[0]).max(1)).max(1);
+            let mut groups: Vec<&[usize]> =
+                alike.flat_map(|alike| alike.chunks(at_once(alike))).collect();
+            // Who stops early has seen all lengths.
+            groups.sort_by_key(|group| group[0]);
+            for group in groups {
+                self.progress.advance("calibrating", done, picked.len());
+                let examples: Vec<_> = group.iter().map(|&index| &encoded[index]).collect();
+                let numbers: Vec<usize> =
+                    group.iter().map(|index| part * TEXTS_LOOKED_AT + index).collect();
+                visit(&encoder.feeds(&examples, inputs).map_err(fail)?, &numbers)?;
+                done += group.len();
+            }
+        }
+        self.progress.advance("calibrating", picked.len(), picked.len());
+        Ok(())
+    }
+}
+
+/// Whether the first axis of every input is free.
+fn takes_any_number(inputs: &[Value]) -> bool {
+    let is_free = |dim: &Dim| matches!(dim, Dim::Symbolic(_) | Dim::Unknown);
+    inputs.iter().all(|input| input.shape().and_then(<[Dim]>::first).is_some_and(is_free))
+}
+
 impl Calibration for CalibrationSample<'_> {
     fn for_each_batch(
         &self,
@@ -134,6 +182,27 @@ impl Calibration for CalibrationSample<'_> {
             let feeds: Vec<(&str, &Tensor)> =
                 feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
             visit(&feeds)
+        })
+    }
+
+    fn for_each_group(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(&str, &Tensor)], &[usize]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        let mut visit = |feeds: &[(String, Tensor)], numbers: &[usize]| {
+            let feeds: Vec<(&str, &Tensor)> =
+                feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+            visit(&feeds, numbers)
+        };
+        if let Some(encoder) = self.encoder.as_ref().filter(|_| takes_any_number(inputs)) {
+            return self.each_group_of_texts(encoder, inputs, &mut visit);
+        }
+        let mut number = 0;
+        self.each(inputs, &mut |feeds| {
+            visit(feeds, &[number])?;
+            number += 1;
+            Ok(())
         })
     }
 

@@ -61,6 +61,25 @@ pub trait Calibration {
         visit: &mut dyn FnMut(&[(&str, &Tensor)]) -> Result<(), PassError>,
     ) -> Result<(), PassError>;
 
+    /// Calls `visit` with the same, where that is faster several batches as one, and their numbers as
+    /// [`for_each_batch`](Self::for_each_batch) counts them: the first axis of a tensor holds one
+    /// after the other, nothing is padded. The order may be another.
+    ///
+    /// # Errors
+    /// As [`for_each_batch`](Self::for_each_batch).
+    fn for_each_group(
+        &self,
+        inputs: &[Value],
+        visit: &mut dyn FnMut(&[(&str, &Tensor)], &[usize]) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        let mut number = 0;
+        self.for_each_batch(inputs, &mut |feeds| {
+            visit(feeds, &[number])?;
+            number += 1;
+            Ok(())
+        })
+    }
+
     /// The class of each example, batch by batch as [`for_each_batch`](Self::for_each_batch) shows
     /// them; `None` where the data has no labels.
     ///

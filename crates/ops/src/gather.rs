@@ -75,10 +75,19 @@ impl Operator for Gather {
                 let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
                 let inner: usize = x.shape()[axis + 1..].iter().product();
                 let mut y = run.pool.declared(x.dtype(), &shape)?;
-                by_width!(x, Word => pick::<Word>(words_mut(&mut y), words(x), size, inner, &picked));
+                let width = x.dtype().bits() / 8;
+                if x.bytes().as_ptr().addr().is_multiple_of(width) {
+                    by_width!(x, Word => pick::<Word>(words_mut(&mut y), words(x), size, inner, &picked));
+                } else {
+                    pick(y.bytes_mut(), x.bytes(), size, inner * width, &picked);
+                }
                 Ok(vec![y])
             },
         ))
+    }
+
+    fn reads_in_place(&self, input: usize) -> bool {
+        input == 0
     }
 
     fn gradient(&self, node: &Node, _: &Training) -> Result<Box<dyn Gradient>, OpError> {

@@ -443,6 +443,12 @@ pub trait Operator: Sync {
         false
     }
 
+    /// Whether the kernel reads a constant input at any address, and few of its bytes: a large one then
+    /// stays in the file that it is mapped from.
+    fn reads_in_place(&self, _input: usize) -> bool {
+        false
+    }
+
     /// Whether f16 and bf16 inputs are computed in f32 and f32 results rounded back, as ONNX
     /// Runtime does on CPUs. For operators whose kernels know neither.
     fn widens_half(&self) -> bool {

@@ -3,12 +3,17 @@
 //! equal ranges on both sides. The function stays the same: f(s·x) = s·f(x) for s > 0 and what
 //! stands between them, which is nothing, Relu or `LeakyRelu`.
 
+mod ranges;
+
+use std::collections::BTreeMap;
+
 use attar_graph::{Edit, Links, Model, Node, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
 
 use super::nodes::{Weight, weight_of};
 use crate::{Context, Pass, PassError};
+pub(crate) use ranges::equalize_ranges;
 
 /// Scales channels between a product and the next.
 #[derive(Debug, Deserialize)]
@@ -23,7 +28,7 @@ const CHANGE_MIN: f32 = 0.05;
 impl Pass for Equalize {
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
         let links = Links::new(&model.graph);
-        let mut plan = Plan::default();
+        let (mut plan, mut scaled) = (Plan::default(), Scaled::default());
         // A product takes part in one pair a round: its weights are then as they were read.
         let mut taken = vec![false; model.graph.nodes.len()];
         for (index, node) in model.graph.nodes.iter().enumerate() {
@@ -36,9 +41,10 @@ impl Pass for Equalize {
             let Some(factors) = factors(&links, node, &first, next, &second)? else { continue };
             taken[index] = true;
             taken[next_index] = true;
-            scale_outputs(&mut plan, &links, node, &first, &factors);
-            scale_inputs(&mut plan, next, &second, &factors);
+            scaled.divide_outputs(&links, node, &factors);
+            scaled.multiply_inputs(&links, next, &factors);
         }
+        plan.edits = scaled.edits();
         let pairs = taken.iter().filter(|taken| **taken).count() / 2;
         if pairs > 0 {
             plan.remark(format!("{pairs} pairs of convolutions equalized"));
@@ -117,31 +123,50 @@ fn input_channel(weight: &Weight, groups: usize, index: usize) -> usize {
     output / (shape[0] / groups).max(1) * shape[1] + input
 }
 
-fn scale_outputs(plan: &mut Plan, links: &Links, node: &Node, weight: &Weight, factors: &[f32]) {
-    let values = weight.tensor.values::<f32>();
-    let kernel = values.len() / factors.len().max(1);
-    let scaled: Vec<f32> =
-        values.iter().enumerate().map(|(index, w)| w / factors[index / kernel]).collect();
-    set(plan, weight.name, weight.tensor.shape(), &scaled);
-    let bias = node.input(2).and_then(|name| Some((name, links.constant(name)?)));
-    if let Some((name, tensor)) = bias {
-        let values = tensor.values::<f32>();
-        let scaled: Vec<f32> = values.iter().zip(factors).map(|(b, s)| b / s).collect();
-        set(plan, name, tensor.shape(), &scaled);
+/// Constants with scaled channels, by name; what is not here is as it was.
+#[derive(Default)]
+struct Scaled(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl Scaled {
+    fn values(&self, name: &str, tensor: &Tensor) -> Vec<f32> {
+        self.0
+            .get(name)
+            .map_or_else(|| tensor.values::<f32>().into_owned(), |(_, values)| values.clone())
     }
-}
 
-fn scale_inputs(plan: &mut Plan, node: &Node, weight: &Weight, factors: &[f32]) {
-    let groups = node.int_or("group", 1).unwrap_or(1).max(1) as usize;
-    let values = weight.tensor.values::<f32>();
-    let scaled = values.iter().enumerate();
-    let scaled: Vec<f32> =
-        scaled.map(|(index, w)| w * factors[input_channel(weight, groups, index)]).collect();
-    set(plan, weight.name, weight.tensor.shape(), &scaled);
-}
+    fn change(&mut self, links: &Links, name: Option<&str>, change: impl Fn(usize, &mut f32)) {
+        let Some((name, tensor)) = name.and_then(|name| Some((name, links.constant(name)?))) else {
+            return;
+        };
+        let (_, values) = self
+            .0
+            .entry(name.to_string())
+            .or_insert_with(|| (tensor.shape().to_vec(), tensor.values::<f32>().into_owned()));
+        values.iter_mut().enumerate().for_each(|(index, value)| change(index, value));
+    }
 
-fn set(plan: &mut Plan, name: &str, shape: &[usize], values: &[f32]) {
-    plan.push(Edit::SetInitializer { name: name.into(), tensor: Tensor::new(shape, values) });
+    /// Divides what each output channel of a convolution gives.
+    fn divide_outputs(&mut self, links: &Links, node: &Node, factors: &[f32]) {
+        let Some(weight) = weight_of(links, node) else { return };
+        let kernel = weight.tensor.element_count() / factors.len().max(1);
+        self.change(links, Some(weight.name), |index, w| *w /= factors[index / kernel]);
+        self.change(links, node.input(2), |index, bias| *bias /= factors[index]);
+    }
+
+    /// Multiplies the weights that meet each input channel of a convolution.
+    fn multiply_inputs(&mut self, links: &Links, node: &Node, factors: &[f32]) {
+        let Some(weight) = weight_of(links, node) else { return };
+        let groups = node.int_or("group", 1).unwrap_or(1).max(1) as usize;
+        let factor = |index: usize| factors[input_channel(&weight, groups, index)];
+        self.change(links, Some(weight.name), |index, w| *w *= factor(index));
+    }
+
+    fn edits(self) -> Vec<Edit> {
+        let edit = |(name, (shape, values)): (String, (Vec<usize>, Vec<f32>))| {
+            Edit::SetInitializer { name, tensor: Tensor::new(&shape, &values) }
+        };
+        self.0.into_iter().map(edit).collect()
+    }
 }
 
 #[cfg(test)]

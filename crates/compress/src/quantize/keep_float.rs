@@ -1,5 +1,7 @@
 //! Products that lose more quality than they gain time stay in float.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 /// The setting: by the rule, a number of products, or none.
@@ -11,6 +13,8 @@ pub(crate) enum KeepFloat {
     /// By what each changes of the model's outputs, however long that takes: relative error that all
     /// together may cause.
     Measured(f64),
+    /// As many as fit into a time: that of the model afterwards, of that before.
+    Time(f64),
     Count(usize),
 }
 
@@ -19,7 +23,7 @@ impl KeepFloat {
     pub(crate) fn measures(self, macs: f64) -> bool {
         match self {
             Self::Auto => macs <= MEASURED_MACS_MAX,
-            Self::Measured(_) => true,
+            Self::Measured(_) | Self::Time(_) => true,
             Self::Count(_) => false,
         }
     }
@@ -34,13 +38,22 @@ impl TryFrom<toml::Value> for KeepFloat {
             toml::Value::String(text) if text == "measured" => Ok(Self::Measured(ALL_ERROR_MAX)),
             toml::Value::Float(error) if *error > 0.0 && *error < 1.0 => Ok(Self::Measured(*error)),
             toml::Value::String(text) if text == "off" => Ok(Self::Count(0)),
+            toml::Value::Table(table) if table.len() == 1 => {
+                let time = table.get("time").and_then(toml::Value::as_float);
+                let time = time.filter(|time| *time > 0.0 && *time < 1.0);
+                time.map(Self::Time).ok_or_else(|| wrong(&value))
+            }
             toml::Value::Integer(count) if *count >= 0 => Ok(Self::Count(*count as usize)),
-            _ => Err(format!(
-                "keep_float is {value}, expected \"auto\", \"measured\", \"off\", a number of products or \
-                 an error below 1"
-            )),
+            _ => Err(wrong(&value)),
         }
     }
+}
+
+fn wrong(value: &toml::Value) -> String {
+    format!(
+        "keep_float is {value}, expected \"auto\", \"measured\", \"off\", a number of products, an error \
+         below 1 or {{ time = 0.5 }}"
+    )
 }
 
 /// What one product costs and gains.
@@ -54,6 +67,13 @@ pub(crate) struct Cost {
     pub(crate) output_squared_error: Option<f64>,
     /// Multiply-accumulates on the calibration data.
     pub(crate) macs: f64,
+}
+
+impl Cost {
+    /// The squared error of the outputs; 0 where it was not measured.
+    fn output_error(&self) -> f64 {
+        self.output_squared_error.unwrap_or(0.0)
+    }
 }
 
 /// Relative error from which a product is looked at at all.
@@ -101,16 +121,14 @@ pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
             let first = by_error.iter().take(count);
             first.map(|cost| (cost.index, format!("one of the {count} of most error"))).collect()
         }
-        KeepFloat::Auto | KeepFloat::Measured(_)
-            if costs.iter().any(|cost| cost.output_squared_error.is_some()) =>
-        {
+        _ if costs.iter().any(|cost| cost.output_squared_error.is_some()) => {
             let most = match setting {
                 KeepFloat::Measured(most) => most,
                 _ => ALL_ERROR_MAX,
             };
             by_outputs(costs, most)
         }
-        KeepFloat::Auto | KeepFloat::Measured(_) => {
+        _ => {
             let hurts = |cost: &&Cost| {
                 cost.squared_error > ERROR_MIN * ERROR_MIN
                     && cost.squared_error * macs > SHARE_RATIO_MIN * cost.macs * errors
@@ -129,12 +147,54 @@ pub(crate) fn kept(costs: &[Cost], setting: KeepFloat) -> Vec<(usize, String)> {
     kept
 }
 
+/// Those of most measured error for their work first.
+fn by_error_for_work(costs: &[Cost]) -> Vec<&Cost> {
+    let mut sorted: Vec<&Cost> = costs.iter().collect();
+    sorted.sort_by(|a, b| (b.output_error() * a.macs).total_cmp(&(a.output_error() * b.macs)));
+    sorted
+}
+
+/// The most products of measured error, those of most for their work first, with which the model
+/// still runs within `time`, and the time that it then takes: both as a share of the original's.
+/// `clock` times it with these in float.
+///
+/// # Errors
+/// What `clock` returns.
+pub(crate) fn kept_in_time<E>(
+    costs: &[Cost],
+    time: f64,
+    clock: &mut dyn FnMut(&BTreeSet<usize>) -> Result<f64, E>,
+) -> Result<(Vec<(usize, String)>, f64), E> {
+    let sorted = by_error_for_work(costs);
+    let first = |count: usize| sorted[..count].iter().map(|cost| cost.index).collect();
+    let mut taken = (0, clock(&BTreeSet::new())?);
+    let mut too_many = if taken.1 > time { 1 } else { sorted.len() + 1 };
+    while taken.0 + 1 < too_many {
+        let middle = usize::midpoint(taken.0, too_many);
+        let found = clock(&first(middle))?;
+        if found > time {
+            too_many = middle;
+        } else {
+            taken = (middle, found);
+        }
+    }
+    let reason = |cost: &&Cost| {
+        let percent = 100.0 * cost.output_error().sqrt();
+        (
+            cost.index,
+            format!("there is time for it; alone it changes the outputs by {percent:.1} %"),
+        )
+    };
+    let mut kept: Vec<(usize, String)> = sorted[..taken.0].iter().map(reason).collect();
+    kept.sort_unstable();
+    Ok((kept, taken.1))
+}
+
 /// By what was measured of the outputs: products that alone change them too far, and those of most
 /// error for their work until the rest together, whose squared errors add up, stays within `most`.
 fn by_outputs(costs: &[Cost], most: f64) -> Vec<(usize, String)> {
-    let error = |cost: &Cost| cost.output_squared_error.unwrap_or(0.0);
-    let mut left: Vec<&Cost> = costs.iter().collect();
-    left.sort_by(|a, b| (error(b) * a.macs).total_cmp(&(error(a) * b.macs)));
+    let error = Cost::output_error;
+    let mut left = by_error_for_work(costs);
     let alone_max = OUTPUT_ERROR_MAX.min(most).powi(2);
     let mut kept: Vec<(usize, String)> = Vec::new();
     left.retain(|cost| {
@@ -225,6 +285,35 @@ mod tests {
     }
 
     #[test]
+    fn as_many_stay_float_as_there_is_time_for() {
+        let measured = |index: usize, error: f64, macs: f64| Cost {
+            output_squared_error: Some(error * error),
+            ..cost(index, 0.1, macs)
+        };
+        // By error for work: 5, 7, 9, 3.
+        let costs = [
+            measured(3, 0.04, 80.0),
+            measured(5, 0.03, 5.0),
+            measured(7, 0.03, 10.0),
+            measured(9, 0.02, 5.0),
+        ];
+        let run = |time: f64| {
+            let mut clock = |left: &BTreeSet<usize>| {
+                let float: f64 =
+                    costs.iter().filter(|c| left.contains(&c.index)).map(|c| c.macs).sum();
+                Ok::<f64, ()>(0.3 + 0.7 * float / 100.0)
+            };
+            let (kept, time) = kept_in_time(&costs, time, &mut clock).unwrap();
+            (kept.into_iter().map(|(index, _)| index).collect::<Vec<_>>(), (time * 1e3).round())
+        };
+        assert_eq!(run(0.2), (vec![], 300.0), "not even all in 8 bits");
+        assert_eq!(run(0.34), (vec![5], 335.0));
+        assert_eq!(run(0.41), (vec![5, 7], 405.0));
+        assert_eq!(run(0.9), (vec![5, 7, 9], 440.0));
+        assert_eq!(run(1.0), (vec![3, 5, 7, 9], 1000.0));
+    }
+
+    #[test]
     fn a_number_takes_the_worst() {
         let costs = [cost(3, 0.1, 1.0), cost(5, 0.3, 1.0), cost(7, 0.2, 1.0)];
         let indices = |setting| -> Vec<usize> {
@@ -243,10 +332,13 @@ mod tests {
         assert_eq!(KeepFloat::try_from(toml::Value::Integer(4)), Ok(KeepFloat::Count(4)));
         assert_eq!(KeepFloat::try_from(toml::Value::Float(0.1)), Ok(KeepFloat::Measured(0.1)));
         assert!(KeepFloat::try_from(toml::Value::Float(1.5)).is_err());
+        let table = |text: &str| KeepFloat::try_from(toml::Value::Table(text.parse().unwrap()));
+        assert_eq!(table("time = 0.5"), Ok(KeepFloat::Time(0.5)));
+        assert!(table("time = 1.5").is_err() && table("size = 0.5").is_err());
         assert_eq!(
             read("all").unwrap_err(),
-            "keep_float is \"all\", expected \"auto\", \"measured\", \"off\", a number of products or \
-             an error below 1"
+            "keep_float is \"all\", expected \"auto\", \"measured\", \"off\", a number of products, \
+             an error below 1 or { time = 0.5 }"
         );
     }
 }

@@ -13,6 +13,7 @@ use super::placement::Placement;
 use super::product::{ScaleGrid, matrix_of};
 use super::smooth::{Reader, Smooth, divisors};
 use super::statistics::{ChannelAxis, Statistics};
+use crate::parallel::each_in_order;
 use crate::{Context, PassError};
 
 /// One value, its record and its grid.
@@ -65,8 +66,7 @@ impl Fold for Record {
 }
 
 /// Calibrates every value of a placement; those that must have one range take that of their source.
-/// A second pass over the data looks at the values whose channels are divided: their range is that
-/// of the quotients.
+/// The range of a value whose channels are divided is that of the quotients.
 ///
 /// # Errors
 /// As [`observe`].
@@ -80,7 +80,14 @@ pub(crate) fn sites(
     let graph = &model.graph;
     let mut records: BTreeMap<String, Record> = BTreeMap::new();
     for (value, readers) in &placement.readers {
-        let statistics = statistics_for(graph, links, readers);
+        let mut statistics = statistics_for(graph, links, readers);
+        // What follows a convolution in integers is not to be made float for a multiplication.
+        let may_be_divided = wanted.smooth != Smooth::Off
+            && !placement.images.contains(value)
+            && weights_of(graph, links, readers).is_some();
+        if may_be_divided {
+            statistics = statistics.with_sample();
+        }
         let is_matrix = readers.iter().any(|&(index, input)| {
             input == 0
                 && matrix_of(links, &graph.nodes[index])
@@ -90,51 +97,25 @@ pub(crate) fn sites(
         records.insert(value.clone(), Record { statistics, gram });
     }
     let batch_count = observe(model, &mut records, context)?;
-    let mut smoothed: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    let mut second: BTreeMap<String, Record> = BTreeMap::new();
-    if wanted.smooth != Smooth::Off {
-        for (value, record) in &records {
-            let readers = &placement.readers[value];
-            // What follows a convolution in integers is not to be made float for a multiplication.
-            if placement.images.contains(value) {
-                continue;
-            }
-            let Some(divided) = smoothing(graph, links, readers, record, wanted.level_max) else {
-                continue;
-            };
-            let statistics = statistics_for(graph, links, readers).divided(&divided);
-            second.insert(value.clone(), Record { statistics, gram: None });
-            smoothed.insert(value.clone(), divided);
-        }
-    }
-    if !second.is_empty() {
-        observe(model, &mut second, context)?;
-    }
+    let found: Vec<(String, Record)> = records.into_iter().collect();
+    let grids = each_in_order(&found, context.threads, |(value, record)| {
+        let readers = &placement.readers[value];
+        let level_max = placement.level_max(value);
+        let choose = |seen: &Statistics| chosen(seen, value, level_max, wanted);
+        let plain = choose(&record.statistics)?;
+        let smooth = smoothing(graph, links, readers, &record.statistics, wanted.level_max);
+        Some(with_least_error(plain, smooth, choose, wanted.smooth))
+    });
     let mut sites = BTreeMap::new();
-    for (value, record) in records {
-        let choose = |statistics: &Statistics| {
-            chosen(statistics, &value, placement.level_max(&value), wanted)
-        };
-        let Some(plain) = choose(&record.statistics) else { continue };
+    for ((value, mut record), grid) in found.into_iter().zip(grids) {
+        let Some((chosen, divisors)) = grid else { continue };
+        record.statistics.drop_sample();
         let (gram_rows, gram) = match record.gram {
             Some(gram) if gram.size > 0 => (gram.rows, Some(gram.finish())),
             _ => (0, None),
         };
-        let mut site =
-            Site { statistics: record.statistics, gram, gram_rows, divisors: None, chosen: plain };
-        if let Some(again) = second.get(&value) {
-            let chosen = choose(&again.statistics).unwrap_or(plain);
-            // Clipping may have done what dividing promised.
-            let remains_max = match site.statistics.axis() {
-                ChannelAxis::Last => wanted.smooth.remains_max(),
-                ChannelAxis::Second => Smooth::Auto.remains_max(),
-            };
-            if chosen.relative_error < remains_max * plain.relative_error {
-                site.chosen = chosen;
-                site.divisors = smoothed.remove(&value);
-            }
-        }
-        sites.insert(value, site);
+        let statistics = record.statistics;
+        sites.insert(value, Site { statistics, gram, gram_rows, divisors, chosen });
     }
     for (value, source) in &placement.shared {
         let range = sites.get(source).map(|site| site.chosen.range);
@@ -143,6 +124,27 @@ pub(crate) fn sites(
         }
     }
     Ok(Calibrated { sites, batch_count })
+}
+
+/// The grid of a value as it is, or divided where enough of the error goes by that.
+fn with_least_error(
+    plain: Chosen,
+    smooth: Option<(Vec<f32>, Statistics)>,
+    choose: impl Fn(&Statistics) -> Option<Chosen>,
+    setting: Smooth,
+) -> (Chosen, Option<Vec<f32>>) {
+    let Some((divisors, divided)) = smooth else { return (plain, None) };
+    // Clipping may have done what dividing promised.
+    let remains_max = match divided.axis() {
+        ChannelAxis::Last => setting.remains_max(),
+        ChannelAxis::Second => Smooth::Auto.remains_max(),
+    };
+    match choose(&divided) {
+        Some(chosen) if chosen.relative_error < remains_max * plain.relative_error => {
+            (chosen, Some(divisors))
+        }
+        _ => (plain, None),
+    }
 }
 
 /// The range of a value: the one that is given, or the observer's.
@@ -157,27 +159,45 @@ fn chosen(statistics: &Statistics, value: &str, level_max: u16, wanted: Wanted) 
     Some(if range == chosen.range { chosen } else { seen.judge(range, chosen.observer) })
 }
 
-fn smoothing(
-    graph: &Graph,
-    links: &Links,
+/// The weights of all readers, if those can be multiplied by what channels are divided by.
+fn weights_of<'a>(
+    graph: &'a Graph,
+    links: &Links<'a>,
     readers: &[(usize, usize)],
-    record: &Record,
-    level_max: i8,
-) -> Option<Vec<f32>> {
-    let mut matrices = Vec::new();
-    for &(index, input) in readers {
+) -> Option<Vec<(&'a Node, Weight<'a>)>> {
+    let of = |&(index, input): &(usize, usize)| {
         let node = &graph.nodes[index];
         let weight = weight_of(links, node).filter(|_| input == 0)?;
         // Weights that another product reads too cannot be scaled for this one.
         links.only_use(weight.name)?;
-        matrices.push(match record.statistics.axis() {
+        Some((node, weight))
+    };
+    readers.iter().map(of).collect()
+}
+
+/// What to divide the channels by, and what is then seen; `None` where nothing is gained.
+fn smoothing(
+    graph: &Graph,
+    links: &Links,
+    readers: &[(usize, usize)],
+    seen: &Statistics,
+    level_max: i8,
+) -> Option<(Vec<f32>, Statistics)> {
+    if !seen.has_sample() {
+        return None;
+    }
+    let mut matrices = Vec::new();
+    for (node, weight) in weights_of(graph, links, readers)? {
+        matrices.push(match seen.axis() {
             ChannelAxis::Last => matrix_of(links, node).map(|([_, outputs], w)| (outputs, w))?,
             ChannelAxis::Second => by_input(&weight, node)?,
         });
     }
     let readers: Vec<Reader> =
         matrices.iter().map(|(outputs, w)| Reader { w, outputs: *outputs }).collect();
-    divisors(&record.statistics, &readers, f32::from(level_max))
+    let divisors = divisors(seen, &readers, f32::from(level_max))?;
+    let divided = seen.divided(&divisors);
+    Some((divisors, divided))
 }
 
 /// The weights of a convolution without groups, those of an input channel in a row, and their count.

@@ -45,6 +45,18 @@ pub(crate) struct Reader<'a> {
 
 /// The divisor of each channel with which the least error is predicted, or `None` where none gains.
 pub(crate) fn divisors(seen: &Statistics, readers: &[Reader], level_max: f32) -> Option<Vec<f32>> {
+    divisors_within(seen, readers, level_max, &|divisors| divisors, GAINS)
+}
+
+/// As [`divisors`], of those that `fit` makes fit, where no more than `remains_max` of the squared
+/// error is left.
+pub(crate) fn divisors_within(
+    seen: &Statistics,
+    readers: &[Reader],
+    level_max: f32,
+    fit: &dyn Fn(Vec<f32>) -> Vec<f32>,
+    remains_max: f64,
+) -> Option<Vec<f32>> {
     let channels = seen.low.len();
     let fits = |reader: &Reader| reader.w.len() == channels * reader.outputs;
     if channels < 2 || readers.is_empty() || !readers.iter().all(fits) {
@@ -53,11 +65,11 @@ pub(crate) fn divisors(seen: &Statistics, readers: &[Reader], level_max: f32) ->
     let site = Site::new(seen, readers);
     let plain = site.error(&vec![1.0; channels], readers, level_max);
     let tried = ALPHAS.iter().map(|&alpha| {
-        let divisors = site.divisors(alpha);
+        let divisors = fit(site.divisors(alpha));
         (site.error(&divisors, readers, level_max), divisors)
     });
     let (least, divisors) = tried.min_by(|a, b| a.0.total_cmp(&b.0))?;
-    (least < GAINS * plain).then_some(divisors)
+    (least < remains_max * plain).then_some(divisors)
 }
 
 struct Site {

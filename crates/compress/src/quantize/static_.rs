@@ -3,12 +3,13 @@
 //! Activations are u8 and weights symmetric i8 per output channel: the pair that runtimes have
 //! their fastest kernels for.
 
+mod kept;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
-use attar_graph::{Edit, Graph, Links, Model, Node, Plan, apply};
+use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_ops::fuse::batch_normalization;
 use attar_tensor::Tensor;
 use serde::Deserialize;
@@ -16,7 +17,8 @@ use serde::Deserialize;
 use super::attention::QuantizedAttention;
 use super::bias;
 use super::embedding::quantize_embeddings;
-use super::keep_float::{ALL_ERROR_MAX, Cost, KeepFloat, confirmed, kept};
+use super::equalize::equalize_ranges;
+use super::keep_float::{ALL_ERROR_MAX, KeepFloat};
 use super::nodes::{Builder, weight_of};
 use super::observer::Observer;
 use super::output_error::output_errors;
@@ -28,8 +30,8 @@ use super::sites::{Site, Wanted, sites};
 use super::smooth::Smooth;
 use super::statistics::ChannelAxis;
 use crate::parallel::each_in_order;
-use crate::reference::{EXAMPLES_MAX, Reference};
 use crate::{Context, Pass, PassError};
+use kept::Known;
 pub(crate) use settings::OPTIONS;
 use settings::{ActivationBits, Carry, GivenRanges, WeightBits};
 
@@ -59,6 +61,8 @@ pub(crate) struct StaticQuantize {
     observer: Observer,
     #[serde(default)]
     smooth: Smooth,
+    #[serde(default = "default_true")]
+    equalize: bool,
     #[serde(default)]
     rounding: Rounding,
     #[serde(default)]
@@ -94,12 +98,19 @@ impl Pass for StaticQuantize {
         if model.opset() < 13 {
             return Err(PassError::Opset { found: model.opset(), needed: 13 });
         }
+        let equalized = match context.calibration {
+            Some(_) if self.equalize && !self.is_wide() => {
+                equalize_ranges(model, context, self.weight_bits.level_max())?
+            }
+            _ => None,
+        };
+        let model = equalized.as_ref().map_or(model, |equalized| &equalized.model);
         let links = Links::new(&model.graph);
         let mut placement = self.place(model, &links, &BTreeSet::new(), context);
         self.check_ranges(&placement)?;
         let mut builder = Builder::new(&model.graph);
         let mut record = QuantizationRecord::default();
-        let mut batch_count = 0;
+        let (mut batch_count, mut time) = (0, None);
         if !placement.readers.is_empty() {
             let mut calibrated = sites(model, &links, &placement, self.wanted(), context)?;
             batch_count = calibrated.batch_count;
@@ -114,12 +125,13 @@ impl Pass for StaticQuantize {
                 record.add_layer(&model.graph.nodes[index], &calibrated.sites);
             }
             let kept = self.kept(&known, &placement, batch_count, context)?;
-            let left: BTreeSet<usize> = kept.iter().map(|(index, _)| *index).collect();
+            let left: BTreeSet<usize> = kept.nodes.iter().map(|(index, _)| *index).collect();
             if !left.is_empty() {
                 placement = self.place(model, &links, &left, context);
                 known.reached(&mut placement);
             }
-            record.keep_float(&model.graph, kept);
+            time = kept.time;
+            record.keep_float(&model.graph, kept.nodes);
             for (index, error) in self.write(&mut builder, &known, &placement)? {
                 record.weights_of_layer(&model.graph.nodes[index], error);
             }
@@ -155,8 +167,19 @@ impl Pass for StaticQuantize {
                 placement.unfolded_count
             ));
         }
+        if let Some(time) = time {
+            self.say_time(time, &mut plan);
+        }
         if batch_count > 0 {
             self.measure(model, &mut plan, &mut record, batch_count, context)?;
+        }
+        if let Some(equalized) = equalized {
+            plan.edits.splice(0..0, equalized.edits);
+            plan.remark(format!(
+                "channels of {} values, or sets of values that are added up, have one range, by factors in \
+                 the weights around",
+                equalized.count
+            ));
         }
         Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
     }
@@ -183,6 +206,19 @@ impl StaticQuantize {
             );
         }
         Ok(())
+    }
+
+    /// How the time that was found compares with the one that was asked for.
+    fn say_time(&self, time: f64, plan: &mut Plan) {
+        let percent = 100.0 * time;
+        match self.keep_float {
+            KeepFloat::Time(most) if time > most => plan.warn(format!(
+                "{percent:.0} % of the time with every product in 8 bits: {:.0} % are not reached; prune \
+                 first",
+                100.0 * most
+            )),
+            _ => plan.remark(format!("{percent:.0} % of the time on this runtime, as it was measured")),
+        }
     }
 
     /// That every given range is one of a value with a range.
@@ -302,79 +338,6 @@ impl StaticQuantize {
         placement.layers.iter().map(layer).collect()
     }
 
-    /// The products and layers that stay in float, with the reason.
-    fn kept(
-        &self,
-        known: &Known,
-        placement: &Placement,
-        batch_count: usize,
-        context: &Context,
-    ) -> Result<Vec<(usize, String)>, PassError> {
-        let cost = |(index, rounded): &(usize, Rounded)| {
-            let site = known.site(*index);
-            let squared_error = site.chosen.relative_error.powi(2) + rounded.error.powi(2);
-            let weights = rounded.weight.values.element_count();
-            Cost {
-                index: *index,
-                squared_error,
-                output_squared_error: None,
-                macs: site.statistics.count as f64 * weights as f64,
-            }
-        };
-        let mut costs: Vec<Cost> = known.rounded.iter().map(cost).collect();
-        let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
-        // Of as many examples as there may be: whether it is done does not depend on how many there are.
-        let of_one = macs / batch_count.max(1) as f64 * EXAMPLES_MAX as f64;
-        let nodes: BTreeSet<usize> =
-            placement.products.iter().chain(&placement.layers).copied().collect();
-        if !self.keep_float.measures(of_one * nodes.len() as f64) {
-            let candidates = kept(&costs, self.keep_float);
-            if candidates.is_empty() || self.keep_float != KeepFloat::Auto {
-                return Ok(candidates);
-            }
-            let reference = Reference::new(known.model, context)?;
-            let all = self.lost(&reference, known, &BTreeSet::new(), context)?;
-            let without = |(index, _): &(usize, String)| {
-                Ok((*index, self.lost(&reference, known, &BTreeSet::from([*index]), context)?))
-            };
-            let without: Result<Vec<_>, PassError> = candidates.iter().map(without).collect();
-            return Ok(confirmed(&costs, all, &without?));
-        }
-        let reference = Reference::new(known.model, context)?;
-        for &index in &nodes {
-            let mut others = nodes.clone();
-            others.remove(&index);
-            let lost = Some(self.lost(&reference, known, &others, context)?);
-            match costs.iter_mut().find(|cost| cost.index == index) {
-                Some(cost) => cost.output_squared_error = lost,
-                None => costs.push(Cost {
-                    index,
-                    squared_error: 0.0,
-                    output_squared_error: lost,
-                    macs: 0.0,
-                }),
-            }
-        }
-        Ok(kept(&costs, self.keep_float))
-    }
-
-    /// What the outputs lose where all but the nodes of `left` is in 8 bits.
-    fn lost(
-        &self,
-        reference: &Reference,
-        known: &Known,
-        left: &BTreeSet<usize>,
-        context: &Context,
-    ) -> Result<f64, PassError> {
-        let mut placement = self.place(known.model, known.links, left, context);
-        known.reached(&mut placement);
-        let mut builder = Builder::new(&known.model.graph);
-        self.write(&mut builder, known, &placement)?;
-        let mut changed = known.model.clone();
-        apply(&mut changed.graph, &builder.finish())?;
-        reference.lost(&changed)
-    }
-
     fn set_product(
         &self,
         builder: &mut Builder,
@@ -403,30 +366,6 @@ impl StaticQuantize {
             .collect();
         let shift = self.bias_correction.then_some(rounded.shift.as_slice());
         bias::quantize(builder, links, index, &scales, shift);
-    }
-}
-
-/// What is known of a model before it is decided what stays in float.
-struct Known<'a> {
-    model: &'a Model,
-    links: &'a Links<'a>,
-    sites: &'a BTreeMap<String, Site>,
-    rounded: &'a [(usize, Rounded)],
-}
-
-impl Known<'_> {
-    /// What node `index` reads.
-    fn site(&self, index: usize) -> &Site {
-        &self.sites[&self.model.graph.nodes[index].inputs[0]]
-    }
-
-    /// Leaves out what calibration did not reach.
-    fn reached(&self, placement: &mut Placement) {
-        let is_seen =
-            |index: &usize| self.sites.contains_key(&self.model.graph.nodes[*index].inputs[0]);
-        placement.layers.retain(is_seen);
-        placement.products.retain(|index| self.rounded.iter().any(|(known, _)| known == index));
-        placement.readers.retain(|value, _| self.sites.contains_key(value));
     }
 }
 

@@ -12,6 +12,9 @@ pub(super) fn plan(model: &Model, observed: &[String]) -> Result<Program, Progra
     Planner::new(model, observed).plan()
 }
 
+/// Smaller constants are copied, wherever they are read from.
+const IN_PLACE_BYTES_MIN: usize = 1 << 20;
+
 struct Planner<'a> {
     model: &'a Model,
     observed: &'a [String],
@@ -57,8 +60,11 @@ impl<'a> Planner<'a> {
                 steps.push(self.step(index, node)?);
             }
         }
-        let output_sources =
-            graph.outputs.iter().map(|output| self.source(&output.name, usize::MAX)).collect();
+        let output_sources = graph
+            .outputs
+            .iter()
+            .map(|output| self.source(&output.name, usize::MAX, false))
+            .collect();
         Ok(Program {
             inputs: graph.required_inputs().cloned().collect(),
             outputs: graph.outputs.clone(),
@@ -75,7 +81,8 @@ impl<'a> Planner<'a> {
         *self.slot_of.entry(name).or_insert(next)
     }
 
-    fn source(&mut self, name: &'a str, node: usize) -> Source {
+    /// Where a value comes from; a constant on a cache line, unless it is to stay `in_place`.
+    fn source(&mut self, name: &'a str, node: usize, in_place: bool) -> Source {
         if name.is_empty() {
             return Source::Absent;
         }
@@ -83,7 +90,13 @@ impl<'a> Planner<'a> {
             let next = self.constants.len();
             let index = *self.used_constants.entry(name).or_insert(next);
             if index == next {
-                self.constants.push(tensor.aligned());
+                self.constants.push(if in_place {
+                    Tensor::clone(tensor)
+                } else {
+                    tensor.aligned()
+                });
+            } else if !in_place {
+                self.constants[index] = self.constants[index].aligned();
             }
             return Source::Constant(index);
         }
@@ -113,9 +126,12 @@ impl<'a> Planner<'a> {
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (position, name) in node.inputs.iter().enumerate() {
             let is_kept = constants[position].is_some() && operator.keeps_constant(position);
-            inputs.push(if is_kept { Source::Absent } else { self.source(name, index) });
+            let in_place = constants[position]
+                .is_some_and(|c| c.size_bytes() >= IN_PLACE_BYTES_MIN)
+                && operator.reads_in_place(position);
+            inputs.push(if is_kept { Source::Absent } else { self.source(name, index, in_place) });
         }
-        inputs.extend(captured.into_iter().map(|name| self.source(name, index)));
+        inputs.extend(captured.into_iter().map(|name| self.source(name, index, false)));
         read_last(&mut inputs);
         let outputs = (node.outputs.iter())
             .map(|name| self.last_use.contains_key(name.as_str()).then(|| self.slot(name)))
@@ -146,6 +162,57 @@ fn read_last(inputs: &mut [Source]) {
         let again = |later: &Source| matches!(later, Source::Slot(other, _) if *other == slot);
         if inputs[position + 1..].iter().any(again) {
             inputs[position] = Source::Slot(slot, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attar_graph::testing::graph_from_text;
+    use attar_tensor::Bytes;
+
+    use super::*;
+    use crate::{Datum, Pool};
+
+    /// A table of 1 MiB that begins at an odd address.
+    fn table() -> Tensor {
+        let values: Vec<f32> = (0..1 << 18).map(|x| x as f32 / 7.0).collect();
+        // Allocations begin at even addresses.
+        let bytes = Bytes::from([&[0_u8], bytemuck::cast_slice(&values)].concat()).slice(1..);
+        Tensor::from_bytes(DType::F32, &[1 << 14, 16], bytes).unwrap()
+    }
+
+    fn program(text: &str) -> Program {
+        let mut graph = graph_from_text(text);
+        graph.set_initializer("t", table());
+        graph.inputs.retain(|input| input.name != "t");
+        let opsets = [(String::new(), 17)].into_iter().collect();
+        Program::new(Model { graph, opsets, ..Model::default() }, &[]).unwrap()
+    }
+
+    fn first_output(program: &Program) -> Tensor {
+        let feeds = vec![Datum::Tensor(Tensor::new(&[2], &[5_i64, -1]))];
+        let outputs = program.run(feeds, &Pool::default()).unwrap();
+        outputs.into_iter().next().unwrap().into_tensor(0).unwrap()
+    }
+
+    #[test]
+    fn rows_of_a_large_table_are_read_where_the_table_is() {
+        let program = program("i: i64[n]\ny = Gather(t, i)");
+        assert!(program.constants[0].bytes().as_ptr().addr() % 2 == 1, "it was not copied");
+        let y = first_output(&program);
+        assert_eq!(y.shape(), [2, 16]);
+        let expected = (80..96).chain((1 << 18) - 16..1 << 18).map(|x| x as f32 / 7.0);
+        assert!(y.slice::<f32>().iter().copied().eq(expected));
+    }
+
+    #[test]
+    fn what_another_operator_reads_too_is_on_a_cache_line() {
+        for text in
+            ["i: i64[n]\ny = Gather(t, i)\nz = Neg(t)", "i: i64[n]\nz = Neg(t)\ny = Gather(t, i)"]
+        {
+            let program = program(text);
+            assert!(program.constants[0].bytes().as_ptr().addr().is_multiple_of(64), "{text}");
         }
     }
 }

@@ -79,6 +79,10 @@ impl Operator for GatherBlockQuantized {
     fn widens_half(&self) -> bool {
         true
     }
+
+    fn reads_in_place(&self, input: usize) -> bool {
+        input == 0
+    }
 }
 
 /// Packed integers read one by one: low bits first, each row of bytes a row of values.

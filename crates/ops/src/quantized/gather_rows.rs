@@ -39,6 +39,10 @@ impl Operator for DequantizedGather {
     fn kernel(&self, _: &Node, _: &[Option<&Tensor>]) -> Result<Box<dyn Kernel>, OpError> {
         Ok(Box::new(gather))
     }
+
+    fn reads_in_place(&self, input: usize) -> bool {
+        input == 0
+    }
 }
 
 fn gather(run: &mut Run) -> Result<Vec<Tensor>, OpError> {

@@ -182,7 +182,9 @@ fn sources(
     let within = |place: usize| {
         let at = place as i64 - begin.max(0);
         let at = match mode {
-            Mode::Constant => return (0..size).contains(&at).then_some(at),
+            // The most: no division.
+            _ if (0..size).contains(&at) => at,
+            Mode::Constant => return None,
             Mode::Edge => at.clamp(0, size - 1),
             Mode::Wrap => at.rem_euclid(size),
             Mode::Reflect if size == 1 => 0,

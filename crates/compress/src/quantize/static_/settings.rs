@@ -154,6 +154,12 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                the error falls to less than two fifths; \"all\", where it falls by a tenth; \"off\"",
     },
     OptionEntry {
+        key: "equalize",
+        default: "true",
+        help: "channels of what convolutions hand on are brought to one range, by factors in the weights \
+               around them, which costs nothing while running",
+    },
+    OptionEntry {
         key: "rounding",
         default: "\"gptq\"",
         help: "of weights: \"nearest\"; \"gptq\", by second moments of inputs of up to 1024 channels; \
@@ -176,6 +182,7 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                by more than 5 %, and those of most error for their work until the rest together is \
                within 20 %, or within a share that is given, as 0.1; \"auto\", so in small models, in \
                others those with four times as much of all squared error as of all work, if the \
-               outputs gain as much; a whole number, so many of most error; \"off\"",
+               outputs gain as much; { time = 0.5 }, as many as leave the model within half of its time, \
+               those of most error for their work; a whole number, so many of most error; \"off\"",
     },
 ];

@@ -4,6 +4,9 @@
 //! Sums are exact 32-bit integers. A tile of them is held in registers over the whole depth and
 //! turned into results at once. Every path gives the same bits, for any number of rows and threads.
 
+#[cfg(target_arch = "x86_64")]
+mod bit_tile;
+mod bits;
 mod epilogue;
 #[cfg(target_arch = "aarch64")]
 mod neon;

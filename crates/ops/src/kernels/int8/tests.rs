@@ -330,3 +330,109 @@ fn a_scale_of_zero_is_no_panic() {
         }
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+mod bits {
+    use super::super::tile::Left;
+    use super::super::{bit_tile, bits::BitColumns};
+    use super::*;
+
+    fn columns(k: usize, n: usize, is_ternary: bool) -> Vec<i8> {
+        let level = |byte: u8| {
+            if is_ternary { (byte % 3).cast_signed() - 1 } else { [-1, 1][usize::from(byte % 2)] }
+        };
+        bytes(k * n, 9).into_iter().map(|byte| level(byte >> 1)).collect()
+    }
+
+    #[test]
+    fn counted_bits_are_the_products_of_plain_loops() {
+        if !bit_tile::is_available() {
+            return;
+        }
+        for (rows, k, n) in [(1, 33, 1), (1, 64, 64), (2, 100, 17), (5, 257, 63), (6, 1152, 50)] {
+            for (is_ternary, places) in
+                [(false, 0), (false, 1), (false, 2), (false, 4), (true, 1), (true, 2), (true, 3)]
+            {
+                let b = columns(k, n, is_ternary);
+                let held = BitColumns::new(&Strided::rows(&b, k, n), [64, 16]).unwrap();
+                let stride = k + 3;
+                let a: Vec<u8> = bytes(rows * stride, 5)
+                    .iter()
+                    .map(|a| a & ((1_u16 << places) - 1) as u8)
+                    .collect();
+                let starts: Vec<i32> = (0..64).map(|i| i * 1000 - 7).collect();
+                let (mut sums, wide) = (vec![0_i32; 6 * 64], n.div_ceil(16));
+                let left = Left { data: a.as_ptr(), stride, depth: k };
+                // SAFETY: the instructions are there, and the slices hold what is read and written.
+                let is_counted = unsafe {
+                    bit_tile::tile(&held, 0, (rows, wide), left, &starts, sums.as_mut_ptr())
+                };
+                assert_eq!(
+                    is_counted,
+                    places <= held.places_max(rows),
+                    "{rows} {is_ternary} {places}"
+                );
+                if !is_counted {
+                    continue;
+                }
+                for (row, column) in (0..rows).flat_map(|row| (0..n).map(move |c| (row, c))) {
+                    let term =
+                        |j: usize| i32::from(a[row * stride + j]) * i32::from(b[j * n + column]);
+                    let expected = starts[column] + (0..k).map(term).sum::<i32>();
+                    let found = sums[row * wide * 16 + column];
+                    assert_eq!(
+                        found, expected,
+                        "{rows}×{k}×{n}, {is_ternary} {places}: {row} {column}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_with_signs_has_the_bits_of_the_portable_path() {
+        for (m, k, n) in [(1, 40, 200), (13, 100, 70), (50, 576, 130)] {
+            for is_ternary in [false, true] {
+                for largest in [1, 3, 255] {
+                    let b = columns(k, n, is_ternary);
+                    let a: Vec<u8> = bytes(m * k, 4).iter().map(|a| a & largest).collect();
+                    let scales = vec![0.01; n];
+                    let run = |path: Path| {
+                        let weights = Weights::with_path(path, Strided::rows(&b, k, n));
+                        let product =
+                            Product::new(weights, 1, &scales, None, Activation::None, Output::F32);
+                        let mut y = vec![0.0; m * n];
+                        let target = Target { f32: Some(&mut y), u8: None, stride: n };
+                        run_all(
+                            Rows { data: &a, count: m, stride: k },
+                            std::iter::once((&product, target)),
+                        );
+                        y
+                    };
+                    let expected = run(Path::Portable);
+                    for path in Path::available() {
+                        assert_eq!(
+                            run(path),
+                            expected,
+                            "{path:?}: {m}×{k}×{n} {is_ternary} {largest}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_weights_are_no_bits() {
+        let held = |b: &[i8]| {
+            BitColumns::new(&Strided::rows(b, 32, 1), [64, 16]).map(|bits| bits.is_ternary())
+        };
+        let signs = columns(32, 1, false);
+        assert_eq!(held(&signs), Some(false));
+        let mut other = signs.clone();
+        other[7] = 0;
+        assert_eq!(held(&other), Some(true));
+        other[7] = 2;
+        assert_eq!(held(&other), None);
+    }
+}

@@ -42,7 +42,11 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
         let place = Place { row, rows, first_column, columns };
         // SAFETY: the caller vouches for the instructions, and the tile for what it reads.
         unsafe {
+            let is_counted = product.weights.bits().is_some_and(|columns| {
+                T::count_bits(columns, first_column, (rows, wide), left, starts, sums)
+            });
             match rows {
+                _ if is_counted => {}
                 1 => tiles::<T, 1>(wide, left, weights, starts, sums),
                 2 => tiles::<T, 2>(wide, left, weights, starts, sums),
                 3 => tiles::<T, 3>(wide, left, weights, starts, sums),
@@ -59,9 +63,9 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
 /// Rows of u8.
 #[derive(Clone, Copy)]
 pub(super) struct Left {
-    data: *const u8,
-    stride: usize,
-    depth: usize,
+    pub(super) data: *const u8,
+    pub(super) stride: usize,
+    pub(super) depth: usize,
 }
 
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! What the tile and its epilogue ask of a vector register, and the answer without one.
 
+use super::bits::BitColumns;
 use super::tile::{Left, tile};
 
 /// Sums of 32 bits side by side.
@@ -30,6 +31,19 @@ pub(super) trait Sums: Copy {
     /// self + Σ of the four products of each lane, exact modulo 2³².
     unsafe fn dot(self, left: Self::Left, right: Self::Right) -> Self;
     unsafe fn floats(self) -> Self::Floats;
+    /// The sums of some rows, and vectors of a row, by counting bits; false, with nothing done, where
+    /// bytes are faster.
+    #[inline(always)]
+    unsafe fn count_bits(
+        _columns: &BitColumns,
+        _first_column: usize,
+        _size: (usize, usize),
+        _left: Left,
+        _starts: &[i32],
+        _sums: *mut i32,
+    ) -> bool {
+        false
+    }
     /// sums = starts + left·weights, `R` rows of `W` vectors.
     #[inline(always)]
     unsafe fn tile<const R: usize, const W: usize>(

@@ -3,6 +3,9 @@
 use attar_tensor::Buffer;
 
 use super::super::gemm::Strided;
+#[cfg(target_arch = "x86_64")]
+use super::bit_tile;
+use super::bits::BitColumns;
 #[cfg(target_arch = "aarch64")]
 use super::neon::{Dot128, Wide128};
 use super::vector::{Portable, Sums};
@@ -108,6 +111,15 @@ impl Path {
         }
     }
 
+    /// Whether the path can count bits on this CPU.
+    fn counts_bits(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni512 => bit_tile::is_available(),
+            _ => false,
+        }
+    }
+
     pub(super) fn panel_columns(self) -> usize {
         self.layout().panel_columns
     }
@@ -199,6 +211,8 @@ pub fn int8_operations_per_second() -> f64 {
 pub(crate) struct Weights {
     path: Path,
     packed: Buffer,
+    /// The same as bits, where they and this CPU allow it.
+    bits: Option<BitColumns>,
     column_sums: Vec<i32>,
     depth: usize,
 }
@@ -217,6 +231,7 @@ impl Weights {
         let Layout { panel_columns, lanes, .. } = path.layout();
         let padded_depth = depth.next_multiple_of(4);
         let padded = columns.next_multiple_of(lanes);
+        let bits = path.counts_bits().then(|| BitColumns::new(&b, [panel_columns, lanes]));
         let mut packed = Buffer::zeroed(padded * padded_depth);
         let mut column_sums = vec![0_i32; columns];
         // In the order of the panels, so that both sides are read and written in whole lines.
@@ -234,7 +249,7 @@ impl Weights {
                 }
             }
         }
-        Self { path, packed, column_sums, depth }
+        Self { path, packed, bits: bits.flatten(), column_sums, depth }
     }
 
     pub(super) fn path(&self) -> Path {
@@ -243,6 +258,11 @@ impl Weights {
 
     pub(super) fn data(&self) -> *const i8 {
         self.packed.as_bytes().as_ptr().cast()
+    }
+
+    /// The columns as bits, if they are held so too.
+    pub(super) fn bits(&self) -> Option<&BitColumns> {
+        self.bits.as_ref()
     }
 
     pub(super) fn depth(&self) -> usize {

@@ -6,7 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::tile_of;
+use super::bit_tile;
+use super::bits::BitColumns;
+use super::tile::{Left, tile_of};
 use super::vector::{Floats, Sums};
 
 /// Sixteen sums, by `vpdpbusd` of AVX-512.
@@ -19,6 +21,19 @@ impl Sums for Vnni512 {
     const WIDE: usize = 4;
 
     tile_of!(Vnni512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
+
+    #[inline(always)]
+    unsafe fn count_bits(
+        columns: &BitColumns,
+        first_column: usize,
+        size: (usize, usize),
+        left: Left,
+        starts: &[i32],
+        sums: *mut i32,
+    ) -> bool {
+        // Columns are held as bits only where this CPU counts them.
+        unsafe { bit_tile::tile(columns, first_column, size, left, starts, sums) }
+    }
 
     type Left = __m512i;
     type Right = __m512i;
