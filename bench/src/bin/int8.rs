@@ -1,11 +1,14 @@
 //! 8-bit products of `builtin` with what surrounds them, beside what the CPU's instruction can do.
 //!
-//! `cargo run --release -p attar-bench --bin int8 -- [--threads N] [--seconds S] [M,K,N…]`
+//! `cargo run --release -p attar-bench --bin int8 -- [--threads N] [--seconds S] [--signs] [M,K,N…]`
 //!
 //! Each case is quantize → product → bias, activation → quantize, run as `builtin` runs a model: the
 //! time holds the quantizing of the f32 input, which in a network the operator before does, and the
 //! dequantizing of the output. The floor is the products alone at the peak of one thread times the
 //! threads.
+//!
+//! With `--signs`, products of weights −1 and 1, and of −1, 0 and 1, with rows whose levels have fewer
+//! and fewer bits, in turn: what counting bits is worth.
 #![allow(clippy::print_stdout)]
 
 use std::num::NonZeroUsize;
@@ -35,20 +38,29 @@ const CASES: &[[usize; 3]] = &[
     [128, 3072, 768],
 ];
 
+/// One row, and many.
+const SIGN_CASES: &[[usize; 3]] =
+    &[[1, 1024, 1024], [128, 384, 1536], [196, 1152, 256], [1024, 1536, 384]];
+/// Bits of the levels of rows. With eight bytes are multiplied.
+const BITS: [u32; 5] = [8, 4, 3, 2, 1];
+
 struct Arguments {
     threads: NonZeroUsize,
     seconds: f64,
+    signs: bool,
     cases: Vec<[usize; 3]>,
 }
 
 fn arguments() -> Result<Arguments, Error> {
-    let mut found = Arguments { threads: NonZeroUsize::MIN, seconds: 0.3, cases: Vec::new() };
+    let mut found =
+        Arguments { threads: NonZeroUsize::MIN, seconds: 0.3, signs: false, cases: Vec::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
         match word.as_str() {
             "--threads" => found.threads = value()?.parse()?,
             "--seconds" => found.seconds = value()?.parse()?,
+            "--signs" => found.signs = true,
             _ => {
                 let sizes = word.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
                 let sizes = sizes.try_into();
@@ -57,13 +69,16 @@ fn arguments() -> Result<Arguments, Error> {
         }
     }
     if found.cases.is_empty() {
-        found.cases = CASES.to_vec();
+        found.cases = if found.signs { SIGN_CASES } else { CASES }.to_vec();
     }
     Ok(found)
 }
 
 fn main() -> Result<(), Error> {
     let arguments = arguments()?;
+    if arguments.signs {
+        return signs(&arguments);
+    }
     let peak = attar_ops::int8_operations_per_second() * arguments.threads.get() as f64;
     println!(
         "{} {}, {} thread(s), peak {:.0} GOP/s",
@@ -127,4 +142,61 @@ fn time(model: &Model, size: [usize; 2], arguments: &Arguments) -> Result<f64, E
     let time = Duration::from_secs_f64(arguments.seconds);
     let times = measure(&mut in_turn, &[feeds], 1, 20, time)?;
     Ok(times[0].p50_ms)
+}
+
+/// The times of products with weights of two and of three levels, by the bits of the rows.
+fn signs(arguments: &Arguments) -> Result<(), Error> {
+    println!("{} {}, {} thread(s)", Builtin.name(), Builtin.version(), arguments.threads);
+    println!(
+        "{:>6} {:>6} {:>6} {:>8}  ms, and how many times as fast as with 8 bits",
+        "rows", "depth", "cols", "levels"
+    );
+    for &[m, k, n] in &arguments.cases {
+        for levels in [2, 3] {
+            let times = sign_times([m, k, n], levels, arguments)?;
+            print!("{m:>6} {k:>6} {n:>6} {levels:>8} ");
+            for (bits, ms) in BITS.iter().zip(&times) {
+                print!(" {bits} bits: {ms:.4} ({:.2})", times[0] / ms);
+            }
+            println!();
+        }
+    }
+    Ok(())
+}
+
+fn sign_times(
+    [m, k, n]: [usize; 3],
+    levels: usize,
+    arguments: &Arguments,
+) -> Result<Vec<f64>, Error> {
+    let text = format!(
+        "x: u8[{m}, {k}]\nd = DequantizeLinear(x, s, z)\nv = DequantizeLinear(w, ws)\ny = MatMul(d, v)"
+    );
+    let mut graph = graph_from_text(&text);
+    let weight = |i: usize| match (i * 2_654_435_761 >> 7) % levels {
+        0 => -1,
+        1 => 1,
+        _ => 0,
+    };
+    let weights: Vec<i8> = (0..k * n).map(weight).collect();
+    graph.set_initializer("w", Tensor::new(&[k, n], &weights));
+    graph.set_initializer("ws", Tensor::new(&[n], &vec![0.001_f32; n]));
+    graph.set_initializer("s", Tensor::scalar(0.02_f32));
+    graph.set_initializer("z", Tensor::scalar(0_u8));
+    let constants = &graph.initializers;
+    graph.inputs.retain(|input| !constants.contains_key(&input.name));
+    let opsets = [(String::new(), 23)].into_iter().collect();
+    let model = Model { opsets, graph, ..Model::default() };
+    let options = RunOptions { threads: arguments.threads, observed: Vec::new() };
+    let loaded = BITS.map(|_| Builtin.load(&model, &options));
+    let mut sessions = loaded.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let feeds = BITS.map(|bits| {
+        let x: Vec<u8> = (0..m * k).map(|i| (i * 104_729 % 65_521 % (1 << bits)) as u8).collect();
+        vec![("x".to_string(), Tensor::new(&[m, k], &x))]
+    });
+    let mut in_turn: Vec<&mut dyn Session> =
+        sessions.iter_mut().map(|session| &mut **session as _).collect();
+    let time = Duration::from_secs_f64(arguments.seconds * BITS.len() as f64);
+    let times = measure(&mut in_turn, &feeds, 1, 20, time)?;
+    Ok(times.iter().map(|time| time.p50_ms).collect())
 }

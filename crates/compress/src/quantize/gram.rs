@@ -6,7 +6,7 @@ use attar_tensor::Tensor;
 use super::statistics::ChannelAxis;
 
 /// Rows that are gathered before they are multiplied.
-const ROWS_AT_ONCE: usize = 256;
+const ROWS_AT_ONCE: usize = 128;
 /// Rows after which the moments of a value are known well enough: so many, and so many per channel.
 const ROWS_MAX: usize = 1 << 14;
 const ROWS_PER_CHANNEL: usize = 16;

@@ -9,8 +9,8 @@ const HISTOGRAM_VALUES_MAX: usize = 1 << 16;
 /// Weight of the newest batch in the moving average of extremes.
 const MOVING_WEIGHT: f32 = 0.01;
 
-/// Values kept of a value whose channels may be divided: 1 MiB.
-const SAMPLE_VALUES_MAX: usize = 1 << 18;
+/// Values kept of a value whose channels may be divided: 768 KiB.
+const SAMPLE_VALUES_MAX: usize = 3 << 16;
 
 /// Where the channels of a value are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
