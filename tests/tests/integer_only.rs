@@ -292,11 +292,16 @@ fn an_lstm_of_integers_is_plain_loops() {
     check(&original, &quantized, 1000, "LSTM", series);
     // Eight steps of 8-bit states stay by the float network.
     let x = series(200, 9);
-    let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
-    let [a, b] = [&quantized, &original].map(|model| real(run(&Builtin, model, &x)));
-    let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
-    let power: f32 = b.iter().map(|b| b * b).sum();
-    assert!((lost / power).sqrt() < 0.05, "{}", (lost / power).sqrt());
+    let lost = relative_error(&run(&Builtin, &quantized, &x), &run(&Builtin, &original, &x));
+    assert!(lost < 0.05, "{lost}");
+}
+
+/// ‖a − b‖ / ‖b‖ of values by their bits.
+fn relative_error(a: &[u32], b: &[u32]) -> f32 {
+    let real = |bits: &u32| f32::from_bits(*bits);
+    let lost: f32 = a.iter().zip(b).map(|(a, b)| (real(a) - real(b)).powi(2)).sum();
+    let power: f32 = b.iter().map(|b| real(b).powi(2)).sum();
+    (lost / power).sqrt()
 }
 
 /// That the integer form of `quantized` gives the integers of plain loops on both runtimes, for so many
@@ -328,13 +333,12 @@ fn check(
         assert_eq!(run(&Builtin, &model, &x), expected, "{name}, builtin");
         assert_eq!(run(&ort, &model, &x), expected, "{name}, ONNX Runtime");
     }
-    // The same as with floats in between, but for levels that fall to either side.
+    // The same as with floats in between, but for levels that fall to either side: far less than what
+    // levels cost at all, which in a network of 52 layers of random weights is a tenth.
     let x = inputs(20, 5);
-    let real = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
-    let [a, b] = [&model, quantized].map(|model| real(run(&Builtin, model, &x)));
-    let lost: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
-    let power: f32 = b.iter().map(|b| b * b).sum();
-    assert!((lost / power).sqrt() < 0.02, "{name}: {}", (lost / power).sqrt());
+    let lost = |a: &Model, b: &Model| relative_error(&run(&Builtin, a, &x), &run(&Builtin, b, &x));
+    let (by_sides, by_levels) = (lost(&model, quantized), lost(quantized, original));
+    assert!(by_sides < 0.02_f32.max(0.4 * by_levels), "{name}: {by_sides} of {by_levels}");
     assert!(model.graph.inputs == original.graph.inputs);
     assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
 }

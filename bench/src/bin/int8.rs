@@ -173,7 +173,7 @@ fn sign_times(
         "x: u8[{m}, {k}]\nd = DequantizeLinear(x, s, z)\nv = DequantizeLinear(w, ws)\ny = MatMul(d, v)"
     );
     let mut graph = graph_from_text(&text);
-    let weight = |i: usize| match (i * 2_654_435_761 >> 7) % levels {
+    let weight = |i: usize| match ((i * 2_654_435_761) >> 7) % levels {
         0 => -1,
         1 => 1,
         _ => 0,

@@ -261,12 +261,12 @@ mod tests {
         assert!(KeepFloat::Measured(0.2).measures(1e12) && !KeepFloat::Count(1).measures(0.0));
     }
 
+    fn measured(index: usize, error: f64, macs: f64) -> Cost {
+        Cost { output_squared_error: Some(error * error), ..cost(index, 0.1, macs) }
+    }
+
     #[test]
     fn what_is_left_stays_within_the_error_of_all() {
-        let measured = |index: usize, error: f64, macs: f64| Cost {
-            output_squared_error: Some(error * error),
-            ..cost(index, 0.1, macs)
-        };
         // Squared: 16, 9, 9 and 4; by their work, the second is the worst and the first the least.
         let costs = [
             measured(3, 0.04, 80.0),
@@ -286,10 +286,6 @@ mod tests {
 
     #[test]
     fn as_many_stay_float_as_there_is_time_for() {
-        let measured = |index: usize, error: f64, macs: f64| Cost {
-            output_squared_error: Some(error * error),
-            ..cost(index, 0.1, macs)
-        };
         // By error for work: 5, 7, 9, 3.
         let costs = [
             measured(3, 0.04, 80.0),

@@ -11,7 +11,7 @@ use super::nodes::{ActivationRange, Weight, weight_of};
 use super::observer::{Chosen, Observer, Seen};
 use super::placement::Placement;
 use super::product::{ScaleGrid, matrix_of};
-use super::smooth::{Reader, Smooth, divisors};
+use super::smooth::{Reader, Smooth, by_input, divisors};
 use super::statistics::{ChannelAxis, Statistics};
 use crate::parallel::each_in_order;
 use crate::{Context, PassError};
@@ -190,7 +190,10 @@ fn smoothing(
     for (node, weight) in weights_of(graph, links, readers)? {
         matrices.push(match seen.axis() {
             ChannelAxis::Last => matrix_of(links, node).map(|([_, outputs], w)| (outputs, w))?,
-            ChannelAxis::Second => by_input(&weight, node)?,
+            ChannelAxis::Second if node.is("Conv") && node.int_or("group", 1) == Ok(1) => {
+                by_input(&weight.tensor.values::<f32>(), weight.tensor.shape())
+            }
+            ChannelAxis::Second => return None,
         });
     }
     let readers: Vec<Reader> =
@@ -198,18 +201,4 @@ fn smoothing(
     let divisors = divisors(seen, &readers, f32::from(level_max))?;
     let divided = seen.divided(&divisors);
     Some((divisors, divided))
-}
-
-/// The weights of a convolution without groups, those of an input channel in a row, and their count.
-fn by_input(weight: &Weight, node: &Node) -> Option<(usize, Vec<f32>)> {
-    if !node.is("Conv") || node.int_or("group", 1) != Ok(1) {
-        return None;
-    }
-    let shape = weight.tensor.shape();
-    let (outputs, inputs) = (shape[0], shape[1]);
-    let window: usize = shape[2..].iter().product();
-    let w = weight.tensor.values::<f32>();
-    let kernel = |input: usize, output: usize| &w[(output * inputs + input) * window..][..window];
-    let rows = (0..inputs).flat_map(|input| (0..outputs).flat_map(move |o| kernel(input, o)));
-    Some((outputs * window, rows.copied().collect()))
 }

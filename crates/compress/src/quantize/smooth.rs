@@ -43,6 +43,16 @@ pub(crate) struct Reader<'a> {
     pub(crate) outputs: usize,
 }
 
+/// Weights of a convolution without groups, of `shape` [outputs, inputs, window…]: those of an input
+/// channel in a row, and their count.
+pub(crate) fn by_input(w: &[f32], shape: &[usize]) -> (usize, Vec<f32>) {
+    let (outputs, inputs) = (shape[0], shape[1]);
+    let window: usize = shape[2..].iter().product();
+    let kernel = |input: usize, output: usize| &w[(output * inputs + input) * window..][..window];
+    let rows = (0..inputs).flat_map(|input| (0..outputs).flat_map(move |o| kernel(input, o)));
+    (outputs * window, rows.copied().collect())
+}
+
 /// The divisor of each channel with which the least error is predicted, or `None` where none gains.
 pub(crate) fn divisors(seen: &Statistics, readers: &[Reader], level_max: f32) -> Option<Vec<f32>> {
     divisors_within(seen, readers, level_max, &|divisors| divisors, GAINS)

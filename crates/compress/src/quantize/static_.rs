@@ -38,6 +38,7 @@ use settings::{ActivationBits, Carry, GivenRanges, WeightBits};
 /// 8-bit weights and activations with fixed ranges.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "settings, each read by its name")]
 pub(crate) struct StaticQuantize {
     #[serde(default = "default_true")]
     embeddings: bool,
@@ -104,7 +105,25 @@ impl Pass for StaticQuantize {
             }
             _ => None,
         };
-        let model = equalized.as_ref().map_or(model, |equalized| &equalized.model);
+        let Some(equalized) = equalized else { return self.planned(model, context) };
+        let (mut plan, record) = self.planned(&equalized.model, context)?;
+        plan.edits.splice(0..0, equalized.edits);
+        plan.remark(format!(
+            "channels of {} values, or sets of values that are added up, have one range, by factors in the \
+             weights around",
+            equalized.count
+        ));
+        Ok((plan, record))
+    }
+}
+
+impl StaticQuantize {
+    /// Plans for a model whose channels are as they are to be.
+    fn planned(
+        &self,
+        model: &Model,
+        context: &Context,
+    ) -> Result<(Plan, Option<QuantizationRecord>), PassError> {
         let links = Links::new(&model.graph);
         let mut placement = self.place(model, &links, &BTreeSet::new(), context);
         self.check_ranges(&placement)?;
@@ -138,54 +157,21 @@ impl Pass for StaticQuantize {
         }
         let tables =
             if self.embeddings { quantize_embeddings(&mut builder, &links, context)? } else { 0 };
-        let (count, layers) = (placement.products.len(), placement.layers.len());
         let bounding = builder.bounding;
         let mut plan = builder.finish();
         if let Some(remark) = bounding.remark() {
             plan.remark(remark);
         }
-        if layers > 0 {
-            plan.remark(format!(
-                "{layers} recurrent layers in 8 bits: builtin runs them in integers, other runtimes in \
-                 float"
-            ));
-        }
-        plan.remark(match count + layers + tables {
-            0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
-                  weight"
-                .into(),
-            _ => format!(
-                "{count} products and convolutions and {tables} embedding tables in 8 bits, {} \
-                 activation ranges",
-                placement.readers.len()
-            ),
-        });
-        if placement.unfolded_count > 0 {
-            plan.remark(format!(
-                "{} convolutions are followed by BatchNormalization that cannot be folded into \
-                 them: it runs in float",
-                placement.unfolded_count
-            ));
-        }
+        say_what(&mut plan, &placement, tables);
         if let Some(time) = time {
             self.say_time(time, &mut plan);
         }
         if batch_count > 0 {
             self.measure(model, &mut plan, &mut record, batch_count, context)?;
         }
-        if let Some(equalized) = equalized {
-            plan.edits.splice(0..0, equalized.edits);
-            plan.remark(format!(
-                "channels of {} values, or sets of values that are added up, have one range, by factors in \
-                 the weights around",
-                equalized.count
-            ));
-        }
         Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
     }
-}
 
-impl StaticQuantize {
     /// Enters what the plan does to products and outputs.
     fn measure(
         &self,
@@ -366,6 +352,34 @@ impl StaticQuantize {
             .collect();
         let shift = self.bias_correction.then_some(rounded.shift.as_slice());
         bias::quantize(builder, links, index, &scales, shift);
+    }
+}
+
+/// What runs in 8 bits.
+fn say_what(plan: &mut Plan, placement: &Placement, tables: usize) {
+    let (count, layers) = (placement.products.len(), placement.layers.len());
+    if layers > 0 {
+        plan.remark(format!(
+            "{layers} recurrent layers in 8 bits: builtin runs them in integers, other runtimes in \
+             float"
+        ));
+    }
+    plan.remark(match count + layers + tables {
+        0 => "nothing to quantize: no product, convolution or embedding with a constant f32 \
+              weight"
+            .into(),
+        _ => format!(
+            "{count} products and convolutions and {tables} embedding tables in 8 bits, {} \
+             activation ranges",
+            placement.readers.len()
+        ),
+    });
+    if placement.unfolded_count > 0 {
+        plan.remark(format!(
+            "{} convolutions are followed by BatchNormalization that cannot be folded into \
+             them: it runs in float",
+            placement.unfolded_count
+        ));
     }
 }
 

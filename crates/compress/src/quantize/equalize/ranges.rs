@@ -19,7 +19,7 @@ use attar_tensor::{DType, Tensor};
 
 use super::{Scaled, side};
 use crate::quantize::calibrate::{Fold, observe};
-use crate::quantize::smooth::{Reader, divisors_within};
+use crate::quantize::smooth::{Reader, by_input, divisors_within};
 use crate::quantize::statistics::{ChannelAxis, Statistics};
 use crate::{Context, PassError};
 
@@ -308,16 +308,9 @@ fn rows(links: &Links, node: &Node, channels: usize, scaled: &Scaled) -> Option<
     if found != channels {
         return None;
     }
-    let (shape, w) = (weight.shape(), scaled.values(name, weight));
-    let window: usize = shape[2..].iter().product();
-    if groups > 1 {
-        // The outputs of a channel after each other.
-        return Some((w.len() / channels, w));
-    }
-    let (outputs, inputs) = (shape[0], shape[1]);
-    let kernel = |input: usize, output: usize| &w[(output * inputs + input) * window..][..window];
-    let rows = (0..inputs).flat_map(|input| (0..outputs).flat_map(move |o| kernel(input, o)));
-    Some((outputs * window, rows.copied().collect()))
+    let w = scaled.values(name, weight);
+    // With a group for each channel, the outputs of a channel stand after each other.
+    Some(if groups > 1 { (w.len() / channels, w) } else { by_input(&w, weight.shape()) })
 }
 
 #[cfg(test)]
