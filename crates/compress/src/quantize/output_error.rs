@@ -27,9 +27,10 @@ pub(crate) fn output_errors(
     let mut quantized = original.clone();
     apply(&mut quantized.graph, plan)?;
     let options = RunOptions { threads: context.threads, observed: values.to_vec() };
-    let mut before = context.runtime.load(original, &options)?;
+    // What the first needs only while it loads is gone before the second comes.
     let mut after = context.runtime.load(&quantized, &options)?;
     drop(quantized);
+    let mut before = context.runtime.load(original, &options)?;
     let inputs = before.inputs().to_vec();
     let step = batch_count.div_ceil(EXAMPLES).max(1);
     let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
