@@ -29,8 +29,9 @@ const COUNT_MIN: usize = 4096;
 const KNOWN_COUNT: f32 = 1e6;
 /// Room that is left at least between what was seen of a channel and the end of a `Clip`.
 const ROOM_MIN: f32 = 1.25;
-/// Predicted squared error that may remain for a set to be changed.
-const REMAINS_MAX: f64 = 0.95;
+/// Predicted squared error that may remain for a set to be changed: what gains little loses as much where
+/// other data goes beyond what was seen.
+const REMAINS_MAX: f64 = 0.7;
 
 /// The model with channels of one range.
 pub(crate) struct Equalized {
