@@ -252,7 +252,9 @@ fn runtimes_give_the_integers_of_plain_loops() {
     for (architecture, options, side, count) in cases {
         let original = made(architecture, options);
         let seen = images(32, side, 1);
-        let settings = "smooth = \"off\"\nkeep_float = \"off\"";
+        // Other factors in the weights draw other levels that fall to either side, which 52 layers of
+        // random weights make large; what is computed with them is constants alike.
+        let settings = "smooth = \"off\"\nkeep_float = \"off\"\nequalize = false";
         let (quantized, _) = after(&original, "quantize.static", settings, &seen);
         check(&original, &quantized, count, architecture, |count, seed| images(count, side, seed));
     }
@@ -333,12 +335,10 @@ fn check(
         assert_eq!(run(&Builtin, &model, &x), expected, "{name}, builtin");
         assert_eq!(run(&ort, &model, &x), expected, "{name}, ONNX Runtime");
     }
-    // The same as with floats in between, but for levels that fall to either side: far less than what
-    // levels cost at all, which in a network of 52 layers of random weights is a tenth.
+    // The same as with floats in between, but for levels that fall to either side.
     let x = inputs(20, 5);
-    let lost = |a: &Model, b: &Model| relative_error(&run(&Builtin, a, &x), &run(&Builtin, b, &x));
-    let (by_sides, by_levels) = (lost(&model, quantized), lost(quantized, original));
-    assert!(by_sides < 0.02_f32.max(0.4 * by_levels), "{name}: {by_sides} of {by_levels}");
+    let lost = relative_error(&run(&Builtin, &model, &x), &run(&Builtin, quantized, &x));
+    assert!(lost < 0.02, "{name}: {lost}");
     assert!(model.graph.inputs == original.graph.inputs);
     assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
 }
