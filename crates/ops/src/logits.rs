@@ -1,8 +1,10 @@
 //! Loops over rows of logits, and over pairs of rows, for losses.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::kernels::gemm::{Right, Strided, matmul};
+use crate::kernels::gemm::{Right, Strided, add_matmul, matmul};
 use crate::kernels::{optimize, softmax};
 
 /// Elements that one thread works on at a time.
@@ -36,6 +38,33 @@ pub fn weighted_rows(out: &mut [f32], a: &[f32], b: &[f32], size: [usize; 2], tr
     matmul(out, left, Right::Strided(Strided::rows(b, left.size[1], width)), None);
 }
 
+/// Some columns of the rows of a matrix.
+#[derive(Clone)]
+pub struct Columns<'a> {
+    /// [n, width].
+    pub rows: &'a [f32],
+    pub width: usize,
+    pub columns: Range<usize>,
+}
+
+impl<'a> Columns<'a> {
+    fn matrix(self) -> Strided<'a, f32> {
+        Strided {
+            data: &self.rows[self.columns.start..],
+            size: [self.rows.len() / self.width.max(1), self.columns.len()],
+            strides: [self.width, 1],
+        }
+    }
+}
+
+/// out += scale·aᵀ·b, of as many rows each.
+///
+/// # Panics
+/// Columns outside of their rows, or an `out` of another size.
+pub fn add_weighted(out: &mut [f32], a: Columns, b: Columns, scale: f32) {
+    add_matmul(out, a.matrix().transposed(), b.matrix(), scale, true);
+}
+
 /// The length of each row.
 pub fn row_norms(rows: &[f32], width: usize) -> Vec<f64> {
     rows.chunks(width.max(1)).map(|row| optimize::square_sum(row).sqrt()).collect()
@@ -67,5 +96,14 @@ mod tests {
         let mut back = [0.0; 6];
         weighted_rows(&mut back, &out, &a, [2, 3], true);
         assert_eq!(back, [10.0, 14.0, 14.0, 20.0, 24.0, 34.0]);
+    }
+
+    #[test]
+    fn weighted_columns_are_added() {
+        let rows = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let columns = |columns| Columns { rows: &rows, width: 3, columns };
+        let mut out = [100.0, 200.0];
+        add_weighted(&mut out, columns(2..3), columns(0..2), -2.0);
+        assert_eq!(out, [100.0 - 2.0 * (3.0 + 24.0), 200.0 - 2.0 * (6.0 + 30.0)]);
     }
 }

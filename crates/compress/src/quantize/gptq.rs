@@ -6,6 +6,8 @@
 //! from the last input to the first,
 //!
 //! ŵₖ = round(wₖ + Σ over i > k of eᵢ·L[i, k] / L[k, k]).
+//!
+//! The largest inputs come first, while the most others can still make up for them.
 
 use attar_ops::logits::{products, weighted_rows};
 
@@ -23,8 +25,14 @@ pub(crate) fn round(w: &[f32], grid: &Grid, mut h: Vec<f32>, ridge: &[f32]) -> O
     for (k, &ridge) in ridge.iter().enumerate() {
         h[k * size + k] += ridge;
     }
-    let l = cholesky(h, size)?;
+    let mut order: Vec<usize> = (0..size).collect();
+    order.sort_by(|&a, &b| h[a * size + a].total_cmp(&h[b * size + b]));
+    let row = |&row: &usize| order.iter().map(move |&column| (row, column));
+    let ordered = order.iter().flat_map(row).map(|(row, column)| h[row * size + column]).collect();
+    drop(h);
+    let l = cholesky(ordered, size)?;
     let mut levels = vec![0_i8; size * n];
+    // In the order of rounding.
     let mut errors = vec![0.0_f32; size * n];
     let mut first = size;
     let mut targets = vec![0.0_f32; BLOCK * n];
@@ -47,14 +55,14 @@ pub(crate) fn round(w: &[f32], grid: &Grid, mut h: Vec<f32>, ridge: &[f32]) -> O
                 let (before, own) = targets.split_at_mut((k - first) * n);
                 (&own[..n], before)
             };
-            let (scales, zeros) = grid.row(k);
+            let (scales, zeros) = grid.row(order[k]);
             for column in 0..n {
-                let at = k * n + column;
+                let at = order[k] * n + column;
                 let (scale, zero) = (scales[column], zeros[column]);
                 let wanted = w[at] + target[column] / diagonal;
                 let level = grid.level(wanted, scale, zero);
                 levels[at] = level as i8;
-                errors[at] = w[at] - (level - zero) * scale;
+                errors[k * n + column] = w[at] - (level - zero) * scale;
             }
             let error = &errors[k * n..(k + 1) * n];
             for (i, target) in rest.chunks_exact_mut(n).enumerate() {

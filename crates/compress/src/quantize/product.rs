@@ -164,9 +164,7 @@ pub(crate) fn round(
             let grid = Grid::of_outputs(&scales, level_max);
             let levels = gptq::round(&w, &grid, h.clone(), &ridge);
             match (levels, rounding) {
-                (Some(levels), Rounding::Descent) => {
-                    Some(descent::refine(&w, &scales, level_max, h, levels))
-                }
+                (Some(levels), Rounding::Descent) => Some(descent::refine(&w, &grid, h, levels)),
                 (levels, _) => levels,
             }
         }

@@ -141,6 +141,7 @@ impl Int8Weights {
             let most = isa.tile_vectors_max().min(if T::IS_SUM { 3 } else { 4 });
             packing.dense(most, is_joined, parts)
         };
+        let isa = isa.for_weights(&lines);
         Ok(Self { isa, geometry, group, shape: shape.to_vec(), lines, form, totals })
     }
 

@@ -139,7 +139,8 @@ fn every_instruction_set_gives_the_sums_and_levels_of_the_equation() {
         let count = outputs * inputs * height * width;
         let narrow: Vec<i16> = values(count, 5).map(|w| w as i16 - 128).collect();
         let wide: Vec<i16> = values(count, 5).map(|w| (2 * w - 255) as i16).collect();
-        for w in [narrow, wide] {
+        let halved: Vec<i16> = narrow.iter().map(|w| w >> 1).collect();
+        for w in [narrow, halved, wide] {
             let sums = case.expected(&x, &w, batch);
             let levels: Vec<u8> = (sums.iter().enumerate())
                 .map(|(i, &sum)| {
@@ -158,12 +159,12 @@ fn every_instruction_set_gives_the_sums_and_levels_of_the_equation() {
 
 #[test]
 fn sums_at_the_ends_of_the_range_saturate_nowhere() {
-    // Sums of two products are beyond 16 bits in every pair.
+    // Sums of two products are beyond 16 bits in every pair, or at their end.
     for attributes in ["group=1", "group=64"] {
         let inputs = if attributes == "group=1" { 64 } else { 1 };
         let case = case(attributes, [64, inputs, 3, 3], [3, 3]);
         let count = 64 * inputs * 9;
-        for (x, w) in [(255, -128), (255, 127), (0, -128), (0, 127)] {
+        for (x, w) in [(255, -128), (255, 127), (0, -128), (0, 127), (255, -64), (255, 64)] {
             let (x, w) = (vec![x; 9 * 64], vec![w; count]);
             let expected = case.expected(&x, &w, 1);
             for isa in isas() {

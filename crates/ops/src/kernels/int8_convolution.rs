@@ -3,6 +3,8 @@
 //! registers they were summed in.
 
 #[cfg(target_arch = "x86_64")]
+use super::pair_fits_16_bits;
+#[cfg(target_arch = "x86_64")]
 use super::sums::{Avx2, Vnni};
 use super::sums::{Levels, Portable, Sums};
 use super::unrolled;
@@ -12,6 +14,9 @@ use super::unrolled;
 pub(crate) enum Int8Isa {
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// For weights whose pairs of neighbours do not saturate 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx2Narrow,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
@@ -35,6 +40,14 @@ pub(crate) fn int8_isa() -> Int8Isa {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [i8; 64]);
+
+impl Line {
+    /// Whether no two neighbours that meet in one sum of 16 bits can leave it.
+    #[cfg(target_arch = "x86_64")]
+    fn has_small_pairs(&self) -> bool {
+        self.0.as_chunks::<2>().0.iter().all(|&pair| pair_fits_16_bits(pair))
+    }
+}
 
 /// Where the sums of a row go.
 pub(crate) enum Target<'a> {
@@ -68,6 +81,16 @@ pub(crate) struct Int8Row<'a> {
 }
 
 impl Int8Isa {
+    /// The fastest instructions of this set that are exact for these weights.
+    pub(crate) fn for_weights(self, lines: &[Line]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2 && lines.iter().all(Line::has_small_pairs) {
+            return Self::Avx2Narrow;
+        }
+        let _ = lines;
+        self
+    }
+
     /// Most vectors of 16 outputs that a tile may have.
     pub(crate) fn tile_vectors_max(self) -> usize {
         match self {
@@ -116,7 +139,10 @@ impl Int8Isa {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx2 => unsafe { dense::<Avx2, 1, 4>(&out, row) },
+            Self::Avx2Narrow => unsafe { dense::<Avx2<true>, 1, 4>(&out, row) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx2 => unsafe { dense::<Avx2<false>, 1, 4>(&out, row) },
             // SAFETY: as above.
             Self::Portable => unsafe { dense::<Portable, 1, 4>(&out, row) },
         }
@@ -126,7 +152,7 @@ impl Int8Isa {
         #[cfg(target_arch = "x86_64")]
         assert!(match self {
             Self::Vnni => int8_isa() == Self::Vnni,
-            Self::Avx2 => int8_isa() != Self::Portable,
+            Self::Avx2Narrow | Self::Avx2 => int8_isa() != Self::Portable,
             Self::Portable => true,
         });
     }
@@ -170,7 +196,9 @@ tiles!(Portable);
 #[cfg(target_arch = "x86_64")]
 tiles!(Vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 #[cfg(target_arch = "x86_64")]
-tiles!(Avx2, "avx2,fma");
+tiles!(Avx2<true>, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+tiles!(Avx2<false>, "avx2,fma");
 
 /// Splits the row into tiles of nearly equal counts of pixels, at most `MOST`.
 ///

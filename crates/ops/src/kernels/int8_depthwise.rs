@@ -96,7 +96,10 @@ impl Int8Isa {
             Self::Vnni => unsafe { vnni(&out, scratch, line) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx2 => unsafe { avx2(&out, scratch, line) },
+            Self::Avx2Narrow => unsafe { avx2::<true>(&out, scratch, line) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx2 => unsafe { avx2::<false>(&out, scratch, line) },
             // SAFETY: as above.
             Self::Portable => unsafe { depthwise::<Portable, 1>(&out, scratch, line) },
         }
@@ -112,9 +115,9 @@ unsafe fn vnni(out: &Out, scratch: &mut [u8], line: &Int8DepthwiseLine) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(out: &Out, scratch: &mut [u8], line: &Int8DepthwiseLine) {
+unsafe fn avx2<const NARROW: bool>(out: &Out, scratch: &mut [u8], line: &Int8DepthwiseLine) {
     // SAFETY: the caller's promise.
-    unsafe { depthwise::<Avx2, 1>(out, scratch, line) }
+    unsafe { depthwise::<Avx2<NARROW>, 1>(out, scratch, line) }
 }
 
 /// P pixels at a time.

@@ -183,3 +183,10 @@ pub(crate) fn for_row_pairs<T: Send, U: Send>(
         .enumerate()
         .for_each(|(index, (first, second))| work(index * rows_each, first, second));
 }
+
+/// Whether two weights, each times a byte of 0..=255, add up to 16 bits.
+#[cfg(target_arch = "x86_64")]
+fn pair_fits_16_bits(pair: [i8; 2]) -> bool {
+    let ends = |end: fn(i32, i32) -> i32| 255 * pair.map(|w| end(w.into(), 0)).iter().sum::<i32>();
+    ends(i32::max) <= i16::MAX.into() && ends(i32::min) >= i16::MIN.into()
+}

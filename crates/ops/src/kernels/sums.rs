@@ -300,12 +300,58 @@ mod x86 {
         }
     }
 
-    /// AVX2, whose instruction for bytes saturates sums of two products: bytes are widened to 16
-    /// bits instead, those of even and of odd places apart.
+    /// AVX2, whose instruction for bytes saturates sums of two products. Where weights are too small
+    /// for that it is used (`NARROW`); else bytes are widened to 16 bits, those of even and of odd
+    /// places apart.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2([__m256i; 2]);
+    pub(crate) struct Avx2<const NARROW: bool>([__m256i; 2]);
 
-    impl Avx2 {
+    // No closures around instructions: those are not compiled for the CPU that they are for.
+    impl<const NARROW: bool> Avx2<NARROW> {
+        #[inline(always)]
+        unsafe fn half_of_weights(from: *const i8) -> [__m256i; 2] {
+            // SAFETY: the caller has AVX2, and 32 weights to read.
+            unsafe {
+                let w = _mm256_loadu_si256(from.cast());
+                if NARROW {
+                    return [w; 2];
+                }
+                [_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn half_of_inputs(from: *const u8) -> [__m256i; 2] {
+            // SAFETY: the caller has AVX2, and 32 inputs to read.
+            unsafe {
+                let x = _mm256_loadu_si256(from.cast());
+                if NARROW {
+                    return [x; 2];
+                }
+                [_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn half_of_dot(
+            self,
+            half: usize,
+            x: [[__m256i; 2]; 2],
+            w: [[__m256i; 2]; 2],
+        ) -> __m256i {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                if NARROW {
+                    let pairs = _mm256_maddubs_epi16(x[half][0], w[half][0]);
+                    let four = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                    return _mm256_add_epi32(self.0[half], four);
+                }
+                let even = _mm256_madd_epi16(x[half][0], w[half][0]);
+                let odd = _mm256_madd_epi16(x[half][1], w[half][1]);
+                _mm256_add_epi32(self.0[half], _mm256_add_epi32(even, odd))
+            }
+        }
+
         #[inline(always)]
         unsafe fn rounded(self, half: usize, scales: *const f32) -> __m256i {
             // SAFETY: the caller has AVX2, and 16 scales to read.
@@ -318,15 +364,18 @@ mod x86 {
     }
 
     // SAFETY of all: the caller has the instructions and vouches for the pointers.
-    impl Sums for Avx2 {
-        /// Even and odd places of each half.
+    impl<const NARROW: bool> Sums for Avx2<NARROW> {
+        /// Even and odd places of each half, or the bytes as they are, twice.
         type X = [[__m256i; 2]; 2];
         type W = [[__m256i; 2]; 2];
 
         #[inline(always)]
         unsafe fn load(from: *const i32) -> Self {
             // SAFETY: see above.
-            unsafe { Self([0, 8].map(|at| _mm256_loadu_si256(from.add(at).cast()))) }
+            unsafe {
+                let next = from.add(8);
+                Self([_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(next.cast())])
+            }
         }
 
         #[inline(always)]
@@ -343,18 +392,16 @@ mod x86 {
         #[inline(always)]
         unsafe fn weights(from: *const i8) -> Self::W {
             // SAFETY: see above.
-            unsafe {
-                [0, 32].map(|at| {
-                    let w = _mm256_loadu_si256(from.add(at).cast());
-                    [_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)]
-                })
-            }
+            unsafe { [Self::half_of_weights(from), Self::half_of_weights(from.add(32))] }
         }
 
         #[inline(always)]
         unsafe fn splat(x: u32) -> Self::X {
             // SAFETY: see above.
             unsafe {
+                if NARROW {
+                    return [[_mm256_set1_epi32(x as i32); 2]; 2];
+                }
                 let even = _mm256_set1_epi32((x & 0x00ff_00ff) as i32);
                 let odd = _mm256_set1_epi32((x >> 8 & 0x00ff_00ff) as i32);
                 [[even, odd]; 2]
@@ -364,25 +411,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn inputs(from: *const u8) -> Self::X {
             // SAFETY: see above.
-            unsafe {
-                [0, 32].map(|at| {
-                    let x = _mm256_loadu_si256(from.add(at).cast());
-                    [_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)]
-                })
-            }
+            unsafe { [Self::half_of_inputs(from), Self::half_of_inputs(from.add(32))] }
         }
 
         #[inline(always)]
         unsafe fn dot(self, x: Self::X, w: Self::W) -> Self {
             // SAFETY: see above.
-            unsafe {
-                let sum = |half: usize| {
-                    let even = _mm256_madd_epi16(x[half][0], w[half][0]);
-                    let odd = _mm256_madd_epi16(x[half][1], w[half][1]);
-                    _mm256_add_epi32(self.0[half], _mm256_add_epi32(even, odd))
-                };
-                Self([sum(0), sum(1)])
-            }
+            unsafe { Self([self.half_of_dot(0, x, w), self.half_of_dot(1, x, w)]) }
         }
 
         #[inline(always)]
@@ -421,8 +456,10 @@ mod x86 {
                 let zero = _mm256_set1_epi16(l.zero.into());
                 let mut lanes = [0_u8; 64];
                 for half in 0..2 {
-                    let [a, b, c, d] =
-                        [0, 1, 2, 3].map(|v| sums[v].rounded(half, scales.add(v * 16)));
+                    let a = sums[0].rounded(half, scales);
+                    let b = sums[1].rounded(half, scales.add(16));
+                    let c = sums[2].rounded(half, scales.add(32));
+                    let d = sums[3].rounded(half, scales.add(48));
                     let low = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero);
                     let high = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero);
                     let bytes = _mm256_packus_epi16(low, high);
@@ -447,8 +484,11 @@ mod x86 {
                     }
                 }
                 for half in 0..2 {
-                    let load = |row: *const u8| _mm256_loadu_si256(row.add(half * 32).cast());
-                    let [a, b, c, d] = rows.map(load);
+                    let at = half * 32;
+                    let a = _mm256_loadu_si256(rows[0].add(at).cast());
+                    let b = _mm256_loadu_si256(rows[1].add(at).cast());
+                    let c = _mm256_loadu_si256(rows[2].add(at).cast());
+                    let d = _mm256_loadu_si256(rows[3].add(at).cast());
                     let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
                     let (next, last) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
                     let to = to.add(half * 32);

@@ -6,6 +6,7 @@ use attar_graph::{Graph, Model};
 use attar_tensor::Tensor;
 
 use super::super::calibrate::{Fold, observe};
+use super::super::descent::{refine, refine_scales};
 use super::super::gptq;
 use super::super::gram::Gram;
 use super::super::product::relative_error;
@@ -59,6 +60,8 @@ const MOMENTS_BYTES_MAX: usize = 512 << 20;
 const INPUTS_MAX: usize = 8192;
 /// A hundredth of a mean channel is added to each, against what a sample did not show.
 const RIDGE: f64 = 0.01;
+/// Rounds of levels for given scales, and scales for given levels.
+const ROUNDS: usize = 3;
 /// Exponents tried for the factors of channels (Lin et al., "AWQ", 2023).
 const EXPONENTS: [f32; 4] = [0.25, 0.5, 0.75, 1.0];
 /// Part of the error that may remain for a multiplication to be worth its time.
@@ -239,7 +242,7 @@ impl Method {
                 row.iter_mut().for_each(|w| *w *= s);
             }
         }
-        let grid = match (rounding, moments) {
+        let mut grid = match (rounding, moments) {
             (Rounding::Nearest, _) => Grid::of_ranges(&w, outputs, block, levels),
             (Rounding::Auto | Rounding::Gptq, Some(moments)) => {
                 Grid::of_least_error(&w, outputs, block, levels, &moments.diagonal())
@@ -250,7 +253,14 @@ impl Method {
             let mean = moments.diagonal().iter().map(|&x| f64::from(x)).sum::<f64>();
             let ridge = (RIDGE * mean / inputs.max(1) as f64) as f32;
             let ridge = if ridge > 0.0 { ridge } else { 1.0 };
-            gptq::round(&w, &grid, moments.sums.clone(), &vec![ridge; inputs])
+            let mut levels = gptq::round(&w, &grid, moments.sums.clone(), &vec![ridge; inputs])?;
+            let mut h = moments.sums.clone();
+            h.iter_mut().step_by(inputs + 1).for_each(|square| *square += ridge);
+            for _ in 0..ROUNDS {
+                levels = refine(&w, &grid, &h, levels);
+                refine_scales(&w, &mut grid, &h, &levels);
+            }
+            Some(levels)
         });
         let name = match (&by_moments, rounding, moments) {
             (Some(_), ..) => "gptq",

@@ -34,12 +34,15 @@ struct Case {
     output: Output<'static>,
     /// Bytes between the rows of the left side, and values between those of the results.
     gaps: [usize; 2],
+    /// Bits that weights lack.
+    shift: u32,
 }
 
 impl Case {
     fn sides(&self) -> (Vec<u8>, Vec<i8>) {
         let [m, k, n] = self.sizes;
-        (bytes(m * (k + self.gaps[0]), 1), signed(k * n, 2))
+        let weights = signed(k * n, 2).iter().map(|w| w >> self.shift).collect();
+        (bytes(m * (k + self.gaps[0]), 1), weights)
     }
 
     fn scales(&self) -> Vec<f32> {
@@ -162,6 +165,42 @@ fn hash(hash: &mut u64, (y, q): &(Vec<f32>, Vec<u8>)) {
 /// The hash of all cases but those of functions over slices, on every machine.
 const BITS: u64 = 17_606_167_813_703_914_380;
 
+/// What a case gives, which is checked, and the same on all paths.
+fn on_every_path(case: Case, what: &str) -> (Vec<f32>, Vec<u8>) {
+    let ([_, k, n], (_, b)) = (case.sizes, case.sides());
+    let expected = case.expected();
+    let mut first: Option<(Vec<f32>, Vec<u8>)> = None;
+    for path in Path::exact_for(Strided::rows(&b, k, n)) {
+        let found = case.run(path);
+        check(case, &expected, &found, &format!("{path:?} {what}"));
+        let first = first.get_or_insert_with(|| found.clone());
+        assert!(first == &found, "{path:?} {what}: bits");
+    }
+    first.expect("a path ran")
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn sums_of_16_bits_are_taken_up_to_their_end_and_no_further() {
+    let has_avx2 = Path::available().any(|path| path == Path::Narrow256);
+    let (k, n) = (6, 3);
+    let mut b = vec![0_i8; k * n];
+    let taken =
+        |b: &[i8]| Path::exact_for(Strided::rows(b, k, n)).any(|path| path == Path::Narrow256);
+    for (pair, fits) in [
+        ([127, 1], true),
+        ([127, 2], false),
+        ([-128, 0], true),
+        ([-127, -2], false),
+        ([127, -128], true),
+    ] {
+        // Rows 2 and 3 meet in one sum, rows 3 and 4 do not.
+        [b[2 * n + 1], b[3 * n + 1]] = pair;
+        b[4 * n + 1] = 127;
+        assert_eq!(taken(&b), fits && has_avx2, "{pair:?}");
+    }
+}
+
 #[test]
 fn every_path_gives_what_plain_loops_give_and_the_same_bits() {
     let mut bits = 0xcbf2_9ce4_8422_2325;
@@ -170,17 +209,12 @@ fn every_path_gives_what_plain_loops_give_and_the_same_bits() {
             for (kind, &output) in OUTPUTS.iter().enumerate() {
                 let gaps = if (index + kind) % 2 == 0 { [0, 0] } else { [3, 5] };
                 let zero_point = [0, 7, 128, 255][(index + kind) % 4];
-                let case = Case { sizes, zero_point, activation, output, gaps };
-                let expected = case.expected();
-                let mut first: Option<(Vec<f32>, Vec<u8>)> = None;
-                for path in Path::available() {
-                    let what = format!("{path:?} {sizes:?} {index} {kind}");
-                    let found = case.run(path);
-                    check(case, &expected, &found, &what);
-                    assert!(first.get_or_insert_with(|| found.clone()) == &found, "{what}: bits");
-                }
-                if !matches!(activation, Activation::Each(_)) {
-                    hash(&mut bits, &first.expect("a path ran"));
+                for shift in [0, 1] {
+                    let case = Case { sizes, zero_point, activation, output, gaps, shift };
+                    let found = on_every_path(case, &format!("{sizes:?} {index} {kind} {shift}"));
+                    if shift == 0 && !matches!(activation, Activation::Each(_)) {
+                        hash(&mut bits, &found);
+                    }
                 }
             }
         }
@@ -192,9 +226,9 @@ fn every_path_gives_what_plain_loops_give_and_the_same_bits() {
 fn sums_are_exact_at_the_ends_of_the_range() {
     let (m, k, n) = (7, 1536, 70);
     let a = vec![255_u8; m * k];
-    for value in [-128_i8, 127] {
+    for value in [-128_i8, 127, -64, 64] {
         let b = vec![value; k * n];
-        for path in Path::available() {
+        for path in Path::exact_for(Strided::rows(&b, k, n)) {
             let weights = Weights::with_path(path, Strided::rows(&b, k, n));
             let product = Product::new(weights, 0, &[1.0], None, Activation::None, Output::F32);
             let mut y = vec![0.0; m * n];
@@ -300,7 +334,7 @@ fn a_scale_of_levels_for_each_column_gives_what_it_gives_alone() {
     for least in [4e-3, 1e-3] {
         let scales: Vec<f32> = (0..n).map(|i| least * (1.0 + i as f32 / n as f32)).collect();
         for &activation in ACTIVATIONS {
-            for path in Path::available() {
+            for path in Path::exact_for(Strided::rows(&b, k, n)) {
                 let found = levels(path, activation, &scales);
                 for column in [0, 15, 16, 63, 64, 69] {
                     let alone = levels(path, activation, &scales[column..=column]);
@@ -410,7 +444,7 @@ mod bits {
                         y
                     };
                     let expected = run(Path::Portable);
-                    for path in Path::available() {
+                    for path in Path::exact_for(Strided::rows(&b, k, n)) {
                         assert_eq!(
                             run(path),
                             expected,

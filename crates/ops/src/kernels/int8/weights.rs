@@ -4,13 +4,15 @@ use attar_tensor::Buffer;
 
 use super::super::gemm::Strided;
 #[cfg(target_arch = "x86_64")]
+use super::super::pair_fits_16_bits;
+#[cfg(target_arch = "x86_64")]
 use super::bit_tile;
 use super::bits::BitColumns;
 #[cfg(target_arch = "aarch64")]
 use super::neon::{Dot128, Wide128};
 use super::vector::{Portable, Sums};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Vnni256, Vnni512, Wide256};
+use super::x86::{Narrow256, Vnni256, Vnni512, Wide256};
 use super::{Job, Task, peak, tile};
 
 /// How a path lays out columns.
@@ -33,6 +35,9 @@ pub(crate) enum Path {
     /// The same tile by instructions of AVX-512.
     #[cfg(all(test, target_arch = "x86_64"))]
     Evex256,
+    /// AVX2, for columns whose pairs do not saturate 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    Narrow256,
     /// AVX2.
     #[cfg(target_arch = "x86_64")]
     Wide256,
@@ -54,6 +59,8 @@ impl Path {
         Self::Vnni256,
         #[cfg(all(test, target_arch = "x86_64"))]
         Self::Evex256,
+        #[cfg(target_arch = "x86_64")]
+        Self::Narrow256,
         #[cfg(target_arch = "x86_64")]
         Self::Wide256,
         #[cfg(target_arch = "aarch64")]
@@ -80,7 +87,9 @@ impl Path {
             #[cfg(all(test, target_arch = "x86_64"))]
             Self::Evex256 => Self::Vnni512.is_available(),
             #[cfg(target_arch = "x86_64")]
-            Self::Wide256 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Narrow256 | Self::Wide256 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+            }
             #[cfg(target_arch = "aarch64")]
             Self::Dot128 => std::arch::is_aarch64_feature_detected!("dotprod"),
             #[cfg(target_arch = "aarch64")]
@@ -101,6 +110,8 @@ impl Path {
             Self::Vnni256 => of::<Vnni256<false>>(),
             #[cfg(all(test, target_arch = "x86_64"))]
             Self::Evex256 => of::<Vnni256<true>>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Narrow256 => of::<Narrow256>(),
             #[cfg(target_arch = "x86_64")]
             Self::Wide256 => of::<Wide256>(),
             #[cfg(target_arch = "aarch64")]
@@ -129,9 +140,18 @@ impl Path {
         self.layout().left_offset
     }
 
-    /// The fastest path of this CPU.
-    fn best() -> Self {
-        Self::available().next().expect("the portable path is there")
+    /// Whether the path's sums of products of these columns are exact, whatever the left side.
+    fn holds(self, b: &Strided<i8>) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Narrow256 => (0..b.size[0] / 2).all(|pair| has_small_pairs(b, 2 * pair)),
+            _ => true,
+        }
+    }
+
+    /// The paths of this CPU that are exact for these columns, the fastest first.
+    pub(crate) fn exact_for(b: Strided<'_, i8>) -> impl Iterator<Item = Self> + '_ {
+        Self::available().filter(move |path| path.holds(&b))
     }
 
     /// Runs one task of a job whose weights are packed for this path.
@@ -155,6 +175,8 @@ impl Path {
                 #[cfg(all(test, target_arch = "x86_64"))]
                 Self::Evex256 => evex256(work),
                 #[cfg(target_arch = "x86_64")]
+                Self::Narrow256 => narrow256(work),
+                #[cfg(target_arch = "x86_64")]
                 Self::Wide256 => wide256(work),
                 #[cfg(target_arch = "aarch64")]
                 Self::Dot128 => dot128(work),
@@ -164,6 +186,14 @@ impl Path {
             }
         }
     }
+}
+
+/// Whether what two rows of weights give together never leaves 16 bits.
+#[cfg(target_arch = "x86_64")]
+fn has_small_pairs(b: &Strided<i8>, row: usize) -> bool {
+    let [first, second] = [row, row + 1].map(|row| &b.data[row * b.strides[0]..]);
+    let places = (0..b.size[1]).map(|column| column * b.strides[1]);
+    places.map(|at| [first[at], second[at]]).all(pair_fits_16_bits)
 }
 
 /// A task, or without one a measurement of the instructions alone, in operations a second.
@@ -198,12 +228,15 @@ compiled_for!(vnni256, Vnni256<false>, "avx2,fma,avxvnni");
 compiled_for!(evex256, Vnni256<true>, "avx2,fma,avx512vl,avx512vnni");
 #[cfg(target_arch = "x86_64")]
 compiled_for!(wide256, Wide256, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+compiled_for!(narrow256, Narrow256, "avx2,fma");
 
 /// Integer operations (two per product) that one thread of this CPU can do a second with operands
 /// in registers, measured; for reports.
 pub fn int8_operations_per_second() -> f64 {
+    let path = Path::available().next().expect("the portable path is there");
     // SAFETY: the path is available.
-    unsafe { Path::best().call(None) }
+    unsafe { path.call(None) }
 }
 
 /// A constant right side of k rows and n columns: panels of columns, each with four rows of every
@@ -220,13 +253,20 @@ pub(crate) struct Weights {
 impl Weights {
     /// Packs for the fastest path of this CPU.
     pub(crate) fn new(b: Strided<i8>) -> Self {
-        Self::with_path(Path::best(), b)
+        let path = Path::exact_for(b).next().expect("the portable path is there");
+        Self::packed(path, b)
     }
 
     /// # Panics
-    /// When this CPU lacks the path.
+    /// When this CPU lacks the path, or it is not exact for these columns.
+    #[cfg(test)]
     pub(crate) fn with_path(path: Path, b: Strided<i8>) -> Self {
         assert!(path.is_available(), "{path:?} needs instructions that this CPU lacks");
+        assert!(path.holds(&b), "{path:?} is not exact for these columns");
+        Self::packed(path, b)
+    }
+
+    fn packed(path: Path, b: Strided<i8>) -> Self {
         let [depth, columns] = b.size;
         let Layout { panel_columns, lanes, .. } = path.layout();
         let padded_depth = depth.next_multiple_of(4);

@@ -195,6 +195,38 @@ impl<const EVEX: bool> Sums for Vnni256<EVEX> {
     }
 }
 
+/// Eight sums, by `vpmaddubsw`, whose sums of two products have 16 bits: for columns whose pairs of
+/// neighbours cannot leave them.
+#[derive(Clone, Copy)]
+pub(super) struct Narrow256(__m256i);
+
+impl Sums for Narrow256 {
+    sums_of_256!(4);
+    tile_of!(Narrow256, "avx2,fma");
+
+    type Left = __m256i;
+    type Right = __m256i;
+
+    #[inline(always)]
+    unsafe fn left(group: u32) -> __m256i {
+        unsafe { _mm256_set1_epi32(group.cast_signed()) }
+    }
+
+    #[inline(always)]
+    unsafe fn right(from: *const i8) -> __m256i {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, left: __m256i, right: __m256i) -> Self {
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(left, right);
+            let four = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+            Self(_mm256_add_epi32(self.0, four))
+        }
+    }
+}
+
 /// Eight sums, by products widened to 16 bits, whose sums of two fit 32: `vpmaddubsw` would
 /// saturate at 16. Each side is held as its even and its odd bytes.
 #[derive(Clone, Copy)]
