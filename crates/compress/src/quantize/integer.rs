@@ -231,7 +231,8 @@ impl<'a> Form<'a> {
         (levels.len() == count).then_some(levels)
     }
 
-    /// The sums of a product in i32, of the value `name`, and what they are of.
+    /// The sums of a product in i32, of the value `name`, and what they are of. The node keeps its
+    /// name, by which reports compare it with what it was.
     fn sums(&mut self, node: &'a Node, name: &str) -> Option<Sums> {
         let ([x, _, x_zero], x_scale, _) = self.dequantized(node.input(0)?)?;
         let (weight, tensor, scales) = self.weight(node)?;
@@ -241,7 +242,7 @@ impl<'a> Form<'a> {
             shape[1] = channels;
             let mut product = node.clone();
             product.op_type = "ConvInteger".into();
-            product.name = name.into();
+            product.name = node.label().into();
             product.inputs = [x, weight, x_zero].map(String::from).to_vec();
             product.outputs = vec![name.into()];
             (product, channels, shape)
@@ -263,7 +264,7 @@ impl<'a> Form<'a> {
                 let tensor = Tensor::new(&[depth, rows], &moved);
                 self.plan.push(Edit::SetInitializer { name: w.clone(), tensor });
             }
-            let product = Node::new("MatMulInteger", name, &[x, &w, x_zero], &[name]);
+            let product = Node::new("MatMulInteger", node.label(), &[x, &w, x_zero], &[name]);
             (product, channels, vec![channels])
         };
         let bias = self.bias(node, channels)?;
@@ -284,8 +285,9 @@ impl<'a> Form<'a> {
     /// A product at the end, whose sums are dequantized.
     fn last(&mut self, index: usize, node: &'a Node) -> Option<()> {
         let output = node.outputs.first()?;
-        let [name, biased, bias_name, scale] =
-            ["sums", "biased", "bias", "sum_scale"].map(|part| format!("{output}_{part}"));
+        let [name, biased, bias_name, scale, dequantized] =
+            ["sums", "biased", "bias", "sum_scale", "dequantized"]
+                .map(|part| format!("{output}_{part}"));
         let Sums { scales, bias, shape } = self.sums(node, &name)?;
         let bias: Option<Vec<i32>> = bias.iter().map(|&b| i32::try_from(b).ok()).collect();
         let tensor = Tensor::new(&shape, &bias?);
@@ -295,7 +297,7 @@ impl<'a> Form<'a> {
         let scales: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
         let tensor = Tensor::new(&[scales.len()], &scales);
         self.plan.push(Edit::SetInitializer { name: scale.clone(), tensor });
-        let real = Node::new("DequantizeLinear", node.label(), &[&biased, &scale], &[output]);
+        let real = Node::new("DequantizeLinear", &dequantized, &[&biased, &scale], &[output]);
         let axis = if node.is("Conv") { 1_i64 } else { -1 };
         self.plan.push(Edit::ReplaceNode { index, node: real.with_attribute("axis", axis) });
         Some(())
@@ -364,7 +366,8 @@ impl<'a> Form<'a> {
         let multipliers = Multipliers::new(terms.iter().map(|(_, factors)| *factors))?;
         let constants: Vec<i64> =
             multipliers.values[0].iter().zip(bias).map(|(m, bias)| m * bias).collect();
-        Some(self.levels(node, y, terms, &multipliers, &constants, shape))
+        let last = self.levels(node, y, terms, &multipliers, &constants, shape);
+        Some(Node { name: y.levels.into(), ..last })
     }
 
     /// Σ terms·multipliers + constants, shifted and clamped; the last node of it.

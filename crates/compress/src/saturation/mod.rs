@@ -35,6 +35,10 @@ impl LevelRange {
 
     /// Whether the sum of two products can leave 16 bits.
     pub(crate) fn saturates(self, a: i8, b: i8) -> bool {
+        if u16::from(a.unsigned_abs()) + u16::from(b.unsigned_abs()) <= 128 {
+            // 255·128 has 16 bits.
+            return false;
+        }
         let (a, b) = (self.products(a), self.products(b));
         a.0 + b.0 < i32::from(i16::MIN) || a.1 + b.1 > i32::from(i16::MAX)
     }
