@@ -162,6 +162,24 @@ macro_rules! sums_of_256 {
     };
 }
 
+/// Both sides as they are, for instructions that take bytes.
+macro_rules! bytes_of_256 {
+    () => {
+        type Left = __m256i;
+        type Right = __m256i;
+
+        #[inline(always)]
+        unsafe fn left(group: u32) -> __m256i {
+            unsafe { _mm256_set1_epi32(group.cast_signed()) }
+        }
+
+        #[inline(always)]
+        unsafe fn right(from: *const i8) -> __m256i {
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+    };
+}
+
 /// Eight sums, by `vpdpbusd` of AVX-VNNI; or, for tests on CPUs without it, in the encoding of
 /// AVX-512.
 #[derive(Clone, Copy)]
@@ -170,18 +188,7 @@ pub(super) struct Vnni256<const EVEX: bool>(__m256i);
 impl<const EVEX: bool> Sums for Vnni256<EVEX> {
     sums_of_256!(6);
 
-    type Left = __m256i;
-    type Right = __m256i;
-
-    #[inline(always)]
-    unsafe fn left(group: u32) -> __m256i {
-        unsafe { _mm256_set1_epi32(group.cast_signed()) }
-    }
-
-    #[inline(always)]
-    unsafe fn right(from: *const i8) -> __m256i {
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
+    bytes_of_256!();
 
     #[inline(always)]
     unsafe fn dot(self, left: __m256i, right: __m256i) -> Self {
@@ -204,18 +211,7 @@ impl Sums for Narrow256 {
     sums_of_256!(4);
     tile_of!(Narrow256, "avx2,fma");
 
-    type Left = __m256i;
-    type Right = __m256i;
-
-    #[inline(always)]
-    unsafe fn left(group: u32) -> __m256i {
-        unsafe { _mm256_set1_epi32(group.cast_signed()) }
-    }
-
-    #[inline(always)]
-    unsafe fn right(from: *const i8) -> __m256i {
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
+    bytes_of_256!();
 
     #[inline(always)]
     unsafe fn dot(self, left: __m256i, right: __m256i) -> Self {
