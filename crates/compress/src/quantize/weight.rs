@@ -40,27 +40,34 @@ pub(crate) fn quantize_on(
     fit: impl Fn(f32) -> f32,
 ) -> Result<WeightRounding, PassError> {
     let channels = weight.shape()[axis];
-    let inner: usize = weight.shape()[axis + 1..].iter().product();
+    let inner = weight.shape()[axis + 1..].iter().product::<usize>().max(1);
     let values = weight.values::<f32>();
-    let channel = |index: usize| index / inner.max(1) % channels.max(1);
+    if values.iter().any(|w| !w.is_finite()) {
+        return Err(PassError::WeightNotFinite { tensor: name.into() });
+    }
+    // A run of `inner` values belongs to one channel, the next run to the next.
+    let runs = || values.chunks_exact(inner).zip((0..channels).cycle());
     let mut largest = vec![0.0_f32; channels];
-    for (index, &w) in values.iter().enumerate() {
-        if !w.is_finite() {
-            return Err(PassError::WeightNotFinite { tensor: name.into() });
-        }
-        largest[channel(index)] = largest[channel(index)].max(w.abs());
+    for (run, channel) in runs() {
+        largest[channel] = run.iter().fold(largest[channel], |most, w| most.max(w.abs()));
     }
     let top = f32::from(level_max);
     let step = |&largest: &f32| if largest / top < f32::MIN_POSITIVE { 1.0 } else { largest / top };
     let scales: Vec<f32> = largest.iter().map(step).map(fit).collect();
-    let levels = values.iter().enumerate();
-    let levels = levels.map(|(index, &w)| nearest_level(w / scales[channel(index)], top));
-    let values = if level_max > i16::from(i8::MAX) {
-        Tensor::new(weight.shape(), &levels.map(|level| level as i16).collect::<Vec<_>>())
+    let levels = if level_max > i16::from(i8::MAX) {
+        let mut levels = Vec::with_capacity(values.len());
+        for (run, channel) in runs() {
+            levels.extend(run.iter().map(|w| nearest_level(w / scales[channel], top) as i16));
+        }
+        Tensor::new(weight.shape(), &levels)
     } else {
-        Tensor::new(weight.shape(), &levels.map(|level| level as i8).collect::<Vec<_>>())
+        let mut levels = Vec::with_capacity(values.len());
+        for (run, channel) in runs() {
+            levels.extend(run.iter().map(|w| nearest_level(w / scales[channel], top) as i8));
+        }
+        Tensor::new(weight.shape(), &levels)
     };
-    Ok(WeightRounding { values, scales: Tensor::new(&[channels], &scales) })
+    Ok(WeightRounding { values: levels, scales: Tensor::new(&[channels], &scales) })
 }
 
 /// The integer nearest to `x` within ±`level_max`, half to even: `round_ties_even` is a call where the

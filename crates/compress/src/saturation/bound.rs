@@ -19,27 +19,45 @@ pub(crate) fn safe_scale(
     level_max: i8,
 ) -> Option<f32> {
     let range = LevelRange::ALL;
-    let round = |scale: f32| -> Vec<i8> {
-        weights.iter().map(|&w| level_of(w, scale, level_max)).collect()
-    };
-    let on_grid = |scale: f32, mut levels: Vec<i8>| {
-        move_pairs(&mut levels, pairs, range);
-        let errors = weights.iter().zip(&levels).map(|(w, &q)| (w / scale - f32::from(q)).powi(2));
-        errors.sum::<f32>() * scale * scale
-    };
-    let levels = round(scale);
+    let mut levels = vec![0; weights.len()];
+    round(weights, scale, level_max, &mut levels);
     if !pairs.iter().any(|&(a, b)| range.saturates(levels[a], levels[b])) {
         return None;
     }
-    let mut best = (on_grid(scale, levels), scale);
+    move_pairs(&mut levels, pairs, range);
+    let mut best = (error(weights, scale, &levels), scale);
     for level in LEVELS {
         let coarser = scale * (127.0 / level);
-        let error = on_grid(coarser, round(coarser));
+        round(weights, coarser, level_max, &mut levels);
+        move_pairs(&mut levels, pairs, range);
+        let error = error(weights, coarser, &levels);
         if error < best.0 {
             best = (error, coarser);
         }
     }
     Some(best.1)
+}
+
+fn round(weights: &[f32], scale: f32, level_max: i8, levels: &mut [i8]) {
+    for (level, &weight) in levels.iter_mut().zip(weights) {
+        *level = level_of(weight, scale, level_max);
+    }
+}
+
+/// Σ (w − scale·level)², in parts that do not wait for each other.
+fn error(weights: &[f32], scale: f32, levels: &[i8]) -> f32 {
+    const PARTS: usize = 8;
+    let square = |w: f32, level: i8| (w / scale - f32::from(level)).powi(2);
+    let mut sums = [0.0_f32; PARTS];
+    let (weights, weights_rest) = weights.as_chunks::<PARTS>();
+    let (levels, levels_rest) = levels.as_chunks::<PARTS>();
+    for (weights, levels) in weights.iter().zip(levels) {
+        for part in 0..PARTS {
+            sums[part] += square(weights[part], levels[part]);
+        }
+    }
+    let rest = weights_rest.iter().zip(levels_rest).map(|(&w, &level)| square(w, level));
+    (sums.iter().sum::<f32>() + rest.sum::<f32>()) * scale * scale
 }
 
 fn level_of(weight: f32, scale: f32, level_max: i8) -> i8 {
