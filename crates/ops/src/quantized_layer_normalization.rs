@@ -8,7 +8,8 @@ use attar_graph::Node;
 use attar_tensor::{DType, Tensor};
 
 use crate::clip::in_place_or_copy;
-use crate::kernels::{for_row_pairs, normalize};
+use crate::kernels::for_row_pairs;
+use crate::kernels::normalize_levels::{Normalization, layer_normalize_levels};
 use crate::quantized_matmul::shared_zero;
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
@@ -41,25 +42,38 @@ impl Operator for QuantizedLayerNormalization {
             let skip = run.optional(1).map(Tensor::slice::<f32>);
             let scale = run.input(2)?.slice::<f32>();
             let bias = run.optional(3).map(Tensor::slice::<f32>);
-            let levels_scales = run.input(4)?.slice::<f32>();
-            let zero_point = i32::from(shared_zero(run.input(5)?, 5)?);
+            let constants = constants(run, row_size)?;
+            let (inverse_scales, zeros) = constants.slice::<f32>().split_at(row_size);
+            let by = Normalization {
+                scale,
+                bias: bias.unwrap_or(zeros),
+                inverse_scales,
+                zero_point: i32::from(shared_zero(run.input(5)?, 5)?),
+                epsilon,
+            };
             let (y_values, q_values) = (y.slice_mut::<f32>(), q.slice_mut::<u8>());
             for_row_pairs(y_values, q_values, row_size, |first, y, q| {
                 let skip = skip.map(|skip| &skip[first * row_size..][..y.len()]);
-                normalize::layer_normalize_levels(
-                    y,
-                    q,
-                    skip,
-                    scale,
-                    bias,
-                    epsilon,
-                    levels_scales,
-                    zero_point,
-                );
+                layer_normalize_levels(y, q, skip, by);
             });
+            run.pool.recycle(constants);
             Ok(vec![y, q])
         }))
     }
+}
+
+/// One over the scale of the levels of each place in a row, and zeros for a bias. Values are multiplied,
+/// not divided: one within an ulp of a tie may fall to its other side.
+fn constants(run: &Run, row_size: usize) -> Result<Tensor, OpError> {
+    let scales = run.input(4)?.slice::<f32>();
+    let mut constants = run.pool.tensor(DType::F32, &[2, row_size]);
+    let (inverses, zeros) = constants.slice_mut::<f32>().split_at_mut(row_size);
+    for (inverse, &scale) in inverses.iter_mut().zip(scales.iter().cycle()) {
+        // Of a scale that has no inverse, 0 still has the level of the zero point.
+        *inverse = (1.0 / scale).min(f32::MAX);
+    }
+    zeros.fill(0.0);
+    Ok(constants)
 }
 
 /// The size of a row, once every input fits it.

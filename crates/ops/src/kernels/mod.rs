@@ -17,6 +17,7 @@ pub(crate) mod int8_depthwise;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod normalize;
+pub(crate) mod normalize_levels;
 pub(crate) mod optimize;
 pub(crate) mod outer;
 pub(crate) mod pooling;

@@ -1,7 +1,6 @@
 //! `LayerNormalization` over rows: y = (x − mean) / √(variance + ε) · scale + bias.
 
 use super::math::fma;
-use super::quantize::quantize;
 use super::softmax::{LANES, sum_lanes};
 use super::vectorized;
 
@@ -73,38 +72,6 @@ vectorized! {
     ) {
         for row in data.chunks_exact_mut(scale.len()) {
             layer_normalize::<FMA>(row, scale, bias, epsilon);
-        }
-    }
-
-    /// y ← the normalized rows of y + skip, q ← their levels, by one scale or one for each place.
-    pub(crate) fn layer_normalize_levels<FMA>(
-        y: &mut [f32],
-        q: &mut [u8],
-        skip: Option<&[f32]>,
-        scale: &[f32],
-        bias: Option<&[f32]>,
-        epsilon: f32,
-        levels_scales: &[f32],
-        zero_point: i32,
-    ) {
-        let size = scale.len();
-        for (index, row) in y.chunks_exact_mut(size).enumerate() {
-            if let Some(skip) = skip {
-                for (value, &added) in row.iter_mut().zip(&skip[index * size..][..size]) {
-                    *value += added;
-                }
-            }
-            layer_normalize::<FMA>(row, scale, bias, epsilon);
-            let levels = q[index * size..][..size].iter_mut().zip(row.iter());
-            if let [scale] = *levels_scales {
-                for (level, &value) in levels {
-                    *level = quantize::<0, 255>(value, scale, zero_point) as u8;
-                }
-            } else {
-                for ((level, &value), &scale) in levels.zip(levels_scales) {
-                    *level = quantize::<0, 255>(value, scale, zero_point) as u8;
-                }
-            }
         }
     }
 

@@ -22,6 +22,16 @@ pub(super) fn quantize<const LOW: i32, const HIGH: i32>(
     (level + zero_point).clamp(LOW, HIGH)
 }
 
+/// The level of what is divided already, as [`quantize`] finds it.
+#[inline(always)]
+pub(super) fn level(scaled: f32, zero_point: i32) -> u8 {
+    // NaN becomes the least.
+    let bounded = scaled.max(-1024.0).min(1024.0);
+    // The low bits are the integer, however negative.
+    let rounded = (bounded + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+    (rounded + zero_point).clamp(0, 255) as u8
+}
+
 vectorized! {
     pub(crate) fn quantize_u8<FMA>(out: &mut [u8], x: &[f32], scale: f32, zero_point: i32) {
         for (out, &x) in out.iter_mut().zip(x) {

@@ -29,10 +29,10 @@ impl Packing {
     /// -zq times the sum of each key.
     pub(super) fn key_starts(&self, starts: &mut [i32], key: Rows8, size: usize, query_zero: u8) {
         starts.fill(0);
-        sum_rows(&mut starts[..self.keys], key.data, key.stride, size);
-        for start in &mut starts[..self.keys] {
-            *start = -i32::from(query_zero) * (*start - self.path.offset() * size as i32);
-        }
+        let starts = &mut starts[..self.keys];
+        sum_rows(starts, key.data, key.stride, size);
+        let offset = self.path.offset() * size as i32;
+        scale_sums(starts, -i32::from(query_zero), offset);
     }
 
     /// V as [keys / group, columns, group], padded by zeros.
@@ -153,6 +153,13 @@ fn interleave(_: &mut [[u8; 4]], _: [&[u8]; 4]) -> usize {
 }
 
 vectorized! {
+    /// sums = factor·(sums − offset)
+    fn scale_sums<FMA>(sums: &mut [i32], factor: i32, offset: i32) {
+        for sum in sums {
+            *sum = factor * (*sum - offset);
+        }
+    }
+
     /// From row `taken` on.
     fn pack_key_bytes<FMA>(
         packed: &mut [[u8; 4]],

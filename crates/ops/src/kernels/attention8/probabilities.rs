@@ -299,7 +299,6 @@ mod x86 {
         highest: &[f32; ROWS],
     ) -> [[i32; ROWS]; 2] {
         let size = scores.len() / ROWS;
-        let least = _mm512_set1_ps(FINE_LEAST);
         let mut totals = [[0_i32; ROWS]; 2];
         for row in 0..ROWS {
             if !highest[row].is_finite() {
@@ -308,23 +307,23 @@ mod x86 {
                 continue;
             }
             let highest = _mm512_set1_ps(highest[row]);
-            let (mut all, mut of_high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-            for at in (row * size..(row + 1) * size).step_by(LANES) {
-                // SAFETY: `at` and the 16 places from there on lie within the row.
+            let mut sums = [_mm512_setzero_si512(); 2];
+            let (mut at, end) = (row * size, (row + 1) * size);
+            while at < end {
+                // SAFETY: the places from `at` on lie within the row.
                 unsafe {
-                    let score = _mm512_loadu_ps(scores.as_ptr().add(at));
-                    let exponent = _mm512_sub_ps(score, highest);
-                    // To the nearest integer, half to even, as adding 1.5·2²³ does.
-                    let level = _mm512_cvtps_epi32(power_of_two(exponent, least, &FINE_POWER));
-                    let upper = _mm512_srli_epi32::<8>(level);
-                    let bytes = _mm512_cvtepi32_epi8(level);
-                    _mm_storeu_si128(low.as_mut_ptr().add(at).cast(), bytes);
-                    let bytes = _mm512_cvtepi32_epi8(upper);
-                    _mm_storeu_si128(high.as_mut_ptr().add(at).cast(), bytes);
-                    all = _mm512_add_epi32(all, level);
-                    of_high = _mm512_add_epi32(of_high, upper);
+                    let to = [high.as_mut_ptr().add(at), low.as_mut_ptr().add(at)];
+                    let from = scores.as_ptr().add(at);
+                    if end - at >= 2 * LANES {
+                        put_weights::<2>(to, from, highest, &mut sums);
+                        at += 2 * LANES;
+                    } else {
+                        put_weights::<1>(to, from, highest, &mut sums);
+                        at += LANES;
+                    }
                 }
             }
+            let [all, of_high] = sums;
             // The sum of all may take a bit more than 31, that of the low bytes does not.
             totals[0][row] = _mm512_reduce_add_epi32(of_high);
             let all = _mm512_reduce_add_epi32(all);
@@ -333,17 +332,72 @@ mod x86 {
         totals
     }
 
+    /// Levels of `W` vectors, each step of all of them before the next, so that none waits for the
+    /// one before; added to the sums of levels and of their high bytes.
+    ///
+    /// # Safety
+    /// `W`·16 places behind each pointer.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn put_weights<const W: usize>(
+        [high, low]: [*mut u8; 2],
+        scores: *const f32,
+        highest: __m512,
+        sums: &mut [__m512i; 2],
+    ) {
+        let mut exponents = [highest; W];
+        for (i, exponent) in exponents.iter_mut().enumerate() {
+            // SAFETY: as the caller's.
+            let score = unsafe { _mm512_loadu_ps(scores.add(i * LANES)) };
+            *exponent = _mm512_sub_ps(score, highest);
+        }
+        let powers = powers_of_two(exponents, _mm512_set1_ps(FINE_LEAST), &FINE_POWER);
+        for (i, power) in powers.into_iter().enumerate() {
+            // To the nearest integer, half to even, as adding 1.5·2²³ does.
+            let level = _mm512_cvtps_epi32(power);
+            let upper = _mm512_srli_epi32::<8>(level);
+            let bytes = [_mm512_cvtepi32_epi8(upper), _mm512_cvtepi32_epi8(level)];
+            // SAFETY: as the caller's.
+            unsafe {
+                _mm_storeu_si128(high.add(i * LANES).cast(), bytes[0]);
+                _mm_storeu_si128(low.add(i * LANES).cast(), bytes[1]);
+            }
+            sums[0] = _mm512_add_epi32(sums[0], level);
+            sums[1] = _mm512_add_epi32(sums[1], upper);
+        }
+    }
+
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn power_of_two(x: __m512, least: __m512, coefficients: &[f32; 6]) -> __m512 {
+        powers_of_two([x], least, coefficients)[0]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn powers_of_two<const W: usize>(
+        mut x: [__m512; W],
+        least: __m512,
+        coefficients: &[f32; 6],
+    ) -> [__m512; W] {
         let round = _mm512_set1_ps(ROUND);
-        let bounded = _mm512_max_ps(x, least);
-        let shifted = _mm512_add_ps(bounded, round);
-        let r = _mm512_sub_ps(bounded, _mm512_sub_ps(shifted, round));
-        let mut p = _mm512_set1_ps(coefficients[0]);
-        for &coefficient in &coefficients[1..] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
+        let (mut r, mut p) = (x, [_mm512_set1_ps(coefficients[0]); W]);
+        for i in 0..W {
+            let bounded = _mm512_max_ps(x[i], least);
+            let shifted = _mm512_add_ps(bounded, round);
+            r[i] = _mm512_sub_ps(bounded, _mm512_sub_ps(shifted, round));
+            x[i] = shifted;
         }
-        let exponent_bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
-        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent_bits))
+        for &coefficient in &coefficients[1..] {
+            for i in 0..W {
+                p[i] = _mm512_fmadd_ps(p[i], r[i], _mm512_set1_ps(coefficient));
+            }
+        }
+        for i in 0..W {
+            let exponent_bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(x[i]));
+            let sum = _mm512_add_epi32(_mm512_castps_si512(p[i]), exponent_bits);
+            x[i] = _mm512_castsi512_ps(sum);
+        }
+        x
     }
 }

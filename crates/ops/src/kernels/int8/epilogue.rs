@@ -3,7 +3,7 @@
 
 use super::super::math;
 use super::vector::{Floats, Sums};
-use super::{Division, Job, Out};
+use super::{Division, Job, Levels, Out};
 
 /// Which part of the result a tile is.
 #[derive(Clone, Copy)]
@@ -14,16 +14,17 @@ pub(super) struct Place {
     pub(super) columns: usize,
 }
 
-/// An activation on a vector.
+/// An activation on vectors side by side. Each of its steps is done on all of them before the next,
+/// so that none waits for the one before.
 pub(super) trait Apply<F: Floats> {
-    unsafe fn apply(&self, x: F) -> F;
+    unsafe fn apply<const W: usize>(&self, x: [F; W]) -> [F; W];
 }
 
 pub(super) struct Identity;
 
 impl<F: Floats> Apply<F> for Identity {
     #[inline(always)]
-    unsafe fn apply(&self, x: F) -> F {
+    unsafe fn apply<const W: usize>(&self, x: [F; W]) -> [F; W] {
         x
     }
 }
@@ -32,9 +33,27 @@ pub(super) struct Clip<F>(pub(super) [F; 2]);
 
 impl<F: Floats> Apply<F> for Clip<F> {
     #[inline(always)]
-    unsafe fn apply(&self, x: F) -> F {
-        // SAFETY: as the caller's.
-        unsafe { x.clipped(self.0[0], self.0[1]) }
+    unsafe fn apply<const W: usize>(&self, mut x: [F; W]) -> [F; W] {
+        for x in &mut x {
+            // SAFETY: as the caller's.
+            *x = unsafe { x.clipped(self.0[0], self.0[1]) };
+        }
+        x
+    }
+}
+
+/// sums ← sums·u + coefficient, for all coefficients behind the first, with which the sums begin.
+#[inline(always)]
+unsafe fn polynomial<F: Floats, const W: usize>(u: [F; W], coefficients: &[f32]) -> [F; W] {
+    // SAFETY: as the caller's.
+    unsafe {
+        let mut sums = [F::splat(coefficients[0]); W];
+        for &coefficient in &coefficients[1..] {
+            for (sum, u) in sums.iter_mut().zip(u) {
+                *sum = sum.fma(u, F::splat(coefficient));
+            }
+        }
+        sums
     }
 }
 
@@ -43,22 +62,24 @@ pub(super) struct Gelu;
 
 impl<F: Floats> Apply<F> for Gelu {
     #[inline(always)]
-    unsafe fn apply(&self, x: F) -> F {
+    unsafe fn apply<const W: usize>(&self, mut x: [F; W]) -> [F; W] {
         // SAFETY: as the caller's.
         unsafe {
-            let splat = |value: f32| F::splat(value);
-            let end = splat(math::ERF_END);
-            let half = x.mul(splat(0.5));
-            let z = x.mul(splat(std::f32::consts::FRAC_1_SQRT_2));
-            let a = z.clipped(splat(-math::ERF_END), end);
-            let factor = splat(2.0 / (math::ERF_END * math::ERF_END));
-            let u = a.mul(a).fma(factor, splat(-1.0));
-            let mut sum = splat(math::ERF[0]);
-            for &coefficient in &math::ERF[1..] {
-                sum = sum.fma(u, splat(coefficient));
+            let end = F::splat(math::ERF_END);
+            let (mut z, mut a, mut u) = (x, x, x);
+            for i in 0..W {
+                z[i] = x[i].mul(F::splat(std::f32::consts::FRAC_1_SQRT_2));
+                a[i] = z[i].clipped(F::splat(-math::ERF_END), end);
+                let factor = F::splat(2.0 / (math::ERF_END * math::ERF_END));
+                u[i] = a[i].mul(a[i]).fma(factor, F::splat(-1.0));
             }
-            let erf = z.unit_beyond(end, a.mul(sum));
-            half.fma(erf, half)
+            let sums = polynomial(u, &math::ERF);
+            for i in 0..W {
+                let half = x[i].mul(F::splat(0.5));
+                let erf = z[i].unit_beyond(end, a[i].mul(sums[i]));
+                x[i] = half.fma(erf, half);
+            }
+            x
         }
     }
 }
@@ -96,19 +117,154 @@ const COARSE: [f32; 9] = [
 
 impl<F: Floats> Apply<F> for CoarseGelu {
     #[inline(always)]
-    unsafe fn apply(&self, x: F) -> F {
+    unsafe fn apply<const W: usize>(&self, mut x: [F; W]) -> [F; W] {
         // SAFETY: as the caller's.
         unsafe {
-            let splat = |value: f32| F::splat(value);
-            let a = x.clipped(splat(-COARSE_END), splat(COARSE_END));
-            let factor = splat(2.0 / (COARSE_END * COARSE_END));
-            let u = a.mul(a).fma(factor, splat(-1.0));
-            let mut sum = splat(COARSE[0]);
-            for &coefficient in &COARSE[1..] {
-                sum = sum.fma(u, splat(coefficient));
+            let (mut a, mut u) = (x, x);
+            for i in 0..W {
+                a[i] = x[i].clipped(F::splat(-COARSE_END), F::splat(COARSE_END));
+                let factor = F::splat(2.0 / (COARSE_END * COARSE_END));
+                u[i] = a[i].mul(a[i]).fma(factor, F::splat(-1.0));
             }
-            x.mul(a.fma(sum, splat(0.5)))
+            let sums = polynomial(u, &COARSE);
+            for i in 0..W {
+                x[i] = x[i].mul(a[i].fma(sums[i], F::splat(0.5)));
+            }
+            x
         }
+    }
+}
+
+/// What becomes of y, of vectors side by side.
+trait Put<F: Floats> {
+    /// # Safety
+    /// That of the floats, and results that have `count` places from `index` on: those of all the
+    /// vectors, or of a part of a single one.
+    unsafe fn put<const W: usize>(
+        &self,
+        y: [F; W],
+        columns: &Columns<F, W>,
+        index: usize,
+        count: usize,
+    );
+}
+
+/// As it is.
+#[derive(Clone, Copy)]
+struct AsFloats(Out<f32>);
+
+impl<F: Floats> Put<F> for AsFloats {
+    #[inline(always)]
+    unsafe fn put<const W: usize>(&self, y: [F; W], _: &Columns<F, W>, index: usize, count: usize) {
+        // SAFETY: as the caller's; a part is copied out of a whole vector.
+        unsafe {
+            let to = self.0.0.add(index);
+            if count < F::LANES {
+                let mut part = [0.0_f32; LANES_MAX];
+                y[0].store(part.as_mut_ptr());
+                return std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
+            }
+            for (i, y) in y.into_iter().enumerate() {
+                y.store(to.add(i * F::LANES));
+            }
+        }
+    }
+}
+
+/// Rounded to levels, after what is left of the division.
+#[derive(Clone, Copy)]
+struct AsLevels<D> {
+    out: Out<u8>,
+    zero_point: i32,
+    division: D,
+}
+
+/// What is left of the division by the scale of the levels.
+trait Divide<F: Floats> {
+    unsafe fn divide(&self, y: F, factor: F) -> F;
+}
+
+#[derive(Clone, Copy)]
+struct Done;
+#[derive(Clone, Copy)]
+struct By;
+#[derive(Clone, Copy)]
+struct Times;
+
+impl<F: Floats> Divide<F> for Done {
+    #[inline(always)]
+    unsafe fn divide(&self, y: F, _: F) -> F {
+        y
+    }
+}
+
+impl<F: Floats> Divide<F> for By {
+    #[inline(always)]
+    unsafe fn divide(&self, y: F, factor: F) -> F {
+        // SAFETY: as the caller's.
+        unsafe { y.div(factor) }
+    }
+}
+
+impl<F: Floats> Divide<F> for Times {
+    #[inline(always)]
+    unsafe fn divide(&self, y: F, factor: F) -> F {
+        // SAFETY: as the caller's.
+        unsafe { y.mul(factor) }
+    }
+}
+
+impl<F: Floats, D: Divide<F>> Put<F> for AsLevels<D> {
+    #[inline(always)]
+    unsafe fn put<const W: usize>(
+        &self,
+        mut y: [F; W],
+        columns: &Columns<F, W>,
+        index: usize,
+        count: usize,
+    ) {
+        // SAFETY: as the caller's; a part is copied out of a whole vector.
+        unsafe {
+            for (i, y) in y.iter_mut().enumerate() {
+                let x = self.division.divide(*y, columns.factors[i]);
+                *y = x.at_least(columns.lows[i]).at_most(columns.highs[i]);
+            }
+            let to = self.out.0.add(index);
+            if count < F::LANES {
+                let mut part = [0_u8; LANES_MAX];
+                y[0].store_levels(self.zero_point, part.as_mut_ptr());
+                return std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
+            }
+            F::store_levels_of(y, self.zero_point, to);
+        }
+    }
+}
+
+/// The most lanes that vectors have.
+const LANES_MAX: usize = 16;
+
+/// What the columns of vectors side by side have for every row, held in registers.
+#[derive(Clone, Copy)]
+struct Columns<F, const W: usize> {
+    scales: [F; W],
+    bias: [F; W],
+    /// What y is divided or multiplied by before it is rounded.
+    factors: [F; W],
+    lows: [F; W],
+    highs: [F; W],
+}
+
+/// `W` vectors from an index on.
+#[inline(always)]
+unsafe fn vectors<F: Floats, const W: usize>(values: &[f32], first: usize) -> [F; W] {
+    let from = values[first..].as_ptr();
+    // SAFETY: as the caller's.
+    unsafe {
+        let mut vectors = [F::load(from); W];
+        for (i, vector) in vectors.iter_mut().enumerate().skip(1) {
+            *vector = F::load(from.add(i * F::LANES));
+        }
+        vectors
     }
 }
 
@@ -130,42 +286,72 @@ impl Chain<'_> {
         // SAFETY: as the caller's.
         unsafe {
             if let Some(out) = self.job.out_f32 {
-                return self
-                    .each::<T, A>(sums, activation, |y, _, place| put_f32::<T>(y, out, place));
+                return self.each::<T, A, _>(sums, activation, &AsFloats(out));
             }
             let Some(out) = self.job.out_u8 else { return };
             match self.job.product.levels.division {
-                Division::Done => self.each::<T, A>(sums, activation, |x, columns, place| {
-                    put_levels::<T>(x, columns.ends, zero_point, out, place);
-                }),
-                Division::By => self.each::<T, A>(sums, activation, |y, columns, place| {
-                    put_levels::<T>(y.div(columns.factor), columns.ends, zero_point, out, place);
-                }),
-                Division::Times => self.each::<T, A>(sums, activation, |y, columns, place| {
-                    put_levels::<T>(y.mul(columns.factor), columns.ends, zero_point, out, place);
-                }),
+                Division::Done => {
+                    let put = AsLevels { out, zero_point, division: Done };
+                    self.each::<T, A, _>(sums, activation, &put);
+                }
+                Division::By => {
+                    let put = AsLevels { out, zero_point, division: By };
+                    self.each::<T, A, _>(sums, activation, &put);
+                }
+                Division::Times => {
+                    let put = AsLevels { out, zero_point, division: Times };
+                    self.each::<T, A, _>(sums, activation, &put);
+                }
             }
         }
     }
 
-    /// Calls `put` with y of every vector.
+    /// Puts y of every vector: those of a row of a whole panel together, others one by one.
     #[inline(always)]
-    unsafe fn each<T: Sums, A: Apply<T::Floats>>(
+    unsafe fn each<T: Sums, A: Apply<T::Floats>, P: Put<T::Floats>>(
         self,
         sums: *const i32,
         activation: &A,
-        put: impl Fn(T::Floats, Columns<T::Floats>, Vector),
+        put: &P,
     ) {
-        let wide = self.place.columns.div_ceil(T::LANES);
-        for w in 0..wide {
-            // SAFETY: as the caller's.
-            unsafe {
-                let columns = self.columns::<T>(w);
-                for row in 0..self.place.rows {
-                    let sums = T::load(sums.add((row * wide + w) * T::LANES));
-                    let y = activation.apply(sums.floats().fma(columns.scale, columns.bias));
-                    put(y, columns, self.at::<T>(row, w));
+        let columns = self.place.columns;
+        let wide = columns.div_ceil(T::LANES);
+        // SAFETY: as the caller's.
+        unsafe {
+            if columns == T::WIDE * T::LANES {
+                match T::WIDE {
+                    4 => return self.strip::<T, A, P, 4>(sums, (0, wide), activation, put),
+                    2 => return self.strip::<T, A, P, 2>(sums, (0, wide), activation, put),
+                    _ => {}
                 }
+            }
+            for w in 0..wide {
+                self.strip::<T, A, P, 1>(sums, (w, wide), activation, put);
+            }
+        }
+    }
+
+    /// Puts y of `W` vectors of each row, from vector `w` of `wide` on.
+    #[inline(always)]
+    unsafe fn strip<T: Sums, A: Apply<T::Floats>, P: Put<T::Floats>, const W: usize>(
+        self,
+        sums: *const i32,
+        (w, wide): (usize, usize),
+        activation: &A,
+        put: &P,
+    ) {
+        // SAFETY: as the caller's; what columns have is padded to whole vectors.
+        unsafe {
+            let columns = self.columns::<T, W>(w);
+            let count = self.place.columns - w * T::LANES;
+            for row in 0..self.place.rows {
+                let from = sums.add((row * wide + w) * T::LANES);
+                let mut y = columns.bias;
+                for (i, y) in y.iter_mut().enumerate() {
+                    let sums = T::load(from.add(i * T::LANES)).floats();
+                    *y = sums.fma(columns.scales[i], *y);
+                }
+                put.put(activation.apply(y), &columns, self.index::<T>(row, w), count);
             }
         }
     }
@@ -174,111 +360,61 @@ impl Chain<'_> {
     #[inline(always)]
     pub(super) unsafe fn run_each<T: Sums>(self, sums: *mut i32, function: fn(&mut [f32])) {
         let wide = self.place.columns.div_ceil(T::LANES);
-        let count = self.place.rows * wide;
-        let levels = self.job.product.levels;
+        let vectors = self.place.rows * wide;
+        let Levels { division, zero_point } = self.job.product.levels;
         // SAFETY: as the caller's; f32 take the places of the sums they come from.
         unsafe {
-            for i in 0..count {
-                let (at, columns) = (sums.add(i * T::LANES), self.columns::<T>(i % wide));
-                T::load(at).floats().fma(columns.scale, columns.bias).store(at.cast());
+            for i in 0..vectors {
+                let (at, columns) = (sums.add(i * T::LANES), self.columns::<T, 1>(i % wide));
+                let y = T::load(at).floats().fma(columns.scales[0], columns.bias[0]);
+                y.store(at.cast());
             }
-            function(std::slice::from_raw_parts_mut(sums.cast(), count * T::LANES));
-            for i in 0..count {
-                let y = T::Floats::load(sums.add(i * T::LANES).cast());
-                let (columns, place) =
-                    (self.columns::<T>(i % wide), self.at::<T>(i / wide, i % wide));
+            function(std::slice::from_raw_parts_mut(sums.cast(), vectors * T::LANES));
+            for i in 0..vectors {
+                let (row, w) = (i / wide, i % wide);
+                let y = [T::Floats::load(sums.add(i * T::LANES).cast())];
+                let (columns, index) = (&self.columns::<T, 1>(w), self.index::<T>(row, w));
+                let count = self.place.columns - w * T::LANES;
                 if let Some(out) = self.job.out_f32 {
-                    put_f32::<T>(y, out, place);
+                    AsFloats(out).put(y, columns, index, count);
                 }
                 if let Some(out) = self.job.out_u8 {
-                    let x = match levels.division {
-                        Division::Done => y,
-                        Division::By => y.div(columns.factor),
-                        Division::Times => y.mul(columns.factor),
-                    };
-                    put_levels::<T>(x, columns.ends, levels.zero_point, out, place);
+                    match division {
+                        Division::Done => AsLevels { out, zero_point, division: Done }
+                            .put(y, columns, index, count),
+                        Division::By => {
+                            AsLevels { out, zero_point, division: By }
+                                .put(y, columns, index, count);
+                        }
+                        Division::Times => AsLevels { out, zero_point, division: Times }
+                            .put(y, columns, index, count),
+                    }
                 }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn columns<T: Sums>(self, w: usize) -> Columns<T::Floats> {
+    unsafe fn columns<T: Sums, const W: usize>(self, w: usize) -> Columns<T::Floats, W> {
         let product = self.job.product;
         let first = self.place.first_column + w * T::LANES;
+        let [lows, highs] = &product.level_ends;
         // SAFETY: as the caller's; all of these are padded to whole vectors.
-        let of = |values: &[f32]| unsafe { T::Floats::load(values.as_ptr().add(first)) };
-        Columns {
-            scale: of(&product.scales),
-            bias: of(&product.bias),
-            factor: of(&product.level_factors),
-            ends: [of(&product.level_ends[0]), of(&product.level_ends[1])],
+        unsafe {
+            Columns {
+                scales: vectors(&product.scales, first),
+                bias: vectors(&product.bias, first),
+                factors: vectors(&product.level_factors, first),
+                lows: vectors(lows, first),
+                highs: vectors(highs, first),
+            }
         }
     }
 
+    /// Of a vector's first value in the results.
     #[inline(always)]
-    fn at<T: Sums>(self, row: usize, w: usize) -> Vector {
+    fn index<T: Sums>(self, row: usize, w: usize) -> usize {
         let column = self.place.first_column + w * T::LANES;
-        Vector {
-            index: (self.place.row + row) * self.job.out_stride + column,
-            count: T::LANES.min(self.place.columns - w * T::LANES),
-        }
-    }
-}
-
-/// What a vector of columns has for every row.
-#[derive(Clone, Copy)]
-struct Columns<F> {
-    scale: F,
-    bias: F,
-    /// What y is divided or multiplied by before it is rounded.
-    factor: F,
-    ends: [F; 2],
-}
-
-/// Where a vector of results goes.
-#[derive(Clone, Copy)]
-struct Vector {
-    /// Of the first of its values in the results.
-    index: usize,
-    /// How many of its lanes are results.
-    count: usize,
-}
-
-#[inline(always)]
-unsafe fn put_f32<T: Sums>(y: T::Floats, out: Out<f32>, place: Vector) {
-    // SAFETY: as the caller's.
-    unsafe {
-        let to = out.0.add(place.index);
-        if place.count == T::LANES {
-            y.store(to);
-        } else {
-            let mut part = [0.0_f32; 16];
-            y.store(part.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
-        }
-    }
-}
-
-/// Rounds what is divided already.
-#[inline(always)]
-unsafe fn put_levels<T: Sums>(
-    x: T::Floats,
-    [low, high]: [T::Floats; 2],
-    zero_point: i32,
-    out: Out<u8>,
-    place: Vector,
-) {
-    // SAFETY: as the caller's.
-    unsafe {
-        let x = x.at_least(low).at_most(high);
-        let to = out.0.add(place.index);
-        if place.count == T::LANES {
-            x.store_levels(zero_point, to);
-        } else {
-            let mut part = [0_u8; 16];
-            x.store_levels(zero_point, part.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(part.as_ptr(), to, place.count);
-        }
+        (self.place.row + row) * self.job.out_stride + column
     }
 }

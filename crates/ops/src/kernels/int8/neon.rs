@@ -94,6 +94,8 @@ impl Sums for Wide128 {
 }
 
 impl Floats for float32x4_t {
+    const LANES: usize = 4;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { vdupq_n_f32(value) }

@@ -1,14 +1,26 @@
 //! Sums of a few rows and one panel of columns in registers, and what becomes of them.
 
+use std::mem::MaybeUninit;
+
 use super::epilogue::{Chain, Clip, CoarseGelu, Gelu, Identity, Place};
 use super::vector::{Floats, Sums};
 use super::{Activation, Job, Task};
 
-/// Most sums of a tile: six rows of 64 columns.
-const TILE_MAX: usize = 6 * 64;
+/// Blocks of rows whose sums are turned into results together: what surrounds that is done once for
+/// them, and their sums stay in the L1 cache.
+const BLOCKS: usize = 4;
+
+/// Most sums of as many blocks: six rows of 64 columns each.
+const SUMS_MAX: usize = BLOCKS * 6 * 64;
 
 #[repr(align(64))]
-struct Scratch([i32; TILE_MAX]);
+struct Scratch([MaybeUninit<i32>; SUMS_MAX]);
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
+/// Lines that are fetched at once: more would hold up what the block itself reads.
+const FETCHED_MAX: usize = 24;
 
 /// Computes the rows of one panel that the task names.
 ///
@@ -25,10 +37,15 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
     // SAFETY: the panel lies within the packed weights.
     let weights = unsafe { product.weights.data().add(first_column * product.groups() * 4) };
     let starts = &product.starts[first_column..first_column + wide * T::LANES];
-    let mut scratch = Scratch([0; TILE_MAX]);
+    let mut scratch = Scratch([const { MaybeUninit::uninit() }; SUMS_MAX]);
+    // While this panel is in use, the next one is fetched, a part with each block.
+    let next = weights.wrapping_add(panel_columns * product.groups() * 4);
+    let next_columns = panel_columns.min(product.n.saturating_sub(first_column + panel_columns));
+    let lines = next_columns * product.groups() * 4 / LINE;
     let count = task.row_end - task.first_row;
     let blocks = count.div_ceil(T::ROWS);
-    let mut row = task.first_row;
+    let lines = if lines > blocks * FETCHED_MAX { 0 } else { lines };
+    let (mut row, mut finished) = (task.first_row, task.first_row);
     for block in 0..blocks {
         // Blocks of nearly the same size keep more rows in flight than one small block at the end.
         let rows = (task.row_end - row).div_ceil(blocks - block);
@@ -38,8 +55,11 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
             stride: job.left_stride,
             depth: product.k,
         };
-        let sums = scratch.0.as_mut_ptr();
-        let place = Place { row, rows, first_column, columns };
+        let sums = scratch.0[(row - finished) * wide * T::LANES..].as_mut_ptr().cast::<i32>();
+        for line in lines * block / blocks..lines * (block + 1) / blocks {
+            // SAFETY: any address may be asked for.
+            unsafe { T::prefetch(next.wrapping_add(line * LINE)) };
+        }
         // SAFETY: the caller vouches for the instructions, and the tile for what it reads.
         unsafe {
             let is_counted = product.weights.bits().is_some_and(|columns| {
@@ -54,9 +74,14 @@ pub(super) unsafe fn run<T: Sums>(job: &Job, task: Task) {
                 5 => tiles::<T, 5>(wide, left, weights, starts, sums),
                 _ => tiles::<T, 6>(wide, left, weights, starts, sums),
             }
-            finish::<T>(job, place, sums);
         }
         row += rows;
+        if (block + 1).is_multiple_of(BLOCKS) || block + 1 == blocks {
+            let place = Place { row: finished, rows: row - finished, first_column, columns };
+            // SAFETY: as above.
+            unsafe { finish::<T>(job, place, scratch.0.as_mut_ptr().cast()) };
+            finished = row;
+        }
     }
 }
 

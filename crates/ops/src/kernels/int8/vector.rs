@@ -31,6 +31,9 @@ pub(super) trait Sums: Copy {
     /// self + Σ of the four products of each lane, exact modulo 2³².
     unsafe fn dot(self, left: Self::Left, right: Self::Right) -> Self;
     unsafe fn floats(self) -> Self::Floats;
+    /// Asks for the line of the cache at an address, which need not be readable.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const i8) {}
     /// The sums of some rows, and vectors of a row, by counting bits; false, with nothing done, where
     /// bytes are faster.
     #[inline(always)]
@@ -63,6 +66,9 @@ pub(super) trait Sums: Copy {
 /// # Safety
 /// As that of [`Sums`].
 pub(super) trait Floats: Copy {
+    /// Floats in a vector.
+    const LANES: usize;
+
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -79,6 +85,14 @@ pub(super) trait Floats: Copy {
     unsafe fn unit_beyond(self, end: Self, inside: Self) -> Self;
     /// Rounds half to even, adds the zero point and writes bytes; the results lie within 0..=255.
     unsafe fn store_levels(self, zero_point: i32, to: *mut u8);
+    /// As [`store_levels`](Self::store_levels), of vectors side by side.
+    #[inline(always)]
+    unsafe fn store_levels_of<const W: usize>(x: [Self; W], zero_point: i32, to: *mut u8) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: as the caller's.
+            unsafe { x.store_levels(zero_point, to.add(i * Self::LANES)) };
+        }
+    }
 }
 
 /// Sums as an array, for CPUs without vectors of their own here.
@@ -146,6 +160,8 @@ impl PortableFloats {
 }
 
 impl Floats for PortableFloats {
+    const LANES: usize = 8;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; 8])

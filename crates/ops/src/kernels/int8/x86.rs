@@ -65,12 +65,19 @@ impl Sums for Vnni512 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const i8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
+    }
+
+    #[inline(always)]
     unsafe fn floats(self) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(self.0) }
     }
 }
 
 impl Floats for __m512 {
+    const LANES: usize = 16;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { _mm512_set1_ps(value) }
@@ -134,6 +141,26 @@ impl Floats for __m512 {
             _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(levels));
         }
     }
+
+    /// Four vectors in one store: narrowed together, which mixes their quarters, and put in order.
+    #[inline(always)]
+    unsafe fn store_levels_of<const W: usize>(x: [Self; W], zero_point: i32, to: *mut u8) {
+        unsafe {
+            let [a, b, c, d] = x.as_slice() else {
+                for (i, x) in x.into_iter().enumerate() {
+                    x.store_levels(zero_point, to.add(i * Self::LANES));
+                }
+                return;
+            };
+            let ab = _mm512_packs_epi32(_mm512_cvtps_epi32(*a), _mm512_cvtps_epi32(*b));
+            let cd = _mm512_packs_epi32(_mm512_cvtps_epi32(*c), _mm512_cvtps_epi32(*d));
+            let zero_points = _mm512_set1_epi16(zero_point as i16);
+            let (ab, cd) = (_mm512_add_epi16(ab, zero_points), _mm512_add_epi16(cd, zero_points));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
+            _mm512_storeu_si512(to.cast(), bytes);
+        }
+    }
 }
 
 /// What the two ways to sum in 256 bits share.
@@ -153,6 +180,11 @@ macro_rules! sums_of_256 {
         #[inline(always)]
         unsafe fn store(self, to: *mut i32) {
             unsafe { _mm256_storeu_si256(to.cast(), self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn prefetch(at: *const i8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
         }
 
         #[inline(always)]
@@ -262,6 +294,8 @@ impl Sums for Wide256 {
 }
 
 impl Floats for __m256 {
+    const LANES: usize = 8;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { _mm256_set1_ps(value) }
