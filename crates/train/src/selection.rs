@@ -254,6 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn scales_of_tables_and_weights_in_few_bits_are_settings() {
+        let mut model = model(
+            "x: i64[n]\nw = [1 2; 3 4]\ne = GatherBlockQuantized(q, x, s)\n\
+             h = MatMulNBits(e, b, t)\ny = MatMul(h, w)",
+        );
+        model.graph.inputs.retain(|input| input.name == "x");
+        for name in ["q", "b"] {
+            model.graph.set_initializer(name, Tensor::new(&[2, 1], &[1_u8, 2]));
+        }
+        for name in ["s", "t"] {
+            model.graph.set_initializer(name, Tensor::new(&[2, 1], &[0.5_f32, 0.25]));
+        }
+        for node in model.graph.nodes.iter_mut().filter(|node| !node.is("MatMul")) {
+            node.domain = "com.microsoft".into();
+        }
+        model.graph.outputs.retain(|output| output.name == "y");
+        assert_eq!(trained(&model, &WeightOptions::default()).unwrap(), ["w"]);
+        let train = vec!["s".into(), "w".into()];
+        let options = WeightOptions { train, ..WeightOptions::default() };
+        let mut asked = trained(&model, &options).unwrap();
+        asked.sort();
+        assert_eq!(asked, ["s", "w"]);
+    }
+
+    #[test]
     fn a_pattern_that_fits_nothing_is_an_error() {
         let freeze = vec!["encoder.*".into()];
         let options = WeightOptions { freeze, ..WeightOptions::default() };
