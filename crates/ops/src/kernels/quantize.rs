@@ -23,6 +23,7 @@ pub(super) fn quantize<const LOW: i32, const HIGH: i32>(
 }
 
 /// The level of what is divided already, as [`quantize`] finds it.
+#[allow(clippy::manual_clamp)] // `clamp` would keep NaN
 #[inline(always)]
 pub(super) fn level(scaled: f32, zero_point: i32) -> u8 {
     // NaN becomes the least.
