@@ -112,6 +112,29 @@ fn computed(node: &Node, inputs: &[Integers], shape: &[usize]) -> Integers {
             of(x.values.chunks_exact(places).map(|values| values.iter().sum()).collect())
         }
         "MaxPool" => pooled(node, x, shape),
+        "Concat" => {
+            let axis = node.int_or("axis", 0).unwrap() as usize;
+            let inner = |tensor: &Integers| tensor.shape[axis..].iter().product::<usize>();
+            let outer: usize = shape[..axis].iter().product();
+            let part = |tensor: &Integers, at: usize| {
+                let inner = inner(tensor);
+                tensor.values[at * inner..][..inner].to_vec()
+            };
+            of((0..outer).flat_map(|at| inputs.iter().flat_map(move |x| part(x, at))).collect())
+        }
+        "Transpose" => {
+            let perm = node.ints("perm").unwrap().unwrap();
+            let at = |index: usize| {
+                let (mut rest, mut place) = (index, 0);
+                for axis in (0..shape.len()).rev() {
+                    let from = perm[axis] as usize;
+                    place += rest % shape[axis] * x.shape[from + 1..].iter().product::<usize>();
+                    rest /= shape[axis];
+                }
+                x.values[place]
+            };
+            of((0..shape.iter().product()).map(at).collect())
+        }
         other => panic!("`{}` is a {other}", node.label()),
     }
 }
@@ -261,6 +284,24 @@ fn runtimes_give_the_integers_of_plain_loops() {
 }
 
 #[test]
+fn equalized_channels_are_integers_of_plain_loops() {
+    let options = [("size", "32"), ("channels", "1"), ("width", "0.25")];
+    let original = made("mobilenet_v2", &options);
+    let seen = images(32, 32, 1);
+    let settings = "smooth = \"off\"\nkeep_float = \"off\"\nequalize = true";
+    let (quantized, said) = after(&original, "quantize.static", settings, &seen);
+    assert!(said.iter().any(|line| line.contains("one range")), "nothing is equalized: {said:?}");
+    let model =
+        exact(&original, &quantized, 20, "equalized", |count, seed| images(count, 32, seed));
+    // Levels that fall to either side draw less than levels themselves cost.
+    let x = images(20, 32, 5);
+    let [integer, levels] = [&model, &quantized].map(|model| run(&Builtin, model, &x));
+    let cost = relative_error(&levels, &run(&Builtin, &original, &x));
+    let drawn = relative_error(&integer, &levels);
+    assert!(drawn < 0.5 * cost, "{drawn} of {cost}");
+}
+
+#[test]
 fn an_lstm_of_integers_is_plain_loops() {
     let (steps, input, hidden) = (8, 12, 10);
     let mut graph = graph_from_text(&format!(
@@ -298,6 +339,49 @@ fn an_lstm_of_integers_is_plain_loops() {
     assert!(lost < 0.05, "{lost}");
 }
 
+#[test]
+fn two_directions_and_constants_are_plain_loops() {
+    let (steps, input, hidden) = (5, 6, 8);
+    let mut graph = graph_from_text(&format!(
+        "x: f32[{steps}, n, {input}]\n\
+         a, h = LSTM(x, w, r, b, hidden_size={hidden}, direction=bidirectional)\n\
+         t = Transpose(h, perm=1,0,2)\ns = Reshape(t, sizes)\np = Add(s, shift)\n\
+         m = Mul(gain, p)\ny = Gemm(m, v, k)"
+    ));
+    for (name, shape) in [
+        ("w", vec![2, 4 * hidden, input]),
+        ("r", vec![2, 4 * hidden, hidden]),
+        ("b", vec![2, 8 * hidden]),
+        ("shift", vec![2 * hidden]),
+        ("gain", vec![1, 2 * hidden]),
+        ("v", vec![2 * hidden, 5]),
+        ("k", vec![5]),
+    ] {
+        let values = numbers(shape.iter().product(), name.as_bytes()[0].into());
+        let values: Vec<f32> = values.iter().map(|x| 0.5 * x).collect();
+        graph.set_initializer(name, Tensor::new(&shape, &values));
+    }
+    graph.set_initializer("sizes", Tensor::new(&[2], &[-1_i64, 2 * hidden as i64]));
+    graph.inputs.retain(|input| input.name == "x");
+    graph.outputs.retain(|output| output.name == "y");
+    let opsets = [(String::new(), 17)].into_iter().collect();
+    let original = Model { ir_version: 8, opsets, graph, ..Model::default() };
+    let series = |count: usize, seed: u64| {
+        Tensor::new(&[steps, count, input], &numbers(steps * count * input, seed))
+    };
+    let seen = series(40, 1);
+    let (unrolled, _) = after(&original, "unroll", "", &seen);
+    let (unrolled, _) = after(&unrolled, "cleanup", "", &seen);
+    let settings = "smooth = \"off\"\ncarry = \"all\"\nkeep_float = \"off\"";
+    let (quantized, _) = after(&unrolled, "quantize.static", settings, &seen);
+    let joined = |model: &Model| model.graph.nodes.iter().any(|node| node.is("Concat"));
+    assert!(joined(&quantized), "the directions are joined");
+    check(&original, &quantized, 500, "two directions", series);
+    let x = series(200, 9);
+    let lost = relative_error(&run(&Builtin, &quantized, &x), &run(&Builtin, &original, &x));
+    assert!(lost < 0.05, "{lost}");
+}
+
 /// ‖a − b‖ / ‖b‖ of values by their bits.
 fn relative_error(a: &[u32], b: &[u32]) -> f32 {
     let real = |bits: &u32| f32::from_bits(*bits);
@@ -315,6 +399,22 @@ fn check(
     name: &str,
     inputs: impl Fn(usize, u64) -> Tensor,
 ) {
+    let model = exact(original, quantized, count, name, &inputs);
+    // The same as with floats in between, but for levels that fall to either side.
+    let x = inputs(20, 5);
+    let lost = relative_error(&run(&Builtin, &model, &x), &run(&Builtin, quantized, &x));
+    assert!(lost < 0.02, "{name}: {lost}");
+}
+
+/// The integer form of `quantized`, which gives the integers of plain loops on both runtimes for so many
+/// examples of `inputs`.
+fn exact(
+    original: &Model,
+    quantized: &Model,
+    count: usize,
+    name: &str,
+    inputs: impl Fn(usize, u64) -> Tensor,
+) -> Model {
     let ort = Ort::find(Some(&ort_library())).unwrap();
     let (model, said) = after(quantized, "quantize.integer", "", &inputs(1, 1));
     assert!(said.iter().any(|line| line.starts_with("no float is left")), "{said:?}");
@@ -335,10 +435,7 @@ fn check(
         assert_eq!(run(&Builtin, &model, &x), expected, "{name}, builtin");
         assert_eq!(run(&ort, &model, &x), expected, "{name}, ONNX Runtime");
     }
-    // The same as with floats in between, but for levels that fall to either side.
-    let x = inputs(20, 5);
-    let lost = relative_error(&run(&Builtin, &model, &x), &run(&Builtin, quantized, &x));
-    assert!(lost < 0.02, "{name}: {lost}");
     assert!(model.graph.inputs == original.graph.inputs);
     assert_eq!(model.graph.outputs[0].dtype(), Some(DType::F32));
+    model
 }

@@ -14,6 +14,7 @@ mod quantize;
 mod reference;
 pub mod saturation;
 mod sensitivity;
+mod staged;
 mod types;
 mod unroll;
 

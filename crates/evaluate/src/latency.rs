@@ -76,7 +76,8 @@ fn summary(mut times: Vec<f64>, batch: usize) -> Latency {
 }
 
 /// Feeds of the given sizes for any model: token ids of common words, masks of ones, images of
-/// smooth noise. Axis 0 is the batch; other open axes are the length.
+/// smooth noise. Axis 0 is the batch, and so is another axis that is called as one of these; other
+/// open axes are the length.
 ///
 /// # Errors
 /// An input of a type that cannot be made up.
@@ -84,6 +85,15 @@ pub fn synthetic_feeds(
     inputs: &[Value],
     shape: Shape,
 ) -> Result<Vec<(String, Tensor)>, RuntimeError> {
+    let name = |dim: &Dim| {
+        let mut name = None;
+        dim.for_each_symbol(&mut |symbol| name = Some(symbol.to_string()));
+        name
+    };
+    let first = |input: &Value| name(input.shape()?.first()?);
+    let batches: Vec<String> = inputs.iter().filter_map(first).collect();
+    let is_batch =
+        |axis: usize, dim: &Dim| axis == 0 || name(dim).is_some_and(|name| batches.contains(&name));
     inputs
         .iter()
         .map(|input| {
@@ -91,7 +101,7 @@ pub fn synthetic_feeds(
             let sizes: Vec<usize> = (dims.iter().enumerate())
                 .map(|(axis, dim)| match dim.known() {
                     Some(size) => size.max(0) as usize,
-                    None if axis == 0 => shape.batch,
+                    None if is_batch(axis, dim) => shape.batch,
                     None => shape.length,
                 })
                 .collect();
@@ -122,4 +132,22 @@ pub fn synthetic_feeds(
             Ok((input.name.clone(), tensor))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_axis_that_is_called_as_the_batch_is_the_batch() {
+        let value = |name: &str, dims: &[Dim]| Value::tensor(name, DType::F32, dims.to_vec());
+        let [batch, length] = ["batch", "length"].map(Dim::symbol);
+        let inputs = [
+            value("x", &[batch.clone(), length]),
+            value("state", &[Dim::from(2_usize), batch, Dim::from(128_usize)]),
+        ];
+        let feeds = synthetic_feeds(&inputs, Shape { batch: 3, length: 576 }).unwrap();
+        let shapes: Vec<&[usize]> = feeds.iter().map(|(_, tensor)| tensor.shape()).collect();
+        assert_eq!(shapes, [&[3, 576][..], &[2, 3, 128]]);
+    }
 }

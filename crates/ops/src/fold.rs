@@ -1,8 +1,8 @@
 //! Constant folding: nodes whose inputs are all constant are computed once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use attar_graph::{AttributeValue, Edit, Model, Plan, all_names, inline_branch};
+use attar_graph::{AttributeValue, Edit, Graph, Model, Plan, all_names, inline_branch};
 use attar_tensor::{DType, Tensor};
 
 use crate::{Pool, Run, check, infer_graph};
@@ -44,6 +44,7 @@ fn fold(model: &Model, keeps_growing: bool, keeps_size: bool) -> Plan {
     let mut folded: HashMap<&str, Tensor> = HashMap::new();
     let pool = Pool::default();
     let constants: HashMap<&str, &Tensor> = graph.constants().collect();
+    let scales = if keeps_size { scales(graph) } else { HashSet::new() };
     for (index, node) in graph.nodes.iter().enumerate() {
         let grows = keeps_growing && GROWING.contains(&node.op_type.as_str());
         let draws = RANDOM.contains(&node.op_type.as_str());
@@ -65,7 +66,12 @@ fn fold(model: &Model, keeps_growing: bool, keeps_size: bool) -> Plan {
         let Ok(kernel) = operator.kernel(node, &references) else { continue };
         let Ok(outputs) = kernel.run(&mut Run { inputs, pool: &pool }) else { continue };
         let sizes = [read_bytes, outputs.iter().map(Tensor::size_bytes).sum()];
-        // Twice as much is a half type that becomes f32, whose weights passes are to see.
+        // Twice as much is a half type that becomes f32, whose weights passes are to see; not its
+        // scales.
+        let is_scale = node.is("Cast") && scales.contains(node.outputs[0].as_str());
+        if is_scale && sizes[1] > sizes[0] {
+            continue;
+        }
         if keeps_size && sizes[1] > (2 * sizes[0]).max(GROWTH_MIN) {
             continue;
         }
@@ -77,6 +83,20 @@ fn fold(model: &Model, keeps_growing: bool, keeps_size: bool) -> Plan {
         }
     }
     plan
+}
+
+/// Values that packed numbers are multiplied by to be real again.
+fn scales(graph: &Graph) -> HashSet<&str> {
+    let mut scales = HashSet::new();
+    for node in &graph.nodes {
+        let input = match node.op_type.as_str() {
+            "DequantizeLinear" => 1,
+            "GatherBlockQuantized" | "MatMulNBits" => 2,
+            _ => continue,
+        };
+        scales.extend(node.input(input));
+    }
+    scales
 }
 
 /// Plans to replace what shapes say: `Shape` of a value whose sizes are known, and the arithmetic
@@ -134,6 +154,7 @@ pub fn fold_branches(model: &Model) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use attar_graph::Node;
     use attar_graph::testing::graph_from_text;
 
     #[test]
@@ -152,6 +173,12 @@ mod tests {
         halves.graph.set_initializer("h", h);
         halves.graph.inputs.retain(|input| input.name == "x");
         assert_eq!(fold_constants(&halves, true).edits.len(), 2);
+        // Halves that packed weights are multiplied by are no weights.
+        let mut scaled = halves;
+        scaled.graph.nodes[1] = Node::new("DequantizeLinear", "d", &["p", "w"], &["y"]);
+        scaled.graph.set_initializer("p", Tensor::new(&[4096], &[1_u8; 4096]));
+        assert!(fold_constants(&scaled, true).is_empty());
+        assert_eq!(fold_unpacking(&scaled).edits.len(), 2);
     }
 
     #[test]

@@ -16,9 +16,11 @@ use crate::PassError;
 
 /// What gradients are taken of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// The outputs, with random signs.
     Outputs,
+    /// The same, each output divided by its norm over the batch.
+    RelativeOutputs,
     /// The loss that the labels of the data make.
     Labels,
 }
@@ -33,14 +35,38 @@ pub(super) fn means(
     target: Target,
     term: fn(f32, f32) -> f32,
 ) -> Result<Vec<Vec<f32>>, PassError> {
-    let calibration = scoring.context.calibration.ok_or(PassError::NoCalibration)?;
     let mut sums: Vec<Vec<f32>> =
         (0..scoring.names.len()).map(|i| vec![0.0; scoring.tensor(i).element_count()]).collect();
+    let count = each(scoring, target, usize::MAX, &mut |index, w, g| {
+        let mut is_finite = true;
+        for ((sum, &w), &g) in sums[index].iter_mut().zip(w).zip(g) {
+            *sum += term(w, g);
+            is_finite &= sum.is_finite();
+        }
+        is_finite
+    })?;
+    sums.iter_mut().flatten().for_each(|sum| *sum /= count as f32);
+    Ok(sums)
+}
+
+/// Shows the gradient of every tensor that has one, for each of the first `batches_max` batches: the
+/// tensor's index, its values and the gradient. `visit` returns whether what it makes of them is
+/// finite. Returns how many batches there were of these.
+///
+/// # Errors
+/// As [`means`].
+pub(crate) fn each(
+    scoring: &Scoring,
+    target: Target,
+    batches_max: usize,
+    visit: &mut dyn FnMut(usize, &[f32], &[f32]) -> bool,
+) -> Result<usize, PassError> {
+    let calibration = scoring.context.calibration.ok_or(PassError::NoCalibration)?;
     if scoring.names.is_empty() {
-        return Ok(sums);
+        return Ok(0);
     }
     let classes = match target {
-        Target::Outputs => None,
+        Target::Outputs | Target::RelativeOutputs => None,
         Target::Labels => Some(calibration.classes()?.ok_or(PassError::NoLabels)?),
     };
     let loss = build_loss(&Choice::new("cross-entropy"))?;
@@ -64,9 +90,12 @@ pub(super) fn means(
     let inputs = tape.inputs().to_vec();
     let mut batch = 0;
     calibration.for_each_batch(&inputs, &mut |feeds| {
+        if batch as usize >= batches_max {
+            return Ok(());
+        }
         let seed = scoring.seed;
         let mut begin = |outputs: &[Tensor]| match &classes {
-            None => Ok(signs(outputs, [seed, batch])),
+            None => Ok(signs(outputs, [seed, batch], target == Target::RelativeOutputs)),
             Some(classes) => {
                 let of_batch = classes.get(batch as usize).cloned().unwrap_or_default();
                 let targets = &Targets::Classes(of_batch);
@@ -83,12 +112,7 @@ pub(super) fn means(
             let index = places[at];
             let gradient = flow.into_dense(&pool);
             let (w, g) = (variables[at].slice::<f32>(), gradient.slice::<f32>());
-            let mut is_finite = true;
-            for ((sum, &w), &g) in sums[index].iter_mut().zip(w).zip(g) {
-                *sum += term(w, g);
-                is_finite &= sum.is_finite();
-            }
-            if !is_finite {
+            if !visit(index, w, g) {
                 let tensor = format!("gradient of {}", scoring.names[index]);
                 return Err(PassError::NotFinite { tensor, batch: batch as usize });
             }
@@ -100,8 +124,7 @@ pub(super) fn means(
     if batch == 0 {
         return Err(PassError::EmptyCalibration);
     }
-    sums.iter_mut().flatten().for_each(|sum| *sum /= batch as f32);
-    Ok(sums)
+    Ok(batch as usize)
 }
 
 /// The gradient that `begin` makes of the outputs, one flow per trained initializer.
@@ -128,19 +151,28 @@ fn gradient(
     Ok(sums)
 }
 
-/// v for each output of f32: 1 or −1, drawn from the place.
-fn signs(outputs: &[Tensor], place: [u64; 2]) -> Vec<Option<Tensor>> {
+/// v for each output of f32: 1 or −1, drawn from the place; over the norm of the output if
+/// `is_relative`.
+fn signs(outputs: &[Tensor], place: [u64; 2], is_relative: bool) -> Vec<Option<Tensor>> {
     let of_output = |(index, output): (usize, &Tensor)| {
         (output.dtype() == DType::F32).then(|| {
             let mut rng = Rng::new(&[place[0], place[1], index as u64]);
             let mut bits = 0;
+            let size = if is_relative { over_norm(&output.values::<f32>()) } else { 1.0 };
             let draw = |at: usize| {
                 bits = if at.is_multiple_of(64) { rng.next_u64() } else { bits >> 1 };
-                if bits & 1 == 1 { 1.0_f32 } else { -1.0 }
+                if bits & 1 == 1 { size } else { -size }
             };
             let signs: Vec<f32> = (0..output.element_count()).map(draw).collect();
             Tensor::new(output.shape(), &signs)
         })
     };
     outputs.iter().enumerate().map(of_output).collect()
+}
+
+/// 1 / ‖y‖, or 0 where that is not finite.
+fn over_norm(y: &[f32]) -> f32 {
+    let square: f64 = y.iter().map(|&y| f64::from(y).powi(2)).sum();
+    let over = square.sqrt().recip() as f32;
+    if over.is_finite() { over } else { 0.0 }
 }

@@ -10,6 +10,7 @@ mod taylor_second;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::gradients::{Target as GradientTarget, each as each_gradient};
 use attar_graph::Model;
 use attar_tensor::Tensor;
 use serde::Deserialize;

@@ -3,15 +3,22 @@
 //! In 8 bits each row has one scale and standard operators do it; in 4 bits each block of a row has
 //! one, and `GatherBlockQuantized` of ONNX Runtime does it.
 
+mod blocks;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
 use attar_graph::{Edit, Graph, Links, Model, Node, Plan};
 use attar_ops::MICROSOFT_DOMAIN;
 use attar_tensor::{DType, Tensor};
 use serde::Deserialize;
 
+use self::blocks::Blocks;
+pub(crate) use self::blocks::table_moments;
 use super::nodes::Builder;
-use super::product::transposed;
+use super::static_::default_true;
 use super::weight::quantize_channels;
-use super::weights::{Grid, Levels};
+use super::weights::{SCALE_TYPE, ScaleType};
 use crate::{Context, OptionEntry, Pass, PassError};
 
 /// Tables that `Gather` picks rows from, in 8 or 4 bits.
@@ -22,6 +29,30 @@ pub(crate) struct EmbeddingQuantize {
     bits: TableBits,
     #[serde(default)]
     block: TableBlock,
+    #[serde(default = "default_true")]
+    zero_points: bool,
+    #[serde(default)]
+    rounding: TableRounding,
+    #[serde(default)]
+    scale_type: ScaleType,
+}
+
+/// How a table is rounded to 4 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TableRounding {
+    /// By gradients where there is calibration data, else to the nearest level.
+    #[default]
+    Auto,
+    Nearest,
+}
+
+/// How a table in 4 bits is stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockForm {
+    pub(crate) block: usize,
+    pub(crate) has_zero_points: bool,
+    pub(crate) scale_type: ScaleType,
 }
 
 /// Bits of a table's numbers.
@@ -73,6 +104,18 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
         default: "64",
         help: "in 4 bits, successive numbers of a row that share a scale: a power of 2 from 16 on",
     },
+    OptionEntry {
+        key: "zero_points",
+        default: "true",
+        help: "in 4 bits, a zero point for each scale; false for levels that are symmetric around 0",
+    },
+    OptionEntry {
+        key: "rounding",
+        default: "\"auto\"",
+        help: "in 4 bits, \"nearest\"; or \"auto\", by second moments of the outputs' gradients where \
+               there is calibration data, so that the numbers of a row make up for each other's errors",
+    },
+    SCALE_TYPE,
 ];
 
 impl Pass for EmbeddingQuantize {
@@ -85,7 +128,7 @@ impl Pass for EmbeddingQuantize {
         let mut builder = Builder::new(&model.graph);
         let count = match self.bits {
             TableBits::Eight => quantize_embeddings(&mut builder, &links, context)?,
-            TableBits::Four => self.quantize_blocks(&mut builder, &links, context)?,
+            TableBits::Four => self.quantize_blocks(&mut builder, model, &links, context)?,
         };
         let mut plan = builder.finish();
         let bits = if self.bits == TableBits::Four { 4 } else { 8 };
@@ -102,19 +145,36 @@ impl EmbeddingQuantize {
     fn quantize_blocks(
         &self,
         builder: &mut Builder,
+        model: &Model,
         links: &Links,
         context: &Context,
     ) -> Result<usize, PassError> {
-        let mut count = 0;
-        for lookup in lookups(builder.graph, links, context) {
-            if lookup.fits_four_bits() {
-                lookup.write_blocks(builder, self.block.0)?;
-                count += 1;
-            } else {
-                let (name, width) = (lookup.name, lookup.table.shape()[1]);
-                builder.plan.remark(format!("`{name}` stays float: its rows have {width} numbers"));
+        let (fit, odd): (Vec<Lookup>, Vec<Lookup>) =
+            lookups(builder.graph, links, context).into_iter().partition(Lookup::fits_four_bits);
+        let moments = match self.rounding {
+            TableRounding::Auto => {
+                let names: Vec<String> = fit.iter().map(|lookup| lookup.name.into()).collect();
+                table_moments(model, &names, context)?
             }
+            TableRounding::Nearest => BTreeMap::new(),
+        };
+        let form = BlockForm {
+            block: self.block.0,
+            has_zero_points: self.zero_points,
+            scale_type: self.scale_type,
+        };
+        for lookup in &fit {
+            let moments = moments.get(lookup.name).map(Vec::as_slice);
+            lookup.write_blocks(builder, form, moments, context.threads)?;
         }
+        for Lookup { name, table, .. } in odd {
+            let width = table.shape()[1];
+            builder.plan.remark(format!("`{name}` stays float: its rows have {width} numbers"));
+        }
+        if !moments.is_empty() {
+            builder.plan.remark("rounded by second moments of the outputs' gradients");
+        }
+        let count = fit.len();
         Ok(count)
     }
 }
@@ -151,17 +211,6 @@ impl Lookup<'_> {
         self.table.shape()[1].is_multiple_of(2)
     }
 
-    /// Blocks of each row in 4 bits: the grid, and levels as [width, rows].
-    fn blocks(&self, block: usize) -> (Grid, Vec<i8>) {
-        const LEVELS: Levels = Levels { bits: 4, has_zero_points: false };
-        let [rows, width] = [self.table.shape()[0], self.table.shape()[1]];
-        // Rows are outputs: each has its own blocks.
-        let w = transposed(&self.table.values::<f32>(), rows);
-        let grid = Grid::of_least_error(&w, rows, block.min(width), LEVELS, &vec![1.0; width]);
-        let levels = grid.nearest(&w);
-        (grid, levels)
-    }
-
     /// The table rounded to 4 bits by blocks, to 8 by rows or to f16, and made float again; `None`
     /// where there is no such form.
     ///
@@ -182,47 +231,73 @@ impl Lookup<'_> {
                 levels.map(|(i, &q)| f32::from(q) * scales[i / width]).collect()
             }
             4 if self.fits_four_bits() => {
-                let (grid, levels) = self.blocks(block);
-                transposed(&grid.dequantized(&levels), self.table.shape()[1])
+                let width = self.table.shape()[1];
+                let form = BlockForm { block, has_zero_points: true, scale_type: ScaleType::F32 };
+                self.blocks(form, None, NonZeroUsize::MIN).dequantized(width, block)
             }
             _ => return Ok(None),
         };
         Ok(Some(Tensor::new(self.table.shape(), &back)))
     }
 
-    /// The table in 4 bits by blocks, and the node that reads it.
+    fn blocks(&self, form: BlockForm, moments: Option<&[f32]>, threads: NonZeroUsize) -> Blocks {
+        let width = self.table.shape()[1];
+        let settings = blocks::Settings {
+            block: form.block,
+            has_zero_points: self.takes_zero_points(form),
+            wants_half_scales: form.scale_type == ScaleType::F16,
+            moments,
+        };
+        Blocks::new(&self.table.values::<f32>(), width, settings, threads)
+    }
+
+    /// Zero points are packed by pairs, row by row.
+    fn takes_zero_points(&self, form: BlockForm) -> bool {
+        let blocks = self.table.shape()[1].div_ceil(form.block);
+        form.has_zero_points && blocks.is_multiple_of(2)
+    }
+
+    /// The table in 4 bits by blocks, and the node that reads it; by second moments of gradients,
+    /// where they are given. Returns what its levels stand for.
     ///
     /// # Errors
     /// Numbers that are not finite.
     pub(crate) fn write_blocks(
         &self,
         builder: &mut Builder,
-        block: usize,
-    ) -> Result<(), PassError> {
+        form: BlockForm,
+        moments: Option<&[f32]>,
+        threads: NonZeroUsize,
+    ) -> Result<Tensor, PassError> {
         let (name, node) = (self.name, self.node);
         let [rows, width] = [self.table.shape()[0], self.table.shape()[1]];
         if self.table.values::<f32>().iter().any(|x| !x.is_finite()) {
             return Err(PassError::WeightNotFinite { tensor: name.into() });
         }
-        let (grid, levels) = self.blocks(block);
-        let blocks = width.div_ceil(block);
-        let levels = transposed(&levels, width);
-        let code = |level: i8| (level + 8) as u8;
-        let bytes: Vec<u8> =
-            levels.chunks_exact(2).map(|pair| code(pair[0]) | code(pair[1]) << 4).collect();
-        let [quantized, scale] = ["quantized", "scale"].map(|part| format!("{name}_{part}"));
-        builder.set(&quantized, Tensor::new(&[rows, width / 2], &bytes));
-        builder.set(&scale, Tensor::new(&[rows, blocks], &transposed(&grid.scales, blocks)));
+        let made = self.blocks(form, moments, threads);
+        let blocks = width.div_ceil(form.block);
+        let packed = |codes: &[u8]| -> Vec<u8> {
+            codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect()
+        };
+        let [quantized, scale, zero] =
+            ["quantized", "scale", "zero_point"].map(|part| format!("{name}_{part}"));
+        builder.set(&quantized, Tensor::new(&[rows, width / 2], &packed(&made.levels)));
+        let scales = Tensor::new(&[rows, blocks], &made.scales);
+        builder.set_scales(&scale, scales, made.has_half_scales);
+        let mut inputs = vec![quantized.as_str(), &node.inputs[1], &scale];
+        if self.takes_zero_points(form) {
+            builder.set(&zero, Tensor::new(&[rows, blocks / 2], &packed(&made.zeros)));
+            inputs.push(&zero);
+        }
         builder.replaced(name);
-        let inputs = [quantized.as_str(), &node.inputs[1], &scale];
         let lookup = Node::new("GatherBlockQuantized", node.label(), &inputs, &[&node.outputs[0]])
             .with_domain(MICROSOFT_DOMAIN)
             .with_attribute("bits", 4_i64)
-            .with_attribute("block_size", block as i64)
+            .with_attribute("block_size", form.block as i64)
             .with_attribute("gather_axis", 0_i64)
             .with_attribute("quantize_axis", 1_i64);
         builder.plan.push(Edit::ReplaceNode { index: self.index, node: lookup });
-        Ok(())
+        Ok(Tensor::new(&[rows, width], &made.dequantized(width, form.block)))
     }
 
     /// The table in 8 bits by rows, and the nodes that read it.

@@ -157,6 +157,7 @@ impl<'a> Form<'a> {
             "Add" => self.addition(node, &y),
             "Sub" => self.subtraction(node, &y),
             "Mul" => self.multiplication(node, &y),
+            "Concat" => self.joined(node, &y),
             "Split" => self.part(node, value, quantize),
             op if FUNCTIONS.contains(&op) => self.table(node, &y),
             "GlobalAveragePool" => self.average(node, &y),
@@ -304,6 +305,9 @@ impl<'a> Form<'a> {
     }
 
     fn addition(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
+        if let Some((x, constant)) = self.beside_constant(node) {
+            return self.added(node, y, x, constant);
+        }
         let (a, a_scale, a_zero) = self.dequantized(node.input(0)?)?;
         let (b, b_scale, b_zero) = self.dequantized(node.input(1)?)?;
         let factors = [[a_scale / y.scale], [b_scale / y.scale]];
@@ -443,7 +447,7 @@ struct Multipliers {
 impl Multipliers {
     /// `None` for factors that no shift of 64-bit numbers holds.
     fn new<'f>(terms: impl Iterator<Item = &'f [f64]> + Clone) -> Option<Self> {
-        let largest = terms.clone().flatten().fold(0.0_f64, |largest, f| largest.max(*f));
+        let largest = terms.clone().flatten().fold(0.0_f64, |largest, f| largest.max(f.abs()));
         if !(largest > 0.0 && largest.is_finite()) {
             return None;
         }

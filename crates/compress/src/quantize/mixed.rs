@@ -2,22 +2,26 @@
 //! outputs lose least.
 //!
 //! What each product loses at each number of bits is predicted from one pass over the data; how much
-//! of that reaches the outputs is measured once, with that weight alone in the fewest bits. The squared
-//! errors add up, so that the cheapest steps for their bytes are taken, on the lower convex hull of each
-//! curve.
+//! of that reaches the outputs, where that weight alone has the fewest bits, from gradients, or measured
+//! where none flow. The squared errors add up, so that the cheapest steps for their bytes are taken, on
+//! the lower convex hull of each curve. What is rounded first, tables before all, is made up for by what
+//! comes after it.
 
 use attar_graph::{Links, Model, Plan};
+use attar_tensor::Tensor;
 use serde::Deserialize;
 
-use super::embedding::{Lookup, lookups};
+use super::embedding::{BlockForm, Lookup, lookups, table_moments};
 use super::nodes::Builder;
 use super::output_error::output_errors;
 use super::record::QuantizationRecord;
-use super::weights::{self, Block, Form, Method, Rounding, Target, targets};
+use super::weights::{self, Block, Form, Method, Rounding, ScaleType, Target, targets};
 use crate::half;
 use crate::reference::Reference;
-use crate::sensitivity::{BitsOptions, Level, Measured, TensorSensitivity, bits_sensitivity, hull};
-use crate::{Context, Fraction, OptionEntry, Pass, PassError};
+use crate::sensitivity::{
+    BitsOptions, Level, Measured, TensorSensitivity, bits_sensitivity, hull, reach_of_bits,
+};
+use crate::{Context, Estimate, Fraction, OptionEntry, Pass, PassError};
 
 /// Bits for each weight and table, within a budget of bytes or of error.
 #[derive(Debug, Deserialize)]
@@ -104,15 +108,37 @@ impl MixedQuantize {
         bits.sort_unstable_by(|a, b| b.cmp(a));
         bits.dedup();
         let Some(&fewest) = bits.last() else { return Ok(Vec::new()) };
-        let measured = if fewest == 2 && self.has(4) { vec![4, 2] } else { vec![fewest] };
-        let options = BitsOptions { bits, measured, block: self.block(), seed: 0 };
-        let reference = Reference::new(model, context)?;
-        let mut measure = |model: &Model, _: [usize; 2]| {
-            let value = reference.lost(model)?.sqrt();
-            let output_error = Some(crate::Estimate { value, low: value, high: value });
-            Ok::<_, PassError>(Measured { output_error, metric: None })
+        let options = BitsOptions { bits, measured: Vec::new(), block: self.block(), seed: 0 };
+        let reach = match reach_of_bits(model, context, &options) {
+            // No gradient flows through some operator of it.
+            Err(PassError::Train(_) | PassError::NotFinite { .. }) => None,
+            reach => Some(reach?),
         };
-        let found = bits_sensitivity(model, context, &options, &mut measure)?;
+        let found = match reach {
+            Some(reach) => {
+                let unmeasured =
+                    &mut |_: &Model, _: [usize; 2]| Ok::<_, PassError>(Measured::default());
+                let mut found = bits_sensitivity(model, context, &options, unmeasured)?;
+                for tensor in &mut found.tensors {
+                    let Some((bits, reach)) = reach.get(&tensor.name) else { continue };
+                    let level = tensor.levels.iter_mut().find(|at| at.level == Level::Bits(*bits));
+                    if let Some(level) = level {
+                        level.output_error = Some(exactly(*reach));
+                    }
+                }
+                found
+            }
+            None => {
+                let measured = if fewest == 2 && self.has(4) { vec![4, 2] } else { vec![fewest] };
+                let options = BitsOptions { measured, ..options };
+                let reference = Reference::new(model, context)?;
+                let mut measure = |model: &Model, _: [usize; 2]| {
+                    let output_error = Some(exactly(reference.lost(model)?.sqrt()));
+                    Ok::<_, PassError>(Measured { output_error, metric: None })
+                };
+                bits_sensitivity(model, context, &options, &mut measure)?
+            }
+        };
         Ok(found.tensors.iter().map(|tensor| self.candidate(tensor)).collect())
     }
 
@@ -160,6 +186,7 @@ impl MixedQuantize {
                 candidates.iter().map(|c| c.points[c.chosen].1).sum::<f64>() + fixed_bytes;
             let error: f64 = candidates.iter().map(|c| c.points[c.chosen].2).sum();
             if bytes <= bytes_max {
+                give_back(candidates, bytes_max - bytes);
                 return true;
             }
             let price = |c: &Candidate| {
@@ -179,13 +206,30 @@ impl MixedQuantize {
     }
 }
 
-/// With its share of scales and zero points.
+/// Spends what the last step saved too much: of the steps that fit, the one back that gains most, until
+/// none fits.
+fn give_back(candidates: &mut [Candidate], mut rest: f64) {
+    loop {
+        let gain = |c: &Candidate| {
+            let (now, before) = (c.points[c.chosen], c.points.get(c.chosen.checked_sub(1)?)?);
+            let bytes = before.1 - now.1;
+            (bytes <= rest && now.2 > before.2).then_some((now.2 - before.2, bytes))
+        };
+        let best = (candidates.iter().enumerate())
+            .filter_map(|(index, c)| Some((index, gain(c)?)))
+            .max_by(|a, b| a.1.0.total_cmp(&b.1.0));
+        let Some((index, (_, bytes))) = best else { return };
+        candidates[index].chosen -= 1;
+        rest -= bytes;
+    }
+}
+
+/// With its share of scales in f16, and zero points.
 fn bytes_per_weight(bits: u32, block: usize, is_table: bool) -> f64 {
     let bits = f64::from(bits);
     match (bits as u32, is_table) {
         (16, _) | (8, true) => bits / 8.0,
-        (_, true) => bits / 8.0 + 4.0 / block as f64,
-        _ => bits / 8.0 + (4.0 + bits / 8.0) / block as f64,
+        _ => bits / 8.0 + (2.0 + bits / 8.0) / block as f64,
     }
 }
 
@@ -229,8 +273,15 @@ impl Pass for MixedQuantize {
             candidate.map_or(32, |candidate| candidate.points[candidate.chosen].0)
         };
         let mut builder = Builder::new(&model.graph);
+        let coarse = tables.iter().filter(|lookup| bits_of(lookup.name) == 4);
+        let coarse: Vec<String> = coarse.map(|lookup| lookup.name.into()).collect();
+        let moments = table_moments(model, &coarse, context)?;
+        let mut replaced = Vec::new();
         for lookup in &tables {
-            self.write_table(&mut builder, lookup, bits_of(lookup.name))?;
+            let of_table = moments.get(lookup.name).map(Vec::as_slice);
+            let bits = bits_of(lookup.name);
+            let real = self.write_table(&mut builder, lookup, bits, of_table, context)?;
+            replaced.extend(real.map(|real| (lookup.name.to_string(), real)));
         }
         weights.iter_mut().for_each(|target| target.bits = bits_of(target.name));
         let is_stored = |target: &Target| target.bits == 16;
@@ -243,8 +294,12 @@ impl Pass for MixedQuantize {
             block: self.block.0,
             rounding: Rounding::Gptq,
             scales_channels: false,
+            scale_type: ScaleType::F16,
+            is_sequential: true,
         };
-        let written = weights::write(&mut builder, model, &weights, method, self.form, context)?;
+        let form = self.form;
+        let written =
+            weights::write(&mut builder, model, &weights, method, form, context, &replaced)?;
         let mut record = written.record;
         plan = builder.finish();
         plan.remark(summary(&candidates, fixed, bytes_before as f64));
@@ -256,6 +311,7 @@ impl Pass for MixedQuantize {
             let errors = output_errors(model, &plan, &values, written.batch_count, context)?;
             record.measured(&model.graph, &errors);
         }
+        record.remarks().into_iter().for_each(|remark| plan.remark(remark));
         for candidate in &candidates {
             let (bits, _, error) = candidate.points[candidate.chosen];
             plan.remark(format!(
@@ -269,22 +325,35 @@ impl Pass for MixedQuantize {
 }
 
 impl MixedQuantize {
+    /// Puts a table into the graph; returns what its levels stand for, where it has few.
     fn write_table(
         &self,
         builder: &mut Builder,
         lookup: &Lookup,
         bits: u32,
-    ) -> Result<(), PassError> {
+        moments: Option<&[f32]>,
+        context: &Context,
+    ) -> Result<Option<Tensor>, PassError> {
+        let block = self.block.0.unwrap_or(64);
+        let form = BlockForm { block, has_zero_points: true, scale_type: ScaleType::F16 };
         match bits {
-            4 => lookup.write_blocks(builder, self.block.0.unwrap_or(64)),
-            8 => lookup.write_rows(builder),
+            4 => lookup.write_blocks(builder, form, moments, context.threads).map(Some),
+            8 => {
+                lookup.write_rows(builder)?;
+                Ok(None)
+            }
             16 => {
                 half::store_f16(&mut builder.plan, lookup.name, lookup.table);
-                Ok(())
+                Ok(None)
             }
-            _ => Ok(()),
+            _ => Ok(None),
         }
     }
+}
+
+/// Without an interval.
+fn exactly(value: f64) -> Estimate {
+    Estimate { value, low: value, high: value }
 }
 
 fn summary(candidates: &[Candidate], fixed: f64, before: f64) -> String {
@@ -339,6 +408,18 @@ mod tests {
         assert_eq!(bits(&candidates), [4, 4]);
         let mut candidates = two();
         assert!(!pass("size_ratio = 0.1").choose(&mut candidates, 0.0, 800.0), "out of reach");
+    }
+
+    #[test]
+    fn what_the_last_step_leaves_is_spent() {
+        let mut candidates = [
+            candidate("large", &[(8, 100.0, 0.0), (4, 50.0, 1.0)]),
+            candidate("small", &[(8, 10.0, 0.0), (4, 5.0, 0.05)]),
+            candidate("quiet", &[(8, 10.0, 0.0), (4, 5.0, 0.04)]),
+        ];
+        // The small ones go first, and are not enough; with the large one there is room for one of them.
+        assert!(pass("size_ratio = 0.55").choose(&mut candidates, 0.0, 120.0));
+        assert_eq!(bits(&candidates), [4, 8, 4]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use attar_graph::{Edit, Graph, Node, Plan};
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use super::safe_weight::Bounding;
 use super::weight::{WeightRounding, quantize_channels};
@@ -93,6 +93,17 @@ impl<'a> Builder<'a> {
 
     pub(crate) fn add(&mut self, node: Node) {
         self.plan.push(Edit::AddNode { node });
+    }
+
+    /// Scales of f32, stored in f16 where `are_half`: all of them are numbers of f16, which `Cast`
+    /// makes f32 again.
+    pub(crate) fn set_scales(&mut self, name: &str, scales: Tensor, are_half: bool) {
+        if !are_half {
+            return self.set(name, scales);
+        }
+        let half = format!("{name}_half");
+        self.set(&half, scales.converted(DType::F16).expect("floats convert to floats"));
+        self.add(Node::new("Cast", name, &[&half], &[name]).with_attribute("to", 1_i64));
     }
 
     /// The weight in i8 and its scales, as two initializers made once per weight and axis.

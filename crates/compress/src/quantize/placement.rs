@@ -137,7 +137,9 @@ impl Placement {
             links.constant(name).is_none() && dtype == Some(DType::F32)
         };
         let has_form = |node: &Node| {
-            ["Add", "Mul", "Sub", "Split", "GlobalAveragePool"].iter().any(|op| node.is(op))
+            ["Add", "Concat", "Mul", "Sub", "Split", "GlobalAveragePool"]
+                .iter()
+                .any(|op| node.is(op))
                 || FUNCTIONS.iter().any(|op| node.is(op))
                 || is_move(node)
         };

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::{Links, Model};
+use attar_graph::{Graph, Links, Model};
 use attar_tensor::Tensor;
 
 use super::predict::{Probe, block_of, observe_rows, replaced, wrong};
+use super::reach::reached;
 use super::{Estimate, Level, LevelSensitivity, Measured, Sensitivity, TensorSensitivity};
 use crate::moments::{Product, products};
 use crate::quantize::{Lookup, Target, lookups, targets};
@@ -65,6 +66,44 @@ impl Rounded<'_> {
     }
 }
 
+/// Every table and every weight of a product.
+fn all_rounded<'a>(links: &Links<'a>, graph: &'a Graph, context: &Context) -> Vec<Rounded<'a>> {
+    let tables = lookups(graph, links, context).into_iter().map(Rounded::Table);
+    let weights = targets(graph, links, context, 0).into_iter().map(Rounded::Weight);
+    let mut all: Vec<Rounded> = tables.chain(weights).collect();
+    // A weight that is read in two layouts is one tensor.
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|each| seen.insert(each.name().to_string()));
+    all
+}
+
+/// What the outputs lose, to first order and relative to them, where one weight alone has the fewest
+/// of `bits` that there are for it: by name, those bits and the loss. One gradient of the outputs for
+/// each of some examples serves all.
+///
+/// # Errors
+/// No data, numbers that are not finite, or a model through which no gradient flows.
+pub(crate) fn reach_of_bits(
+    model: &Model,
+    context: &Context,
+    options: &BitsOptions,
+) -> Result<BTreeMap<String, (u32, f64)>, PassError> {
+    let graph = &model.graph;
+    let (mut names, mut bits_of, mut changes) = (Vec::new(), Vec::new(), Vec::new());
+    for each in all_rounded(&Links::new(graph), graph, context) {
+        for &bits in options.bits.iter().rev() {
+            let Some(rounded) = each.rounded(bits, options.block)? else { continue };
+            let (w, rounded) = (each.tensor().values::<f32>(), rounded.values::<f32>());
+            changes.push(rounded.iter().zip(w.iter()).map(|(v, w)| v - w).collect());
+            names.push(each.name().to_string());
+            bits_of.push(bits);
+            break;
+        }
+    }
+    let reached = reached(model, context, &names, &changes, options.seed)?;
+    Ok(names.into_iter().zip(bits_of.into_iter().zip(reached)).collect())
+}
+
 /// Finds out what rounding each weight by itself does, to the nearest level: the relative error of
 /// what it is multiplied to, from one pass over the data, or of the weight itself where no product is
 /// known. `measure` is as in [`sensitivity`](super::sensitivity).
@@ -82,12 +121,7 @@ pub fn bits_sensitivity<E: From<PassError>>(
     }
     let graph = &model.graph;
     let links = Links::new(graph);
-    let tables = lookups(graph, &links, context).into_iter().map(Rounded::Table);
-    let weights = targets(graph, &links, context, 0).into_iter().map(Rounded::Weight);
-    let mut all: Vec<Rounded> = tables.chain(weights).collect();
-    // A weight that is read in two layouts is one tensor.
-    let mut seen = std::collections::BTreeSet::new();
-    all.retain(|each| seen.insert(each.name().to_string()));
+    let all = all_rounded(&links, graph, context);
     let names: Vec<String> = all.iter().map(|each| each.name().to_string()).collect();
     let products = products(model, &names);
     let known: Vec<(usize, &Product)> = products.iter().enumerate().collect();

@@ -5,11 +5,13 @@ mod allot;
 mod bits;
 mod groups;
 mod predict;
+mod reach;
 mod report;
 #[cfg(test)]
 mod testing;
 
 pub(crate) use allot::{Allotment, Curve, SensitivitySetting, hull, shares};
+pub(crate) use bits::reach_of_bits;
 pub use bits::{BitsOptions, bits_sensitivity};
 pub use groups::group_sensitivity;
 pub use predict::{SensitivityOptions, ratio, sensitivity};

@@ -3,7 +3,7 @@
 
 use attar_graph::{Edit, Model, Node};
 use attar_ops::fold_constants;
-use attar_tensor::Tensor;
+use attar_tensor::{DType, Tensor};
 
 use super::{Form, INT32, INT64, Multipliers, Target};
 
@@ -50,8 +50,88 @@ impl<'a> Form<'a> {
         })
     }
 
+    /// The value and the constant of a node of two inputs, one of which is one.
+    pub(super) fn beside_constant(&self, node: &'a Node) -> Option<(&'a str, &'a Tensor)> {
+        let [a, b] = node.inputs.as_slice() else { return None };
+        let constant = |name: &str| self.links.constant(name).filter(|c| c.dtype() == DType::F32);
+        let (x, constant) = match (constant(a), constant(b)) {
+            (None, Some(constant)) => (a, constant),
+            (Some(constant), None) => (b, constant),
+            _ => return None,
+        };
+        (constant.element_count() > 0).then_some((x, constant))
+    }
+
+    /// x + c in levels: the constants are in shifted units.
+    pub(super) fn added(
+        &mut self,
+        node: &'a Node,
+        y: &Target,
+        x: &str,
+        constant: &Tensor,
+    ) -> Option<Node> {
+        let (x, scale, zero) = self.dequantized(x)?;
+        let factors = vec![scale / y.scale; constant.element_count()];
+        let multipliers = Multipliers::new([&factors[..1]].into_iter())?;
+        let (m, shift) = (multipliers.values[0][0], multipliers.shift);
+        let shifted = |c: &f32| {
+            let shifted = f64::from(*c) / y.scale * (1_i64 << shift) as f64;
+            // Room for the level times its multiplier beside it.
+            (shifted.abs() < 2_f64.powi(60)).then(|| shifted.round() as i64 - zero * m)
+        };
+        let constants: Vec<i64> =
+            constant.values::<f32>().iter().map(shifted).collect::<Option<_>>()?;
+        let multipliers = Multipliers { values: vec![vec![m; constants.len()]], shift };
+        let terms = [(x[0], &factors[..])];
+        Some(self.levels(node, y, &terms, &multipliers, &constants, constant.shape()))
+    }
+
+    /// x·c in levels: the constants are multipliers.
+    fn multiplied(
+        &mut self,
+        node: &'a Node,
+        y: &Target,
+        x: &str,
+        constant: &Tensor,
+    ) -> Option<Node> {
+        let (x, scale, zero) = self.dequantized(x)?;
+        let factor = |c: &f32| scale * f64::from(*c) / y.scale;
+        let factors: Vec<f64> = constant.values::<f32>().iter().map(factor).collect();
+        let multipliers = Multipliers::new([&factors[..]].into_iter())?;
+        let constants: Vec<i64> = multipliers.values[0].iter().map(|m| -zero * m).collect();
+        let terms = [(x[0], &factors[..])];
+        Some(self.levels(node, y, &terms, &multipliers, &constants, constant.shape()))
+    }
+
+    /// Values side by side, each of which comes onto the grid of all.
+    pub(super) fn joined(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
+        let found: Option<Vec<_>> =
+            node.inputs.iter().map(|input| self.dequantized(input)).collect();
+        let mut parts = Vec::new();
+        for (position, (x, scale, zero)) in found?.into_iter().enumerate() {
+            let is_on_grid = scale == y.scale && zero == y.zero && y.ends == [0, 255];
+            if is_on_grid {
+                parts.push(x[0].to_string());
+                continue;
+            }
+            let levels = format!("{}_joined_{position}", y.levels);
+            let own = Target { levels: &levels, ..*y };
+            let factor = [scale / y.scale];
+            let last = self.shifted(node, &own, &[(x[0], &factor)], &[-zero])?;
+            self.plan.push(Edit::AddNode { node: Node { name: levels.clone(), ..last } });
+            parts.push(levels);
+        }
+        let mut joined = node.clone();
+        joined.inputs = parts;
+        joined.outputs = vec![y.levels.to_string()];
+        Some(joined)
+    }
+
     /// (a − zero)·(b − zero), both in levels.
     pub(super) fn multiplication(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
+        if let Some((x, constant)) = self.beside_constant(node) {
+            return self.multiplied(node, y, x, constant);
+        }
         let (a, a_scale, a_zero) = self.dequantized(node.input(0)?)?;
         let (b, b_scale, b_zero) = self.dequantized(node.input(1)?)?;
         let factor = [a_scale * b_scale / y.scale];

@@ -127,7 +127,8 @@ fn dequantized(builder: &mut Builder, target: &Target, rounded: &Rounded) -> Str
         _ => transposed(values, blocks),
     };
     builder.set(&names.levels, Tensor::from_codes(dtype, shape, &levels));
-    builder.set(&names.scales, Tensor::new(&scale_shape, &moved(&grid.scales)));
+    let scales = Tensor::new(&scale_shape, &moved(&grid.scales));
+    builder.set_scales(&names.scales, scales, rounded.has_half_scales);
     let mut inputs = vec![names.levels.as_str(), &names.scales];
     if rounded.has_zero_points {
         let zeros: Vec<u8> = moved(&grid.zeros).iter().map(|&zero| zero as i8 as u8).collect();
@@ -202,7 +203,8 @@ fn set_packed(builder: &mut Builder, names: &Names, target: &Target, rounded: &R
     let shape = [outputs, blocks, block * bits / 8];
     builder.set(&names.levels, Tensor::new(&shape, &bytes(&codes)));
     let scales = transposed(&grid.scales, blocks);
-    builder.set(&names.scales, Tensor::new(&[outputs * blocks], &scales));
+    let scales = Tensor::new(&[outputs * blocks], &scales);
+    builder.set_scales(&names.scales, scales, rounded.has_half_scales);
     if rounded.has_zero_points {
         let zeros = transposed(&grid.zeros, blocks);
         let rows = zeros.chunks_exact(blocks).flat_map(|row| {

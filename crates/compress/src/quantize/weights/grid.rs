@@ -1,6 +1,13 @@
 //! Levels of weights by blocks of inputs: ŵ = (level − zero) · scale.
 
+use attar_tensor::{DType, Tensor};
+
 use super::super::weight::nearest_within;
+
+/// Scales from which they are stored in f16: fewer do not pay for the node that makes them float.
+const HALF_MIN: usize = 256;
+/// What f16 may move a scale by: half a step of its eleven bits, with room.
+const HALF_ERROR_MAX: f32 = 1.0 / 1024.0;
 
 /// Parts of a block's range that are tried for its grid.
 pub(super) const PARTS: [f32; 9] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6];
@@ -43,6 +50,21 @@ impl Grid {
             ends: [-level_max, level_max],
             scales: scales.to_vec(),
             zeros: vec![0.0; scales.len()],
+        }
+    }
+
+    /// The grids of outputs that stand side by side, alike in all else.
+    pub(crate) fn beside<'a>(parts: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let first = parts.clone().next();
+        let blocks = first.map_or(0, |first| first.scales.len() / first.outputs.max(1));
+        let scales: Vec<&[f32]> = parts.clone().map(|part| part.scales.as_slice()).collect();
+        let zeros: Vec<&[f32]> = parts.clone().map(|part| part.zeros.as_slice()).collect();
+        Self {
+            block: first.map_or(usize::MAX, |first| first.block),
+            outputs: parts.map(|part| part.outputs).sum(),
+            ends: first.map_or([0.0; 2], |first| first.ends),
+            scales: beside(&scales, blocks),
+            zeros: beside(&zeros, blocks),
         }
     }
 
@@ -115,6 +137,14 @@ impl Grid {
         (&self.scales[at..at + self.outputs], &self.zeros[at..at + self.outputs])
     }
 
+    /// Rounds the scales to f16, where that is possible and worth it. Returns whether it did.
+    pub(crate) fn halve_scales(&mut self) -> bool {
+        let halved = halved(&self.scales);
+        let is_halved = halved.is_some();
+        self.scales = halved.unwrap_or_else(|| std::mem::take(&mut self.scales));
+        is_halved
+    }
+
     /// The level nearest to `w`.
     #[inline]
     pub(crate) fn level(&self, w: f32, scale: f32, zero: f32) -> f32 {
@@ -145,6 +175,29 @@ impl Grid {
         }
         values
     }
+}
+
+/// Matrices of so many rows each, side by side.
+pub(super) fn beside<T: Copy>(parts: &[&[T]], rows: usize) -> Vec<T> {
+    let row = |row: usize| {
+        parts.iter().flat_map(move |part| {
+            let width = part.len() / rows;
+            &part[row * width..][..width]
+        })
+    };
+    (0..rows).flat_map(row).copied().collect()
+}
+
+/// Scales rounded to f16; `None` where they are few, or one is too small or too large for it.
+pub(crate) fn halved(scales: &[f32]) -> Option<Vec<f32>> {
+    if scales.len() < HALF_MIN {
+        return None;
+    }
+    let half = Tensor::new(&[scales.len()], scales).converted(DType::F16);
+    let back = half.and_then(|half| half.converted(DType::F32));
+    let halved = back.expect("floats convert to floats").slice::<f32>().to_vec();
+    let is_near = |(half, scale): (&f32, &f32)| (half - scale).abs() <= HALF_ERROR_MAX * scale;
+    halved.iter().zip(scales).all(is_near).then_some(halved)
 }
 
 /// Scale and zero point of the grid over `low..=high`, which hold 0.
@@ -200,6 +253,29 @@ mod tests {
         let searched = Grid::of_least_error(&w, 1, 16, SIGNED, &weights);
         let plain = Grid::of_ranges(&w, 1, 16, SIGNED);
         assert!(lost(&searched) < 0.7 * lost(&plain), "{searched:?}");
+    }
+
+    #[test]
+    fn scales_that_f16_cannot_tell_apart_stay() {
+        let grid = |scales: Vec<f32>| Grid {
+            block: 16,
+            outputs: 1,
+            ends: [-7.0, 7.0],
+            zeros: vec![0.0; scales.len()],
+            scales,
+        };
+        let scales: Vec<f32> = (0..HALF_MIN).map(|i| 0.001 + 1e-5 * i as f32).collect();
+        let mut halved = grid(scales.clone());
+        assert!(halved.halve_scales());
+        let moved = halved.scales.iter().zip(&scales).map(|(a, b)| (a / b - 1.0).abs());
+        assert!(moved.clone().all(|by| by <= 1.0 / 2048.0) && moved.sum::<f32>() > 0.0);
+        // Below 2⁻¹⁴ steps of f16 no longer shrink; beyond 65504 there is infinity.
+        for wrong in [1e-7, 1e6] {
+            let mut grid = grid(scales.iter().map(|scale| scale.min(wrong).max(wrong)).collect());
+            assert!(!grid.halve_scales());
+            assert_eq!(grid.scales[0], wrong);
+        }
+        assert!(!grid(vec![0.1; HALF_MIN - 1]).halve_scales(), "not worth a node");
     }
 
     #[test]

@@ -6,18 +6,20 @@ mod form;
 mod grid;
 mod hqq;
 mod round;
+mod sequence;
 mod target;
 #[cfg(test)]
 mod tests;
 
 use attar_graph::{Links, Model, Plan};
+use attar_tensor::Tensor;
 use serde::Deserialize;
 
 pub(crate) use self::float8::{FLOAT8_OPTIONS, Float8Quantize};
 pub(crate) use self::form::Form;
-pub(crate) use self::grid::{Grid, Levels};
-pub(crate) use self::round::Method;
+pub(crate) use self::grid::{Grid, Levels, halved};
 use self::round::Rounder;
+pub(crate) use self::round::{Method, by_moments};
 pub(crate) use self::target::{Target, targets};
 use super::nodes::Builder;
 use super::output_error::output_errors;
@@ -37,10 +39,24 @@ pub(crate) struct WeightQuantize {
     zero_points: bool,
     #[serde(default)]
     rounding: Rounding,
+    #[serde(default = "default_true")]
+    sequential: bool,
     #[serde(default)]
     awq: bool,
     #[serde(default)]
+    scale_type: ScaleType,
+    #[serde(default)]
     form: Form,
+}
+
+/// What scales of blocks are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScaleType {
+    /// Half the bytes, where f16 holds them; f32 elsewhere.
+    #[default]
+    F16,
+    F32,
 }
 
 /// Bits of a weight.
@@ -100,6 +116,13 @@ pub(crate) enum Rounding {
     Gptq,
 }
 
+pub(crate) const SCALE_TYPE: OptionEntry = OptionEntry {
+    key: "scale_type",
+    default: "\"f16\"",
+    help: "what the scales of blocks are stored as: \"f16\", which runtimes make f32 while they load, or \
+           \"f32\"",
+};
+
 pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry { key: "bits", default: "4", help: "of a weight: 8, 4 or 2" },
     OptionEntry {
@@ -120,11 +143,18 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
                without data; \"nearest\"; or \"auto\", the first where there is data, else the second",
     },
     OptionEntry {
+        key: "sequential",
+        default: "true",
+        help: "with \"gptq\", weights are rounded in the order of the graph, each to make up for what \
+               rounding those before it did",
+    },
+    OptionEntry {
         key: "awq",
         default: "false",
         help: "channels of inputs that are large have their weights scaled up before they are rounded, \
                where that loses less (AWQ); a multiplication each while running",
     },
+    SCALE_TYPE,
     OptionEntry {
         key: "form",
         default: "\"qdq\"",
@@ -182,9 +212,11 @@ impl Pass for WeightQuantize {
             block: self.block.0,
             rounding,
             scales_channels: self.awq,
+            scale_type: self.scale_type,
+            is_sequential: self.sequential,
         };
         let mut builder = Builder::new(&model.graph);
-        let written = write(&mut builder, model, &targets, method, self.form, context)?;
+        let written = write(&mut builder, model, &targets, method, self.form, context, &[])?;
         let Written { mut record, batch_count } = written;
         let mut plan = builder.finish();
         self.remark(&mut plan, rounding, &targets);
@@ -204,7 +236,8 @@ pub(crate) struct Written {
     pub(crate) batch_count: usize,
 }
 
-/// Rounds weights and puts their levels into the graph.
+/// Rounds weights and puts their levels into the graph, in which the constants of `replaced` are no
+/// longer what they were.
 ///
 /// # Errors
 /// Weights that are not finite, or data that does not fit.
@@ -215,8 +248,9 @@ pub(crate) fn write(
     method: Method,
     form: Form,
     context: &Context,
+    replaced: &[(String, Tensor)],
 ) -> Result<Written, PassError> {
-    let mut rounder = Rounder::new(model, method, context);
+    let mut rounder = Rounder::new(model, method, context, replaced);
     let rounded = rounder.all(targets)?;
     let mut record = QuantizationRecord::default();
     for (target, rounded) in targets.iter().zip(&rounded) {

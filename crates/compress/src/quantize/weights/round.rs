@@ -1,6 +1,8 @@
 //! Weights rounded to blocks of levels, from what calibration saw of their inputs or without.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 
 use attar_graph::{Graph, Model};
 use attar_tensor::Tensor;
@@ -12,9 +14,10 @@ use super::super::gram::Gram;
 use super::super::product::relative_error;
 use super::super::record::ProductRecord;
 use super::super::statistics::ChannelAxis;
-use super::grid::{Grid, Levels};
+use super::grid::{Grid, Levels, beside};
+use super::sequence::Sequence;
 use super::target::Target;
-use super::{Rounding, hqq};
+use super::{Rounding, ScaleType, hqq};
 use crate::parallel::each_in_order;
 use crate::{Context, PassError};
 
@@ -25,6 +28,9 @@ pub(crate) struct Method {
     pub(crate) block: Option<usize>,
     pub(crate) rounding: Rounding,
     pub(crate) scales_channels: bool,
+    pub(crate) scale_type: ScaleType,
+    /// Whether each weight is to make up for what rounding those before it did.
+    pub(crate) is_sequential: bool,
 }
 
 /// One weight in levels.
@@ -34,6 +40,8 @@ pub(super) struct Rounded {
     pub(super) levels: Vec<i8>,
     pub(super) bits: u32,
     pub(super) has_zero_points: bool,
+    /// Whether every scale is a number of f16.
+    pub(super) has_half_scales: bool,
     rounding: &'static str,
     /// ‖X·(W − Ŵ)‖ / ‖X·W‖ on the calibration data; ‖W − Ŵ‖ / ‖W‖ without.
     error: f64,
@@ -83,9 +91,9 @@ impl Fold for Record {
 }
 
 /// XᵀX of a value that products read.
-struct Moments {
-    sums: Vec<f32>,
-    size: usize,
+pub(super) struct Moments {
+    pub(super) sums: Vec<f32>,
+    pub(super) size: usize,
 }
 
 impl Moments {
@@ -110,11 +118,18 @@ pub(super) struct Rounder<'a> {
     /// What the channels of values are divided by, whose readers' weights are multiplied.
     pub(super) divisors: BTreeMap<String, (Vec<f32>, Vec<usize>)>,
     pub(super) batch_count: usize,
+    /// Other constants that are no longer what they were.
+    replaced: &'a [(String, Tensor)],
 }
 
 impl<'a> Rounder<'a> {
-    pub(super) fn new(model: &'a Model, method: Method, context: &'a Context<'a>) -> Self {
-        Self { model, method, context, divisors: BTreeMap::new(), batch_count: 0 }
+    pub(super) fn new(
+        model: &'a Model,
+        method: Method,
+        context: &'a Context<'a>,
+        replaced: &'a [(String, Tensor)],
+    ) -> Self {
+        Self { model, method, context, divisors: BTreeMap::new(), batch_count: 0, replaced }
     }
 
     /// Every target in levels.
@@ -135,12 +150,19 @@ impl<'a> Rounder<'a> {
             }
         }
         let mut rounded: BTreeMap<usize, Rounded> = BTreeMap::new();
-        let method = self.method;
-        let of = |&index: &usize| (index, method.round(&targets[index], None, None));
+        let (method, one) = (self.method, NonZeroUsize::MIN);
+        let of = |&index: &usize| (index, method.round(&targets[index], None, None, one));
         rounded.extend(each_in_order(&alone, self.context.threads, of));
         let mut values: Vec<(&str, Vec<usize>)> = of_value.into_iter().collect();
         // In the order of their readers, so that a part of the model is done at a time.
-        values.sort_by_key(|(_, indices)| indices[0]);
+        let reader = |&index: &usize| targets[index].readers[0].0;
+        values.sort_by_key(|(_, indices)| indices.iter().map(reader).min());
+        let is_sequential =
+            method.is_sequential && method.rounding == Rounding::Gptq && !method.scales_channels;
+        if is_sequential && !values.is_empty() {
+            self.in_sequence(targets, &values, &mut rounded)?;
+            values.clear();
+        }
         while !values.is_empty() {
             let mut bytes = 0;
             let fits = |(_, indices): &&(&str, Vec<usize>)| {
@@ -168,6 +190,33 @@ impl<'a> Rounder<'a> {
             }
         }
         Ok(rounded.into_values().collect())
+    }
+
+    /// Rounds the weights that read `values`, one value after the other.
+    fn in_sequence(
+        &mut self,
+        targets: &[Target],
+        values: &[(&str, Vec<usize>)],
+        rounded: &mut BTreeMap<usize, Rounded>,
+    ) -> Result<(), PassError> {
+        let mut sequence = Sequence::new(self.model, self.context)?;
+        self.batch_count = sequence.batch_count();
+        for (name, tensor) in self.replaced {
+            sequence.set(name, tensor.clone())?;
+        }
+        for (&index, rounded) in &*rounded {
+            let target = &targets[index];
+            if target.is_own {
+                let real = rounded.grid.dequantized(&rounded.levels);
+                sequence.set(target.name, target.with(&real))?;
+            }
+        }
+        for (value, indices) in values {
+            let own: Vec<&Target> = indices.iter().map(|&index| &targets[index]).collect();
+            let found = sequence.round(self.method, value, &own, self.context)?;
+            rounded.extend(indices.iter().copied().zip(found));
+        }
+        Ok(())
     }
 
     /// The value whose second moments a weight is rounded by.
@@ -214,7 +263,12 @@ impl Method {
         let all = |divisors: Option<&[f32]>| -> Vec<Rounded> {
             let divided = moments.zip(divisors).map(|(moments, by)| moments.divided(by));
             let moments = divided.as_ref().or(moments);
-            indices.iter().map(|&index| self.round(&targets[index], moments, divisors)).collect()
+            let of = |&index: &usize| {
+                let target = &targets[index];
+                let wanted = divisors.map(|divisors| multiplied(target, divisors));
+                self.round(target, moments, wanted, NonZeroUsize::MIN)
+            };
+            indices.iter().map(of).collect()
         };
         let plain = all(None);
         let chosen = match moments.filter(|_| self.scales_channels) {
@@ -226,47 +280,37 @@ impl Method {
         indices.iter().zip(rounded).map(of).collect()
     }
 
-    fn round(
+    /// Rounds what `wanted` [inputs, outputs] gives, or the weight itself.
+    pub(super) fn round(
         self,
         target: &Target,
         moments: Option<&Moments>,
-        divisors: Option<&[f32]>,
+        wanted: Option<Vec<f32>>,
+        threads: NonZeroUsize,
     ) -> Rounded {
-        let Self { rounding, .. } = self;
         let levels = Levels { bits: target.bits, has_zero_points: self.has_zero_points };
         let [inputs, outputs] = target.size();
         let block = target.block(self.block);
-        let mut w = target.matrix();
-        if let Some(divisors) = divisors {
-            for (row, s) in w.chunks_exact_mut(outputs).zip(divisors) {
-                row.iter_mut().for_each(|w| *w *= s);
-            }
-        }
-        let mut grid = match (rounding, moments) {
-            (Rounding::Nearest, _) => Grid::of_ranges(&w, outputs, block, levels),
-            (Rounding::Auto | Rounding::Gptq, Some(moments)) => {
-                Grid::of_least_error(&w, outputs, block, levels, &moments.diagonal())
-            }
-            _ => hqq::grid(&w, outputs, block, levels),
-        };
-        let by_moments = moments.filter(|_| rounding == Rounding::Gptq).and_then(|moments| {
-            let mean = moments.diagonal().iter().map(|&x| f64::from(x)).sum::<f64>();
-            let ridge = (RIDGE * mean / inputs.max(1) as f64) as f32;
-            let ridge = if ridge > 0.0 { ridge } else { 1.0 };
-            let mut levels = gptq::round(&w, &grid, moments.sums.clone(), &vec![ridge; inputs])?;
-            let mut h = moments.sums.clone();
-            h.iter_mut().step_by(inputs + 1).for_each(|square| *square += ridge);
-            for _ in 0..ROUNDS {
-                levels = refine(&w, &grid, &h, levels);
-                refine_scales(&w, &mut grid, &h, &levels);
-            }
-            Some(levels)
+        let w = wanted.unwrap_or_else(|| target.matrix());
+        // Outputs do not depend on each other.
+        let width = outputs.div_ceil(outputs.div_ceil(OUTPUTS_AT_ONCE).max(1)).max(1);
+        let parts: Vec<Range<usize>> =
+            (0..outputs).step_by(width).map(|from| from..(from + width).min(outputs)).collect();
+        let parts = each_in_order(&parts, threads, |part| {
+            let w = columns(&w, outputs, part);
+            self.part(&w, part.len(), block, levels, moments)
         });
-        let name = match (&by_moments, rounding, moments) {
+        let mut grid = Grid::beside(parts.iter().map(|(grid, _)| grid));
+        let by_moments: Option<Vec<&[i8]>> =
+            parts.iter().map(|(_, levels)| levels.as_deref()).collect();
+        let by_moments = by_moments.map(|parts| beside(&parts, inputs));
+        let name = match (&by_moments, self.rounding, moments) {
             (Some(_), ..) => "gptq",
             (None, Rounding::Nearest, _) | (None, Rounding::Gptq, Some(_)) => "nearest",
             (None, ..) => "hqq",
         };
+        let wants_half = self.scale_type == ScaleType::F16 && block < inputs;
+        let has_half_scales = wants_half && grid.halve_scales();
         let found = by_moments.unwrap_or_else(|| grid.nearest(&w));
         let back = grid.dequantized(&found);
         let e: Vec<f32> = w.iter().zip(&back).map(|(w, v)| w - v).collect();
@@ -279,10 +323,66 @@ impl Method {
             levels: found,
             bits: levels.bits,
             has_zero_points: levels.has_zero_points,
+            has_half_scales,
             rounding: name,
             error,
         }
     }
+
+    /// The grid of `w` [inputs, outputs], and the levels where second moments tell them.
+    fn part(
+        self,
+        w: &[f32],
+        outputs: usize,
+        block: usize,
+        levels: Levels,
+        moments: Option<&Moments>,
+    ) -> (Grid, Option<Vec<i8>>) {
+        let mut grid = match (self.rounding, moments) {
+            (Rounding::Nearest, _) => Grid::of_ranges(w, outputs, block, levels),
+            (Rounding::Auto | Rounding::Gptq, Some(moments)) => {
+                Grid::of_least_error(w, outputs, block, levels, &moments.diagonal())
+            }
+            _ => hqq::grid(w, outputs, block, levels),
+        };
+        let rule = moments.filter(|_| self.rounding == Rounding::Gptq);
+        let found = rule.and_then(|moments| by_moments(w, &mut grid, &moments.sums));
+        (grid, found)
+    }
+}
+
+/// Outputs of a weight that are rounded together.
+const OUTPUTS_AT_ONCE: usize = 512;
+
+/// Columns of `w` [rows, width].
+fn columns(w: &[f32], width: usize, part: &Range<usize>) -> Vec<f32> {
+    w.chunks_exact(width.max(1)).flat_map(|row| &row[part.clone()]).copied().collect()
+}
+
+/// The weights of a target, those of each input multiplied.
+fn multiplied(target: &Target, factors: &[f32]) -> Vec<f32> {
+    let mut w = target.matrix();
+    for (row, factor) in w.chunks_exact_mut(target.size()[1].max(1)).zip(factors) {
+        row.iter_mut().for_each(|w| *w *= factor);
+    }
+    w
+}
+
+/// Levels of `w` by second moments `sums` [inputs, inputs], in turn with the scales of `grid`; `None`
+/// where the moments are not positive definite.
+pub(crate) fn by_moments(w: &[f32], grid: &mut Grid, sums: &[f32]) -> Option<Vec<i8>> {
+    let inputs = w.len() / grid.outputs.max(1);
+    let mean = sums.iter().step_by(inputs + 1).map(|&x| f64::from(x)).sum::<f64>();
+    let ridge = (RIDGE * mean / inputs.max(1) as f64) as f32;
+    let ridge = if ridge > 0.0 { ridge } else { 1.0 };
+    let mut levels = gptq::round(w, grid, sums.to_vec(), &vec![ridge; inputs])?;
+    let mut h = sums.to_vec();
+    h.iter_mut().step_by(inputs + 1).for_each(|square| *square += ridge);
+    for _ in 0..ROUNDS {
+        levels = refine(w, grid, &h, levels);
+        refine_scales(w, grid, &h, &levels);
+    }
+    Some(levels)
 }
 
 /// The best of several divisors, the root mean squares of channels to some power, if any gains.

@@ -113,6 +113,22 @@ fn floats_of_eight_bits_have_their_precision() {
 }
 
 #[test]
+fn later_weights_make_up_for_what_rounding_earlier_ones_did() {
+    let mut two = model(
+        "h = MatMul(x, w)\nt = Tanh(h)\nm = MatMul(t, v)\nb = Add(m, c)\ny = Add(h, b)",
+        &[INPUTS, 24],
+    );
+    two.graph.set_initializer("v", Tensor::new(&[24, 24], &numbers(24 * 24, 5)));
+    two.graph.set_initializer("c", Tensor::new(&[24], &numbers(24, 6)));
+    for bits in [2, 4] {
+        let settings = format!("bits={bits},block=16,rounding=\"gptq\"");
+        let alone = error(&two, &format!("{settings},sequential=false"));
+        let sequential = error(&two, &settings);
+        assert!(sequential < 0.9 * alone, "{bits} bits: {sequential} of {alone}");
+    }
+}
+
+#[test]
 fn more_bits_and_smaller_blocks_lose_less() {
     let model = product();
     let errors = ["bits=2,block=16", "bits=4,block=0", "bits=4,block=16", "bits=8,block=16"]
