@@ -114,7 +114,7 @@ impl<'a> Staged<'a> {
                     .filter_map(|input| Some((input.name.as_str(), values.get(&input.name)?)))
                     .collect();
                 let outputs = session.run(&feeds)?;
-                values.extend(names.iter().map(|name| name.to_string()).zip(outputs));
+                values.extend(names.iter().map(ToString::to_string).zip(outputs));
                 values.retain(|name, _| later.contains(name.as_str()));
             }
         }

@@ -7,6 +7,8 @@
 //! the lower convex hull of each curve. What is rounded first, tables before all, is made up for by what
 //! comes after it.
 
+use std::collections::BTreeMap;
+
 use attar_graph::{Links, Model, Plan};
 use attar_tensor::Tensor;
 use serde::Deserialize;
@@ -19,7 +21,8 @@ use super::weights::{self, Block, Form, Method, Rounding, ScaleType, Target, tar
 use crate::half;
 use crate::reference::Reference;
 use crate::sensitivity::{
-    BitsOptions, Level, Measured, TensorSensitivity, bits_sensitivity, hull, reach_of_bits,
+    BitsOptions, Level, Measured, Sensitivity, TensorSensitivity, bits_sensitivity, hull,
+    reach_of_bits,
 };
 use crate::{Context, Estimate, Fraction, OptionEntry, Pass, PassError};
 
@@ -109,26 +112,9 @@ impl MixedQuantize {
         bits.dedup();
         let Some(&fewest) = bits.last() else { return Ok(Vec::new()) };
         let options = BitsOptions { bits, measured: Vec::new(), block: self.block(), seed: 0 };
-        let reach = match reach_of_bits(model, context, &options) {
+        let found = match reach_of_bits(model, context, &options) {
             // No gradient flows through some operator of it.
-            Err(PassError::Train(_) | PassError::NotFinite { .. }) => None,
-            reach => Some(reach?),
-        };
-        let found = match reach {
-            Some(reach) => {
-                let unmeasured =
-                    &mut |_: &Model, _: [usize; 2]| Ok::<_, PassError>(Measured::default());
-                let mut found = bits_sensitivity(model, context, &options, unmeasured)?;
-                for tensor in &mut found.tensors {
-                    let Some((bits, reach)) = reach.get(&tensor.name) else { continue };
-                    let level = tensor.levels.iter_mut().find(|at| at.level == Level::Bits(*bits));
-                    if let Some(level) = level {
-                        level.output_error = Some(exactly(*reach));
-                    }
-                }
-                found
-            }
-            None => {
+            Err(PassError::Train(_) | PassError::NotFinite { .. }) => {
                 let measured = if fewest == 2 && self.has(4) { vec![4, 2] } else { vec![fewest] };
                 let options = BitsOptions { measured, ..options };
                 let reference = Reference::new(model, context)?;
@@ -138,6 +124,7 @@ impl MixedQuantize {
                 };
                 bits_sensitivity(model, context, &options, &mut measure)?
             }
+            reach => with_reach(model, context, &options, &reach?)?,
         };
         Ok(found.tensors.iter().map(|tensor| self.candidate(tensor)).collect())
     }
@@ -273,16 +260,7 @@ impl Pass for MixedQuantize {
             candidate.map_or(32, |candidate| candidate.points[candidate.chosen].0)
         };
         let mut builder = Builder::new(&model.graph);
-        let coarse = tables.iter().filter(|lookup| bits_of(lookup.name) == 4);
-        let coarse: Vec<String> = coarse.map(|lookup| lookup.name.into()).collect();
-        let moments = table_moments(model, &coarse, context)?;
-        let mut replaced = Vec::new();
-        for lookup in &tables {
-            let of_table = moments.get(lookup.name).map(Vec::as_slice);
-            let bits = bits_of(lookup.name);
-            let real = self.write_table(&mut builder, lookup, bits, of_table, context)?;
-            replaced.extend(real.map(|real| (lookup.name.to_string(), real)));
-        }
+        let replaced = self.write_tables(&mut builder, model, &tables, &bits_of, context)?;
         weights.iter_mut().for_each(|target| target.bits = bits_of(target.name));
         let is_stored = |target: &Target| target.bits == 16;
         for target in weights.iter().filter(|target| is_stored(target)) {
@@ -325,6 +303,28 @@ impl Pass for MixedQuantize {
 }
 
 impl MixedQuantize {
+    /// Puts tables into the graph; returns what the levels of those stand for that have few.
+    fn write_tables(
+        &self,
+        builder: &mut Builder,
+        model: &Model,
+        tables: &[Lookup],
+        bits_of: &dyn Fn(&str) -> u32,
+        context: &Context,
+    ) -> Result<Vec<(String, Tensor)>, PassError> {
+        let coarse = tables.iter().filter(|lookup| bits_of(lookup.name) == 4);
+        let coarse: Vec<String> = coarse.map(|lookup| lookup.name.into()).collect();
+        let moments = table_moments(model, &coarse, context)?;
+        let mut replaced = Vec::new();
+        for lookup in tables {
+            let of_table = moments.get(lookup.name).map(Vec::as_slice);
+            let real =
+                self.write_table(builder, lookup, bits_of(lookup.name), of_table, context)?;
+            replaced.extend(real.map(|real| (lookup.name.to_string(), real)));
+        }
+        Ok(replaced)
+    }
+
     /// Puts a table into the graph; returns what its levels stand for, where it has few.
     fn write_table(
         &self,
@@ -349,6 +349,25 @@ impl MixedQuantize {
             _ => Ok(None),
         }
     }
+}
+
+/// What is predicted of each product, and how much of it reaches the outputs.
+fn with_reach(
+    model: &Model,
+    context: &Context,
+    options: &BitsOptions,
+    reach: &BTreeMap<String, (u32, f64)>,
+) -> Result<Sensitivity, PassError> {
+    let mut unmeasured = |_: &Model, _: [usize; 2]| Ok::<_, PassError>(Measured::default());
+    let mut found = bits_sensitivity(model, context, options, &mut unmeasured)?;
+    for tensor in &mut found.tensors {
+        let Some((bits, reach)) = reach.get(&tensor.name) else { continue };
+        let level = tensor.levels.iter_mut().find(|at| at.level == Level::Bits(*bits));
+        if let Some(level) = level {
+            level.output_error = Some(exactly(*reach));
+        }
+    }
+    Ok(found)
 }
 
 /// Without an interval.

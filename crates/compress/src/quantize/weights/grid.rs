@@ -137,6 +137,29 @@ impl Grid {
         (&self.scales[at..at + self.outputs], &self.zeros[at..at + self.outputs])
     }
 
+    /// Gives each block of each output the scale of least squared error for the nearest levels of `w`.
+    pub(crate) fn fit_scales(&mut self, w: &[f32]) {
+        let n = self.outputs;
+        let (mut gain, mut power) =
+            (vec![0.0_f64; self.scales.len()], vec![0.0_f64; self.scales.len()]);
+        let levels = self.nearest(w);
+        let rows = w.chunks_exact(n.max(1)).zip(levels.chunks_exact(n.max(1)));
+        for (input, (row, levels)) in rows.enumerate() {
+            let first = input / self.block * n;
+            for (column, (&w, &level)) in row.iter().zip(levels).enumerate() {
+                let q = f64::from(f32::from(level) - self.zeros[first + column]);
+                gain[first + column] += f64::from(w) * q;
+                power[first + column] += q * q;
+            }
+        }
+        for (scale, (gain, power)) in self.scales.iter_mut().zip(gain.into_iter().zip(power)) {
+            let best = (gain / power) as f32;
+            if best.is_normal() && best > 0.0 {
+                *scale = best;
+            }
+        }
+    }
+
     /// Rounds the scales to f16, where that is possible and worth it. Returns whether it did.
     pub(crate) fn halve_scales(&mut self) -> bool {
         let halved = halved(&self.scales);
@@ -253,6 +276,32 @@ mod tests {
         let searched = Grid::of_least_error(&w, 1, 16, SIGNED, &weights);
         let plain = Grid::of_ranges(&w, 1, 16, SIGNED);
         assert!(lost(&searched) < 0.7 * lost(&plain), "{searched:?}");
+    }
+
+    #[test]
+    fn scales_that_fit_lose_less() {
+        let mut state = 9_u32;
+        let w: Vec<f32> = (0..64 * 3)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((state >> 8) as f32 / 8_388_608.0 - 1.0).powi(3)
+            })
+            .collect();
+        let lost = |grid: &Grid| -> f64 {
+            let back = grid.dequantized(&grid.nearest(&w));
+            w.iter().zip(back).map(|(w, v)| f64::from(w - v).powi(2)).sum()
+        };
+        let mut grid = Grid::of_ranges(&w, 3, 32, SHIFTED);
+        let mut before = lost(&grid);
+        for _ in 0..3 {
+            grid.fit_scales(&w);
+            let after = lost(&grid);
+            assert!(after < before, "{after} of {before}");
+            before = after;
+        }
+        let mut zeros = Grid::of_ranges(&[0.0; 4], 2, 2, SHIFTED);
+        zeros.fit_scales(&[0.0; 4]);
+        assert_eq!(zeros.scales, [1.0, 1.0]);
     }
 
     #[test]

@@ -108,10 +108,14 @@ impl TryFrom<i64> for Block {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Rounding {
-    /// By second moments where there is calibration data, else as [`Hqq`](Self::Hqq).
+    /// By second moments where there is calibration data, else as [`Mse`](Self::Mse).
     #[default]
     Auto,
+    /// On the grid over the range of each block.
     Nearest,
+    /// On the grid of least squared error.
+    Mse,
+    /// On the grid of least half-quadratic error.
     Hqq,
     Gptq,
 }
@@ -139,8 +143,9 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "rounding",
         default: "\"auto\"",
-        help: "\"gptq\", by second moments of inputs from calibration data; \"hqq\", half-quadratic, \
-               without data; \"nearest\"; or \"auto\", the first where there is data, else the second",
+        help: "\"gptq\", by second moments of inputs from calibration data; without data \"mse\", on the grid \
+               of least squared error, \"hqq\", half-quadratic, or \"nearest\", on the grid over the range; or \
+               \"auto\", the first where there is data, else the second",
     },
     OptionEntry {
         key: "sequential",
@@ -201,7 +206,7 @@ impl Pass for WeightQuantize {
         let has_data = context.calibration.is_some();
         let rounding = match self.rounding {
             Rounding::Auto if has_data => Rounding::Gptq,
-            Rounding::Auto => Rounding::Hqq,
+            Rounding::Auto => Rounding::Mse,
             rounding => rounding,
         };
         if !has_data && !targets.is_empty() && (rounding == Rounding::Gptq || self.awq) {
@@ -269,6 +274,7 @@ impl WeightQuantize {
         }
         let how = match rounding {
             Rounding::Gptq => "by second moments (GPTQ)",
+            Rounding::Mse => "with the least squared error, without data",
             Rounding::Hqq => "half-quadratically (HQQ), without data",
             _ => "to the nearest level",
         };

@@ -306,8 +306,9 @@ impl Method {
         let by_moments = by_moments.map(|parts| beside(&parts, inputs));
         let name = match (&by_moments, self.rounding, moments) {
             (Some(_), ..) => "gptq",
-            (None, Rounding::Nearest, _) | (None, Rounding::Gptq, Some(_)) => "nearest",
-            (None, ..) => "hqq",
+            (None, Rounding::Nearest, _) => "nearest",
+            (None, Rounding::Hqq, _) => "hqq",
+            (None, ..) => "mse",
         };
         let wants_half = self.scale_type == ScaleType::F16 && block < inputs;
         let has_half_scales = wants_half && grid.halve_scales();
@@ -340,10 +341,16 @@ impl Method {
     ) -> (Grid, Option<Vec<i8>>) {
         let mut grid = match (self.rounding, moments) {
             (Rounding::Nearest, _) => Grid::of_ranges(w, outputs, block, levels),
+            (Rounding::Hqq, _) => hqq::grid(w, outputs, block, levels),
             (Rounding::Auto | Rounding::Gptq, Some(moments)) => {
                 Grid::of_least_error(w, outputs, block, levels, &moments.diagonal())
             }
-            _ => hqq::grid(w, outputs, block, levels),
+            _ => {
+                let alike = vec![1.0; w.len() / outputs.max(1)];
+                let mut grid = Grid::of_least_error(w, outputs, block, levels, &alike);
+                (0..ROUNDS).for_each(|_| grid.fit_scales(w));
+                grid
+            }
         };
         let rule = moments.filter(|_| self.rounding == Rounding::Gptq);
         let found = rule.and_then(|moments| by_moments(w, &mut grid, &moments.sums));

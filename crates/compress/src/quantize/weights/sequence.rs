@@ -45,7 +45,7 @@ struct Sums {
     /// Rows of X̂, of X − X̂ and, for each target, of R − R̂ that are still to be multiplied.
     waiting: Vec<f32>,
     waiting_off: Vec<f32>,
-    waiting_sums: Vec<Vec<f32>>,
+    waiting_residuals: Vec<Vec<f32>>,
 }
 
 impl<'a> Sequence<'a> {
@@ -162,7 +162,7 @@ impl<'a> Sequence<'a> {
             let rows = x.len() / size;
             for (index, residual) in residuals.iter().enumerate() {
                 let count = rows * sums.weights[index].len() / size;
-                let waiting = &mut sums.waiting_sums[index];
+                let waiting = &mut sums.waiting_residuals[index];
                 match residual.and_then(pair).filter(|(r, _)| r.element_count() == count) {
                     Some((r, now)) => {
                         let (r, now) = (r.values::<f32>(), now.values::<f32>());
@@ -193,7 +193,7 @@ impl Sums {
             shifts: weights.iter().map(|w| vec![0.0; w.len()]).collect(),
             waiting: Vec::new(),
             waiting_off: Vec::new(),
-            waiting_sums: vec![Vec::new(); weights.len()],
+            waiting_residuals: vec![Vec::new(); weights.len()],
             weights,
         }
     }
@@ -213,7 +213,7 @@ impl Sums {
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         };
         add(&mut self.moments, &now);
-        let parts = self.weights.iter().zip(&mut self.waiting_sums).zip(&mut self.shifts);
+        let parts = self.weights.iter().zip(&mut self.waiting_residuals).zip(&mut self.shifts);
         for ((w, waiting), shift) in parts {
             let mut missing = vec![0.0_f32; waiting.len()];
             weighted_rows(&mut missing, &off, w, [rows, size], false);

@@ -189,7 +189,7 @@ fn without_data_weights_are_rounded_and_gptq_says_what_it_lacks() {
         pass_entry("quantize.weights").unwrap().build(settings.parse().unwrap()).unwrap()
     };
     let plan = pass("").plan(&model, &Context::new(&Builtin)).unwrap();
-    assert!(plan.remarks[0].contains("(HQQ), without data"), "{:?}", plan.remarks);
+    assert!(plan.remarks[0].contains("least squared error, without data"), "{:?}", plan.remarks);
     let error = pass("rounding = \"gptq\"").plan(&model, &Context::new(&Builtin)).unwrap_err();
     assert!(matches!(error, PassError::NoCalibration), "{error}");
 }
