@@ -9,6 +9,7 @@ mod converting;
 mod error;
 mod evaluation;
 mod examination;
+mod heap;
 mod importing;
 mod inspect;
 mod layers;

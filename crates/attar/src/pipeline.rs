@@ -8,6 +8,7 @@ use attar_graph::{Model, Plan, apply};
 use attar_ops::opset::convert_opset;
 use serde::{Deserialize, Serialize};
 
+use crate::heap::SmallHeap;
 use crate::layers::{LayerChange, Work};
 use crate::step_measures::StepMeasures;
 use crate::{Error, Step, TrainingRecord};
@@ -119,6 +120,7 @@ pub(crate) fn run_step(
     shape: Shape,
     keeps_edits: bool,
 ) -> Result<StepOutcome, Error> {
+    let _small = SmallHeap::new();
     let fail = |source| Error::Step { step: Some(number), pass: step.pass.clone(), source };
     let pass = step.build()?;
     context.exclude = Exclude::new(step.exclude.clone());
