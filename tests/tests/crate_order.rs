@@ -42,7 +42,7 @@ fn every_crate_stands_in_the_order() {
 }
 
 #[test]
-fn unsafe_code_stands_in_kernels_and_the_memory_map_only() {
+fn unsafe_code_stands_in_kernels_the_memory_map_and_the_heap_only() {
     let mut open = vec![root().join("crates")];
     let mut allowing = Vec::new();
     while let Some(path) = open.pop() {
@@ -57,5 +57,6 @@ fn unsafe_code_stands_in_kernels_and_the_memory_map_only() {
         }
     }
     allowing.sort();
-    assert_eq!(allowing, ["ops/src/kernels/mod.rs", "tensor/src/map.rs"]);
+    let known = ["attar/src/heap.rs", "ops/src/kernels/mod.rs", "tensor/src/map.rs"];
+    assert_eq!(allowing, known);
 }
