@@ -341,16 +341,27 @@ fn an_lstm_of_integers_is_plain_loops() {
     let series = |count: usize, seed: u64| {
         Tensor::new(&[steps, count, input], &numbers(steps * count * input, seed))
     };
+    check_unrolled(&original, 1000, "LSTM", series);
+}
+
+/// That a recurrent network, unrolled and everything in 8 bits, is integers of plain loops, and stays by
+/// the float network over its steps. Returns it before it is integers alone.
+fn check_unrolled(
+    original: &Model,
+    count: usize,
+    name: &str,
+    series: impl Fn(usize, u64) -> Tensor,
+) -> Model {
     let seen = series(40, 1);
-    let (unrolled, _) = after(&original, "unroll", "", &seen);
+    let (unrolled, _) = after(original, "unroll", "", &seen);
     let (unrolled, _) = after(&unrolled, "cleanup", "", &seen);
     let settings = "smooth = \"off\"\ncarry = \"all\"\nkeep_float = \"off\"";
     let (quantized, _) = after(&unrolled, "quantize.static", settings, &seen);
-    check(&original, &quantized, 1000, "LSTM", series);
-    // Eight steps of 8-bit states stay by the float network.
+    check(original, &quantized, count, name, &series);
     let x = series(200, 9);
-    let lost = relative_error(&run(&Builtin, &quantized, &x), &run(&Builtin, &original, &x));
-    assert!(lost < 0.05, "{lost}");
+    let lost = relative_error(&run(&Builtin, &quantized, &x), &run(&Builtin, original, &x));
+    assert!(lost < 0.05, "{name}: {lost}");
+    quantized
 }
 
 #[test]
@@ -383,17 +394,8 @@ fn two_directions_and_constants_are_plain_loops() {
     let series = |count: usize, seed: u64| {
         Tensor::new(&[steps, count, input], &numbers(steps * count * input, seed))
     };
-    let seen = series(40, 1);
-    let (unrolled, _) = after(&original, "unroll", "", &seen);
-    let (unrolled, _) = after(&unrolled, "cleanup", "", &seen);
-    let settings = "smooth = \"off\"\ncarry = \"all\"\nkeep_float = \"off\"";
-    let (quantized, _) = after(&unrolled, "quantize.static", settings, &seen);
-    let joined = |model: &Model| model.graph.nodes.iter().any(|node| node.is("Concat"));
-    assert!(joined(&quantized), "the directions are joined");
-    check(&original, &quantized, 500, "two directions", series);
-    let x = series(200, 9);
-    let lost = relative_error(&run(&Builtin, &quantized, &x), &run(&Builtin, &original, &x));
-    assert!(lost < 0.05, "{lost}");
+    let quantized = check_unrolled(&original, 500, "two directions", series);
+    assert!(quantized.graph.nodes.iter().any(|node| node.is("Concat")), "they are not joined");
 }
 
 /// ‖a − b‖ / ‖b‖ of values by their bits.
