@@ -22,6 +22,8 @@ pub(crate) struct Staged<'a> {
     batches: Vec<usize>,
     /// Batches of the calibration data.
     pub(crate) batch_count: usize,
+    /// Examples of it.
+    pub(crate) given_count: usize,
 }
 
 impl<'a> Staged<'a> {
@@ -38,9 +40,10 @@ impl<'a> Staged<'a> {
         let calibration = context.calibration.ok_or(PassError::NoCalibration)?;
         let inputs: Vec<Value> = model.graph.required_inputs().cloned().collect();
         let (mut live, mut first_batches) = (Vec::new(), Vec::new());
-        let (mut bytes, mut batch_count) = (0, 0);
+        let (mut bytes, mut batch_count, mut given_count) = (0, 0, 0);
         calibration.for_each_group(&inputs, &mut |feeds, batches| {
             batch_count += batches.len();
+            given_count += 1;
             bytes += feeds.iter().map(|(_, tensor)| tensor.size_bytes()).sum::<usize>();
             if bytes <= bytes_max {
                 let owned =
@@ -51,7 +54,8 @@ impl<'a> Staged<'a> {
             Ok(())
         })?;
         let model = model.clone();
-        Ok(Self { model, context, done: 0, live, batches: first_batches, batch_count })
+        let batches = first_batches;
+        Ok(Self { model, context, done: 0, live, batches, batch_count, given_count })
     }
 
     /// How many examples there are: groups of one shape, or single ones.

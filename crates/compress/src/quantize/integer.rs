@@ -305,8 +305,8 @@ impl<'a> Form<'a> {
     }
 
     fn addition(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
-        if let Some((x, constant)) = self.beside_constant(node) {
-            return self.added(node, y, x, constant);
+        if let Some(made) = self.plus_constant(node, y) {
+            return Some(made);
         }
         let (a, a_scale, a_zero) = self.dequantized(node.input(0)?)?;
         let (b, b_scale, b_zero) = self.dequantized(node.input(1)?)?;

@@ -281,6 +281,7 @@ impl Pass for MixedQuantize {
         let mut record = written.record;
         plan = builder.finish();
         plan.remark(summary(&candidates, fixed, bytes_before as f64));
+        written.remark.into_iter().for_each(|remark| plan.remark(remark));
         if !is_met {
             plan.warn("the size is not reached with the fewest bits that `bits` has");
         }

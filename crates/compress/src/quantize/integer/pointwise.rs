@@ -7,6 +7,13 @@ use attar_tensor::{DType, Tensor};
 
 use super::{Form, INT32, INT64, Multipliers, Target};
 
+/// A value in levels.
+struct Levels<'a> {
+    name: &'a str,
+    scale: f64,
+    zero: i64,
+}
+
 impl<'a> Form<'a> {
     /// A function of one value: the level for each of 256.
     pub(super) fn table(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
@@ -50,8 +57,8 @@ impl<'a> Form<'a> {
         })
     }
 
-    /// The value and the constant of a node of two inputs, one of which is one.
-    pub(super) fn beside_constant(&self, node: &'a Node) -> Option<(&'a str, &'a Tensor)> {
+    /// The levels, and the constant of f32, of a node of two inputs one of which is constant.
+    fn beside_constant(&self, node: &'a Node) -> Option<(Levels<'a>, &'a Tensor)> {
         let [a, b] = node.inputs.as_slice() else { return None };
         let constant = |name: &str| self.links.constant(name).filter(|c| c.dtype() == DType::F32);
         let (x, constant) = match (constant(a), constant(b)) {
@@ -59,47 +66,36 @@ impl<'a> Form<'a> {
             (Some(constant), None) => (b, constant),
             _ => return None,
         };
-        (constant.element_count() > 0).then_some((x, constant))
+        let (x, scale, zero) = self.dequantized(x)?;
+        (constant.element_count() > 0).then_some((Levels { name: x[0], scale, zero }, constant))
     }
 
-    /// x + c in levels: the constants are in shifted units.
-    pub(super) fn added(
-        &mut self,
-        node: &'a Node,
-        y: &Target,
-        x: &str,
-        constant: &Tensor,
-    ) -> Option<Node> {
-        let (x, scale, zero) = self.dequantized(x)?;
-        let factors = vec![scale / y.scale; constant.element_count()];
-        let multipliers = Multipliers::new([&factors[..1]].into_iter())?;
-        let (m, shift) = (multipliers.values[0][0], multipliers.shift);
-        let shifted = |c: &f32| {
-            let shifted = f64::from(*c) / y.scale * (1_i64 << shift) as f64;
+    /// x + c in levels, the constants in shifted units; `None` where no constant stands beside levels.
+    pub(super) fn plus_constant(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
+        let (x, constant) = self.beside_constant(node)?;
+        let factors = vec![x.scale / y.scale; constant.element_count()];
+        let multipliers = Multipliers::new([&factors[..]].into_iter())?;
+        let step = (1_i64 << multipliers.shift) as f64;
+        let shifted = |(c, m): (&f32, &i64)| {
+            let shifted = f64::from(*c) / y.scale * step;
             // Room for the level times its multiplier beside it.
-            (shifted.abs() < 2_f64.powi(60)).then(|| shifted.round() as i64 - zero * m)
+            (shifted.abs() < 2_f64.powi(60)).then(|| shifted.round() as i64 - x.zero * m)
         };
-        let constants: Vec<i64> =
-            constant.values::<f32>().iter().map(shifted).collect::<Option<_>>()?;
-        let multipliers = Multipliers { values: vec![vec![m; constants.len()]], shift };
-        let terms = [(x[0], &factors[..])];
+        let values = constant.values::<f32>();
+        let constants = values.iter().zip(&multipliers.values[0]).map(shifted);
+        let constants: Vec<i64> = constants.collect::<Option<_>>()?;
+        let terms = [(x.name, &factors[..])];
         Some(self.levels(node, y, &terms, &multipliers, &constants, constant.shape()))
     }
 
-    /// x·c in levels: the constants are multipliers.
-    fn multiplied(
-        &mut self,
-        node: &'a Node,
-        y: &Target,
-        x: &str,
-        constant: &Tensor,
-    ) -> Option<Node> {
-        let (x, scale, zero) = self.dequantized(x)?;
-        let factor = |c: &f32| scale * f64::from(*c) / y.scale;
+    /// x·c in levels, the constants as multipliers; `None` as above.
+    fn times_constant(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
+        let (x, constant) = self.beside_constant(node)?;
+        let factor = |c: &f32| x.scale * f64::from(*c) / y.scale;
         let factors: Vec<f64> = constant.values::<f32>().iter().map(factor).collect();
         let multipliers = Multipliers::new([&factors[..]].into_iter())?;
-        let constants: Vec<i64> = multipliers.values[0].iter().map(|m| -zero * m).collect();
-        let terms = [(x[0], &factors[..])];
+        let constants: Vec<i64> = multipliers.values[0].iter().map(|m| -x.zero * m).collect();
+        let terms = [(x.name, &factors[..])];
         Some(self.levels(node, y, &terms, &multipliers, &constants, constant.shape()))
     }
 
@@ -107,8 +103,15 @@ impl<'a> Form<'a> {
     pub(super) fn joined(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
         let found: Option<Vec<_>> =
             node.inputs.iter().map(|input| self.dequantized(input)).collect();
+        let found = found?;
+        // Nothing is added to the graph for some where others have no form.
+        let has_form =
+            |scale: f64| Multipliers::new([&[scale / y.scale][..]].into_iter()).is_some();
+        if !found.iter().all(|(_, scale, _)| has_form(*scale)) {
+            return None;
+        }
         let mut parts = Vec::new();
-        for (position, (x, scale, zero)) in found?.into_iter().enumerate() {
+        for (position, (x, scale, zero)) in found.into_iter().enumerate() {
             let is_on_grid = scale == y.scale && zero == y.zero && y.ends == [0, 255];
             if is_on_grid {
                 parts.push(x[0].to_string());
@@ -129,8 +132,8 @@ impl<'a> Form<'a> {
 
     /// (a − zero)·(b − zero), both in levels.
     pub(super) fn multiplication(&mut self, node: &'a Node, y: &Target) -> Option<Node> {
-        if let Some((x, constant)) = self.beside_constant(node) {
-            return self.multiplied(node, y, x, constant);
+        if let Some(made) = self.times_constant(node, y) {
+            return Some(made);
         }
         let (a, a_scale, a_zero) = self.dequantized(node.input(0)?)?;
         let (b, b_scale, b_zero) = self.dequantized(node.input(1)?)?;

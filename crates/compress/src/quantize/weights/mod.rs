@@ -222,8 +222,9 @@ impl Pass for WeightQuantize {
         };
         let mut builder = Builder::new(&model.graph);
         let written = write(&mut builder, model, &targets, method, self.form, context, &[])?;
-        let Written { mut record, batch_count } = written;
+        let Written { mut record, batch_count, remark } = written;
         let mut plan = builder.finish();
+        remark.into_iter().for_each(|remark| plan.remark(remark));
         self.remark(&mut plan, rounding, &targets);
         if batch_count > 0 && !record.products.is_empty() {
             let values = record.values(&model.graph);
@@ -239,6 +240,8 @@ impl Pass for WeightQuantize {
 pub(crate) struct Written {
     pub(crate) record: QuantizationRecord,
     pub(crate) batch_count: usize,
+    /// What the user should know of the data.
+    pub(crate) remark: Option<String>,
 }
 
 /// Rounds weights and puts their levels into the graph, in which the constants of `replaced` are no
@@ -263,7 +266,7 @@ pub(crate) fn write(
         record.products.extend(rounded.records(&model.graph, target));
     }
     form::write_divisions(builder, &rounder.divisors);
-    Ok(Written { record, batch_count: rounder.batch_count })
+    Ok(Written { record, batch_count: rounder.batch_count, remark: rounder.remark })
 }
 
 impl WeightQuantize {

@@ -118,6 +118,8 @@ pub(super) struct Rounder<'a> {
     /// What the channels of values are divided by, whose readers' weights are multiplied.
     pub(super) divisors: BTreeMap<String, (Vec<f32>, Vec<usize>)>,
     pub(super) batch_count: usize,
+    /// What the user should know of the data.
+    pub(super) remark: Option<String>,
     /// Other constants that are no longer what they were.
     replaced: &'a [(String, Tensor)],
 }
@@ -129,7 +131,8 @@ impl<'a> Rounder<'a> {
         context: &'a Context<'a>,
         replaced: &'a [(String, Tensor)],
     ) -> Self {
-        Self { model, method, context, divisors: BTreeMap::new(), batch_count: 0, replaced }
+        let divisors = BTreeMap::new();
+        Self { model, method, context, divisors, batch_count: 0, remark: None, replaced }
     }
 
     /// Every target in levels.
@@ -216,6 +219,7 @@ impl<'a> Rounder<'a> {
             let found = sequence.round(self.method, value, &own, self.context)?;
             rounded.extend(indices.iter().copied().zip(found));
         }
+        self.remark = sequence.remark();
         Ok(())
     }
 

@@ -63,6 +63,17 @@ impl<'a> Sequence<'a> {
         self.original.batch_count
     }
 
+    /// What to say of examples that were left out, if there were.
+    pub(super) fn remark(&self) -> Option<String> {
+        let (used, given) = (self.original.count(), self.original.given_count);
+        let megabytes = BYTES_MAX >> 20;
+        (used < given).then(|| {
+            format!(
+                "later weights are rounded from the first {used} of {given} groups of examples: the                  values of more do not fit {megabytes} MB"
+            )
+        })
+    }
+
     /// Tells the rounded model what a constant is now.
     pub(super) fn set(&mut self, name: &str, tensor: Tensor) -> Result<(), PassError> {
         self.rounded.set([(name.to_string(), tensor)])
