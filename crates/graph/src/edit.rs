@@ -46,6 +46,10 @@ pub enum Edit {
     SetOutput {
         value: Value,
     },
+    /// Declares the type of a graph input anew; types recorded of other values no longer hold.
+    DeclareInput {
+        value: Value,
+    },
     /// Makes every reader of `from` read `to`, graph outputs excepted: their names are a contract.
     ReplaceUses {
         from: String,
@@ -104,6 +108,7 @@ impl fmt::Display for Edit {
                 write!(f, "node {index} input {input} reads {value}")
             }
             Self::SetOutput { value } => write!(f, "output {}{}", value.name, type_of(value)),
+            Self::DeclareInput { value } => write!(f, "input {}{}", value.name, type_of(value)),
             Self::ReplaceUses { from, to } => write!(f, "readers of {from} read {to}"),
         }
     }
@@ -171,6 +176,12 @@ pub fn apply(graph: &mut Graph, plan: &Plan) -> Result<(), GraphError> {
                 let output = edited.outputs.iter_mut().find(|output| output.name == value.name);
                 let missing = || GraphError::NoSuchValue { value: value.name.clone() };
                 *output.ok_or_else(missing)? = value.clone();
+            }
+            Edit::DeclareInput { value } => {
+                let input = edited.inputs.iter_mut().find(|input| input.name == value.name);
+                let missing = || GraphError::NoSuchValue { value: value.name.clone() };
+                *input.ok_or_else(missing)? = value.clone();
+                edited.values.clear();
             }
             Edit::ReplaceUses { from, to } => {
                 replace_uses(&mut edited, from, to);
@@ -351,6 +362,21 @@ mod tests {
         plan.push(Edit::SetOutput { value: value("z") });
         let error = apply(&mut graph, &plan).unwrap_err();
         assert_eq!(error.to_string(), "an edit names value `z`, which the graph does not have");
+    }
+
+    #[test]
+    fn an_input_gets_another_type_and_others_are_found_anew() {
+        let mut graph = graph_from_text("x: f32[n, 2]\nh = Neg(x)\ny = Relu(h)");
+        let value = |name: &str| Value::tensor(name, attar_tensor::DType::F32, vec![3.into()]);
+        graph.values.push(value("h"));
+        let mut plan = Plan::default();
+        plan.push(Edit::DeclareInput { value: value("x") });
+        assert_eq!(plan.to_string(), "input x f32[3]\n");
+        apply(&mut graph, &plan).unwrap();
+        assert_eq!(graph.inputs, [value("x")]);
+        assert!(graph.values.is_empty());
+        plan.push(Edit::DeclareInput { value: value("y") });
+        assert!(apply(&mut graph, &plan).is_err());
     }
 
     #[test]

@@ -349,6 +349,7 @@ pub const OPERATORS: &[&dyn Operator] = &[
     &signal::HammingWindow,
     &signal::HannWindow,
     &signal::MelWeightMatrix,
+    &signal::Spectrum,
     &signal::Stft,
     &slice::Slice,
     &softmax::Hardmax,

@@ -184,30 +184,25 @@ impl Program {
     ) -> Result<Vec<Datum>, ProgramError> {
         assert_eq!(feeds.len(), self.input_slots.len(), "one feed per input");
         let mut slots: Vec<Option<Datum>> = vec![None; self.slot_count];
+        let mut inputs = Vec::new();
         for (feed, &slot) in feeds.into_iter().zip(&self.input_slots) {
             slots[slot] = Some(feed);
         }
         for step in &self.steps {
             let start = times.is_some().then(Instant::now);
-            let outputs = self.run_step(step, &mut slots, pool).map_err(|source| {
+            let outputs = self.run_step(step, &mut slots, &mut inputs, pool).map_err(|source| {
                 let (node, op_type) = (step.node.clone(), step.op_type.clone());
                 ProgramError::Node { node, op_type, source: Box::new(source) }
             })?;
             if let (Some(times), Some(start)) = (&mut times, start) {
                 times.push(start.elapsed());
             }
-            if let Some(visit) = &mut visit {
-                for (position, name) in &step.observed {
-                    if let Some(Datum::Tensor(tensor)) = outputs.get(*position) {
-                        visit(name, tensor);
-                    }
+            match outputs {
+                Outputs::Tensors(tensors) => {
+                    let data = tensors.into_iter().map(Datum::Tensor);
+                    step.keep(data, &mut slots, pool, &mut visit);
                 }
-            }
-            for (datum, slot) in outputs.into_iter().zip(&step.outputs) {
-                match slot {
-                    Some(slot) => slots[*slot] = Some(datum),
-                    None => pool.recycle_datum(datum),
-                }
+                Outputs::Data(data) => step.keep(data.into_iter(), &mut slots, pool, &mut visit),
             }
         }
         let take = |source: &Source| match *source {
@@ -220,12 +215,14 @@ impl Program {
         Ok(outputs)
     }
 
+    /// Runs a step; `tensors` is room for its inputs.
     fn run_step(
         &self,
         step: &Step,
         slots: &mut [Option<Datum>],
+        tensors: &mut Vec<Option<Tensor>>,
         pool: &Pool,
-    ) -> Result<Vec<Datum>, OpError> {
+    ) -> Result<Outputs, OpError> {
         let inputs = step.inputs.iter().map(|source| match *source {
             Source::Absent => None,
             Source::Constant(index) => Some(Datum::Tensor(self.constants[index].clone())),
@@ -237,22 +234,26 @@ impl Program {
                 let mut run = DataRun { inputs: inputs.collect(), pool };
                 let outputs = kernel.run(&mut run)?;
                 run.inputs.into_iter().flatten().for_each(|datum| pool.recycle_datum(datum));
-                outputs
+                Outputs::Data(outputs)
             }
             StepKernel::Tensors(kernel) => {
-                let inputs = inputs.enumerate().map(|(index, datum)| match datum {
-                    Some(Datum::Tensor(tensor)) => Ok(Some(tensor)),
-                    None => Ok(None),
-                    Some(other) => other.into_tensor(index).map(Some),
-                });
-                let mut run = Run { inputs: inputs.collect::<Result<_, _>>()?, pool };
+                let mut run = Run { inputs: std::mem::take(tensors), pool };
+                run.inputs.clear();
+                for (index, datum) in inputs.enumerate() {
+                    run.inputs.push(match datum {
+                        Some(Datum::Tensor(tensor)) => Some(tensor),
+                        None => None,
+                        Some(other) => Some(other.into_tensor(index)?),
+                    });
+                }
                 let narrow = if step.widens_half { widen(&mut run) } else { None };
                 let mut outputs = kernel.run(&mut run)?;
-                run.inputs.into_iter().flatten().for_each(|tensor| pool.recycle(tensor));
+                *tensors = run.inputs;
+                tensors.drain(..).flatten().for_each(|tensor| pool.recycle(tensor));
                 if let Some(dtype) = narrow {
                     narrow_to(dtype, &mut outputs, pool);
                 }
-                outputs.into_iter().map(Datum::Tensor).collect()
+                Outputs::Tensors(outputs)
             }
         };
         if step.outputs.iter().skip(outputs.len()).any(Option::is_some) {
@@ -260,6 +261,43 @@ impl Program {
             return Err(OpError::value("the count of outputs", found, allowed));
         }
         Ok(outputs)
+    }
+}
+
+/// What a step gives.
+enum Outputs {
+    Tensors(Vec<Tensor>),
+    Data(Vec<Datum>),
+}
+
+impl Outputs {
+    fn len(&self) -> usize {
+        match self {
+            Self::Tensors(tensors) => tensors.len(),
+            Self::Data(data) => data.len(),
+        }
+    }
+}
+
+impl Step {
+    /// Shows the outputs that are observed, and puts into their slots those that are read.
+    fn keep(
+        &self,
+        outputs: impl Iterator<Item = Datum>,
+        slots: &mut [Option<Datum>],
+        pool: &Pool,
+        visit: &mut Option<Visit>,
+    ) {
+        for (position, datum) in outputs.enumerate() {
+            if let (Some(visit), Datum::Tensor(tensor)) = (visit.as_mut(), &datum) {
+                let own = self.observed.iter().filter(|(of, _)| *of == position);
+                own.for_each(|(_, name)| visit(name, tensor));
+            }
+            match self.outputs.get(position) {
+                Some(Some(slot)) => slots[*slot] = Some(datum),
+                _ => pool.recycle_datum(datum),
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod dtype;
 mod map;
 mod minifloat;
 mod packed;
+mod shape;
 mod tensor;
 mod text;
 

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::shape::Shape;
 use crate::{Buffer, DType, Element, TensorError};
 
 /// A dense, row-major array. Cloning shares the bytes.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
-    shape: Vec<usize>,
+    shape: Shape,
     storage: Storage,
 }
 
@@ -51,7 +52,7 @@ impl Tensor {
     /// When the bytes are not exactly those that `shape` needs.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: Bytes) -> Result<Self, TensorError> {
         check_size(dtype, shape, bytes.len())?;
-        Ok(Self { dtype, shape: shape.to_vec(), storage: Storage::Shared(bytes) })
+        Ok(Self { dtype, shape: shape.into(), storage: Storage::Shared(bytes) })
     }
 
     /// A tensor over an owned, aligned buffer.
@@ -60,7 +61,7 @@ impl Tensor {
     /// When the buffer's size is not what `shape` needs.
     pub fn from_buffer(dtype: DType, shape: &[usize], buffer: Buffer) -> Self {
         check_size(dtype, shape, buffer.size_bytes()).expect("the buffer was sized for the shape");
-        Self { dtype, shape: shape.to_vec(), storage: Storage::Owned(Arc::new(buffer)) }
+        Self { dtype, shape: shape.into(), storage: Storage::Owned(Arc::new(buffer)) }
     }
 
     /// A tensor of strings (UTF-8 by convention, any bytes in fact).
@@ -75,7 +76,7 @@ impl Tensor {
             return Err(TensorError::Size { dtype, shape: shape.to_vec(), expected, found });
         }
         let storage = Storage::Strings(Arc::new(strings));
-        Ok(Self { dtype: DType::String, shape: shape.to_vec(), storage })
+        Ok(Self { dtype: DType::String, shape: shape.into(), storage })
     }
 
     /// A tensor of copied values.
@@ -222,9 +223,9 @@ impl Tensor {
             element_count(shape),
             Some(self.element_count()),
             "reshape of {:?} to {shape:?}",
-            self.shape
+            self.shape()
         );
-        Self { dtype: self.dtype, shape: shape.to_vec(), storage: self.storage.clone() }
+        Self { dtype: self.dtype, shape: shape.into(), storage: self.storage.clone() }
     }
 
     /// Whether no other tensor shares these bytes and they can be written in place.
@@ -261,7 +262,7 @@ impl PartialEq for Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{:?}", self.dtype, self.shape)?;
+        write!(f, "{}{:?}", self.dtype, self.shape())?;
         if self.element_count() <= 16 {
             match self.dtype {
                 DType::F32 => write!(f, " {:?}", self.values::<f32>())?,

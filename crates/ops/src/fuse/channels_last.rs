@@ -88,6 +88,9 @@ impl Layout<'_> {
             node.op_type = "ChannelsLastQuantizedConv".into();
             return Some(node);
         }
+        if is_own(node, "Spectrum") {
+            return Some(node.clone().with_attribute("channels_last", 1_i64));
+        }
         let is_last = |input: &String| self.last_of.contains_key(input);
         if is_own(node, "LevelTable") && is_last(&node.inputs[0]) {
             return Some(self.with_inputs(node, &node.inputs[..1]));

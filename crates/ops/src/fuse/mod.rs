@@ -21,6 +21,7 @@ pub mod quantized_conv;
 pub mod quantized_recurrent;
 pub mod skip_layer_normalization;
 mod smoothing;
+pub mod spectrum;
 mod training;
 pub mod window;
 
@@ -52,6 +53,7 @@ pub const RUNTIME_REWRITES: &[Rewrite] = &[
     ("quantize-dequantize", quantize_dequantize::plan),
     ("dequantized-gather", dequantized_gather::plan),
     ("constants", |model| fold_constants(model, false)),
+    ("spectrum", spectrum::plan),
     ("layer-normalization", layer_normalization::plan),
     ("gelu", gelu::plan),
     // What a GELU replaced still reads its input, which would keep it from joining the product.

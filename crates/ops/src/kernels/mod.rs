@@ -22,6 +22,7 @@ pub(crate) mod optimize;
 pub(crate) mod outer;
 pub(crate) mod pooling;
 pub(crate) mod quantize;
+pub(crate) mod real_fourier;
 pub(crate) mod recurrent;
 pub(crate) mod recurrent_steps;
 pub(crate) mod recurrent_training;

@@ -154,34 +154,43 @@ pub(super) fn padded(run: &Run, pads: &[[i64; 2]], mode: Mode) -> Result<Tensor,
     if y.element_count() == 0 {
         return Ok(y);
     }
-    let sources = (x.shape().iter().zip(pads).zip(&shape))
-        .map(|((&from, &pads), &to)| sources(from, pads, to, mode))
+    let axes = (x.shape().iter().zip(pads).zip(&shape))
+        .map(|((&from, &pads), &to)| Places::new(from, pads, to, mode))
         .collect::<Result<Vec<_>, _>>()?;
     by_width!(x, Word => {
         let value = run.optional(2).and_then(|value| words::<Word>(value).first().copied());
-        copy(words_mut::<Word>(&mut y), words(x), x.shape(), &sources, value.unwrap_or(0));
+        copy(words_mut::<Word>(&mut y), words(x), x.shape(), &axes, value.unwrap_or(0));
     });
     Ok(y)
 }
 
-/// For each of `to` places along an axis, where in the `from` elements its content stands; `None`
-/// for the constant.
-fn sources(
-    from: usize,
-    [begin, end]: [i64; 2],
+/// For each of `to` places along an axis, where its content stands.
+struct Places {
+    /// The first element that is left, and how many are.
+    first: usize,
+    size: usize,
+    /// Places added before them.
+    before: usize,
     to: usize,
     mode: Mode,
-) -> Result<Vec<Option<usize>>, OpError> {
-    // Negative pads take away first; the rest is extended.
-    let first = (begin.min(0).unsigned_abs() as usize).min(from);
-    let last = from - (end.min(0).unsigned_abs() as usize).min(from);
-    let size = last.saturating_sub(first) as i64;
-    if size == 0 && mode != Mode::Constant {
-        return Err(OpError::value("the size of a padded axis", from, "above 0"));
+}
+
+impl Places {
+    fn new(from: usize, [begin, end]: [i64; 2], to: usize, mode: Mode) -> Result<Self, OpError> {
+        // Negative pads take away first; the rest is extended.
+        let first = (begin.min(0).unsigned_abs() as usize).min(from);
+        let last = from - (end.min(0).unsigned_abs() as usize).min(from);
+        let size = last.saturating_sub(first);
+        if size == 0 && mode != Mode::Constant {
+            return Err(OpError::value("the size of a padded axis", from, "above 0"));
+        }
+        Ok(Self { first, size, before: begin.max(0) as usize, to, mode })
     }
-    let within = |place: usize| {
-        let at = place as i64 - begin.max(0);
-        let at = match mode {
+
+    /// `None` for the constant.
+    fn of(&self, place: usize) -> Option<usize> {
+        let (at, size) = (place as i64 - self.before as i64, self.size as i64);
+        let at = match self.mode {
             // The most: no division.
             _ if (0..size).contains(&at) => at,
             Mode::Constant => return None,
@@ -194,9 +203,24 @@ fn sources(
                 at.min(period - at)
             }
         };
-        Some(at)
-    };
-    Ok((0..to).map(|place| within(place).map(|at| first + at as usize)).collect())
+        Some(self.first + at as usize)
+    }
+
+    /// Neighbours that are copied or filled together.
+    fn stretches(&self) -> Vec<Stretch> {
+        let own = self.before.min(self.to)..(self.before + self.size).min(self.to);
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut add = |to: usize, size: usize, from: Option<usize>| match stretches.last_mut() {
+            Some(last) if from == last.from.map(|first| first + last.size) => last.size += size,
+            _ => stretches.push(Stretch { to, size, from }),
+        };
+        (0..own.start).for_each(|to| add(to, 1, self.of(to)));
+        if !own.is_empty() {
+            add(own.start, own.len(), self.of(own.start));
+        }
+        (own.end..self.to).for_each(|to| add(to, 1, self.of(to)));
+        stretches
+    }
 }
 
 /// Neighbours of a row that are copied together, or filled.
@@ -206,37 +230,20 @@ struct Stretch {
     from: Option<usize>,
 }
 
-fn stretches(sources: &[Option<usize>]) -> Vec<Stretch> {
-    let mut stretches: Vec<Stretch> = Vec::new();
-    for (to, &from) in sources.iter().enumerate() {
-        match stretches.last_mut() {
-            Some(last) if from == last.from.map(|first| first + last.size) => last.size += 1,
-            _ => stretches.push(Stretch { to, size: 1, from }),
-        }
-    }
-    stretches
-}
-
-fn copy<T: Copy + Send + Sync>(
-    y: &mut [T],
-    x: &[T],
-    shape: &[usize],
-    sources: &[Vec<Option<usize>>],
-    value: T,
-) {
-    let Some((last, outer)) = sources.split_last() else {
+fn copy<T: Copy + Send + Sync>(y: &mut [T], x: &[T], shape: &[usize], axes: &[Places], value: T) {
+    let Some((last, outer)) = axes.split_last() else {
         y.copy_from_slice(x);
         return;
     };
     let strides = strides_of(shape);
-    let stretches = stretches(last);
-    for_rows(y, last.len(), |first, rows| {
-        for (index, row) in rows.chunks_exact_mut(last.len()).enumerate() {
+    let stretches = last.stretches();
+    for_rows(y, last.to, |first, rows| {
+        for (index, row) in rows.chunks_exact_mut(last.to).enumerate() {
             let (mut rest, mut start) = (first + index, Some(0));
-            for (axis, sources) in outer.iter().enumerate().rev() {
-                let source = sources[rest % sources.len()];
+            for (axis, places) in outer.iter().enumerate().rev() {
+                let source = places.of(rest % places.to);
                 start = start.zip(source).map(|(start, at)| start + at * strides[axis]);
-                rest /= sources.len();
+                rest /= places.to;
             }
             let Some(start) = start else {
                 row.fill(value);
@@ -264,7 +271,13 @@ mod tests {
 
     fn places(from: usize, pads: [i64; 2], mode: Mode) -> Vec<i64> {
         let to = (from as i64 + pads[0] + pads[1]) as usize;
-        let found = sources(from, pads, to, mode).unwrap();
+        let places = Places::new(from, pads, to, mode).unwrap();
+        let found: Vec<Option<usize>> = (0..to).map(|place| places.of(place)).collect();
+        let stretches = places.stretches();
+        let together = stretches
+            .iter()
+            .flat_map(|stretch| (0..stretch.size).map(|at| stretch.from.map(|from| from + at)));
+        assert!(together.eq(found.iter().copied()), "{from} {pads:?} {mode:?}");
         found.into_iter().map(|place| place.map_or(-1, |place| place as i64)).collect()
     }
 
@@ -276,5 +289,7 @@ mod tests {
         assert_eq!(places(3, [2, 4], Mode::Wrap), [1, 2, 0, 1, 2, 0, 1, 2, 0]);
         assert_eq!(places(4, [-1, 2], Mode::Edge), [1, 2, 3, 3, 3]);
         assert_eq!(places(4, [-5, 3], Mode::Constant), [-1, -1]);
+        assert_eq!(places(5, [-2, -1], Mode::Reflect), [2, 3]);
+        assert_eq!(places(3, [1, -2], Mode::Edge), [0, 0]);
     }
 }

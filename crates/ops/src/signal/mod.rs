@@ -4,11 +4,13 @@ mod adjoint;
 mod dft;
 mod fourier;
 mod mel_weight_matrix;
+mod spectrum;
 mod stft;
 mod window;
 
 pub(crate) use dft::Dft;
 pub(crate) use mel_weight_matrix::MelWeightMatrix;
+pub(crate) use spectrum::Spectrum;
 pub(crate) use stft::Stft;
 pub(crate) use window::{BlackmanWindow, HammingWindow, HannWindow};
 
