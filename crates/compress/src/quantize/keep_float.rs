@@ -67,6 +67,8 @@ pub(crate) struct Cost {
     pub(crate) output_squared_error: Option<f64>,
     /// Multiply-accumulates on the calibration data.
     pub(crate) macs: f64,
+    /// Elements of its weight.
+    pub(crate) weight_count: usize,
 }
 
 impl Cost {
@@ -84,6 +86,10 @@ const OUTPUT_ERROR_MAX: f64 = 0.05;
 pub(crate) const ALL_ERROR_MAX: f64 = 0.2;
 /// What measuring may cost without being asked for: a few seconds.
 const MEASURED_MACS_MAX: f64 = 5e10;
+/// A product with fewer weights and a smaller part of the work takes less time than to quantize what it
+/// reads.
+const WEIGHTS_MIN: usize = 512;
+const TINY_WORK: f64 = 0.005;
 /// How many times a product's share of all squared errors must be its share of the work: of what is
 /// predicted, to be looked at, and of what the outputs then lose.
 const SHARE_RATIO_MIN: f64 = 4.0;
@@ -206,6 +212,14 @@ fn by_outputs(costs: &[Cost], most: f64) -> Vec<(usize, String)> {
         is_within
     });
     let macs: f64 = costs.iter().map(|cost| cost.macs).sum();
+    left.retain(|cost| {
+        let is_tiny = cost.weight_count < WEIGHTS_MIN && cost.macs < TINY_WORK * macs;
+        if is_tiny {
+            let reason = "it has too little to do to be faster in 8 bits";
+            kept.push((cost.index, reason.to_string()));
+        }
+        !is_tiny
+    });
     let mut rest: f64 = left.iter().map(|cost| error(cost)).sum();
     for cost in left {
         if rest <= most * most {
@@ -228,7 +242,20 @@ mod tests {
     use super::*;
 
     fn cost(index: usize, error: f64, macs: f64) -> Cost {
-        Cost { index, squared_error: error * error, output_squared_error: None, macs }
+        let squared_error = error * error;
+        Cost { index, squared_error, output_squared_error: None, macs, weight_count: 1000 }
+    }
+
+    #[test]
+    fn what_has_next_to_nothing_to_do_stays_float() {
+        let measured = |index, macs, weight_count| Cost {
+            output_squared_error: Some(1e-6),
+            weight_count,
+            ..cost(index, 0.01, macs)
+        };
+        let costs = [measured(1, 1000.0, 9), measured(2, 1.0, 128), measured(3, 1.0, 4000)];
+        let found = kept(&costs, KeepFloat::Auto);
+        assert_eq!(found.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2]);
     }
 
     #[test]

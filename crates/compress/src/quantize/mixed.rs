@@ -17,11 +17,11 @@ use super::embedding::{BlockForm, Lookup, lookups, table_moments};
 use super::nodes::Builder;
 use super::output_error::output_errors;
 use super::record::QuantizationRecord;
-use super::weights::{self, Block, Form, Method, Rounding, ScaleType, Target, targets};
+use super::weights::{self, Block, Form, HALF_MIN, Method, Rounding, ScaleType, Target, targets};
 use crate::half;
 use crate::reference::Reference;
 use crate::sensitivity::{
-    BitsOptions, Level, Measured, Sensitivity, TensorSensitivity, bits_sensitivity, hull,
+    BitsOptions, Format, Level, Measured, Predicted, bits_sensitivity, hull, predicted_errors,
     reach_of_bits,
 };
 use crate::{Context, Estimate, Fraction, OptionEntry, Pass, PassError};
@@ -37,9 +37,32 @@ pub(crate) struct MixedQuantize {
     #[serde(default = "all_bits")]
     bits: Vec<Bits>,
     #[serde(default)]
-    block: Block,
+    block: Blocks,
     #[serde(default)]
     form: Form,
+}
+
+/// Inputs that share a scale: of several, each weight gets those that lose least for their bytes.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Blocks {
+    One(Block),
+    Several(Vec<Block>),
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Self::One(Block::default())
+    }
+}
+
+impl Blocks {
+    fn all(&self) -> &[Block] {
+        match self {
+            Self::One(block) => std::slice::from_ref(block),
+            Self::Several(blocks) => blocks,
+        }
+    }
 }
 
 /// Bits that a weight can get.
@@ -82,7 +105,8 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
     OptionEntry {
         key: "block",
         default: "64",
-        help: "inputs that share a scale, as in quantize.weights",
+        help: "inputs that share a scale, as in quantize.weights; of several, [32, 64, 128], each weight \
+               gets those with which it loses least for its bytes",
     },
     OptionEntry { key: "form", default: "\"qdq\"", help: "as in quantize.weights" },
 ];
@@ -90,74 +114,90 @@ pub(crate) const OPTIONS: &[OptionEntry] = &[
 /// What has a weight's place on its curve.
 struct Candidate {
     name: String,
-    /// By falling bytes: bits, bytes, and the squared error of the outputs.
-    points: Vec<(u32, f64, f64)>,
+    /// By falling bytes: the format, bytes, and the squared error of the outputs.
+    points: Vec<(Format, f64, f64)>,
     /// Index of what it has.
     chosen: usize,
 }
 
+/// By weight, bits with the relative error of the outputs where it alone has so few, in the largest
+/// blocks.
+type Reach = BTreeMap<String, Vec<(u32, f64)>>;
+
 impl MixedQuantize {
-    fn block(&self) -> usize {
-        self.block.0.unwrap_or(usize::MAX)
+    /// 0 for all inputs of an output.
+    fn blocks(&self) -> Vec<usize> {
+        let mut blocks: Vec<usize> =
+            self.block.all().iter().map(|block| block.0.unwrap_or(0)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
     fn has(&self, bits: u32) -> bool {
         self.bits.contains(&Bits(bits))
     }
 
-    /// Every weight and table with what each number of bits costs.
+    /// Every weight and table with what each format costs.
     fn candidates(&self, model: &Model, context: &Context) -> Result<Vec<Candidate>, PassError> {
         let mut bits: Vec<u32> = self.bits.iter().map(|bits| bits.0).filter(|b| *b != 32).collect();
         bits.sort_unstable_by(|a, b| b.cmp(a));
         bits.dedup();
         let Some(&fewest) = bits.last() else { return Ok(Vec::new()) };
-        let options = BitsOptions { bits, measured: Vec::new(), block: self.block(), seed: 0 };
-        let found = match reach_of_bits(model, context, &options) {
+        let blocks = self.blocks();
+        let block = blocks.iter().copied().max().unwrap_or(0);
+        let options = BitsOptions { bits: bits.clone(), measured: Vec::new(), block, seed: 0 };
+        let reach = match reach_of_bits(model, context, &options) {
             // No gradient flows through some operator of it.
             Err(PassError::Train(_) | PassError::NotFinite { .. }) => {
                 let measured = if fewest == 2 && self.has(4) { vec![4, 2] } else { vec![fewest] };
-                let options = BitsOptions { measured, ..options };
-                let reference = Reference::new(model, context)?;
-                let mut measure = |model: &Model, _: [usize; 2]| {
-                    let output_error = Some(exactly(reference.lost(model)?.sqrt()));
-                    Ok::<_, PassError>(Measured { output_error, metric: None })
-                };
-                bits_sensitivity(model, context, &options, &mut measure)?
+                measured_reach(model, context, &BitsOptions { measured, ..options })?
             }
-            reach => with_reach(model, context, &options, &reach?)?,
+            reach => reach?.into_iter().map(|(name, reach)| (name, vec![reach])).collect(),
         };
-        Ok(found.tensors.iter().map(|tensor| self.candidate(tensor)).collect())
+        let all = predicted_errors(model, context, &bits, &blocks)?;
+        Ok(all.iter().map(|one| self.candidate(one, block, reach.get(&one.name))).collect())
     }
 
-    fn candidate(&self, tensor: &TensorSensitivity) -> Candidate {
-        // What is measured says how much of an error reaches the outputs.
-        let measured = tensor.levels.iter().rev().find_map(|level| {
-            let output = level.output_error?.value;
-            (level.error.value > 0.0).then(|| output / level.error.value)
-        });
-        let weight = measured.unwrap_or(1.0);
-        let count = tensor.element_count as f64;
-        let is_table = tensor.op_type == "Gather";
-        let mut points = Vec::new();
+    /// `reach` is of blocks of `block`.
+    fn candidate(
+        &self,
+        predicted: &Predicted,
+        block: usize,
+        reach: Option<&Vec<(u32, f64)>>,
+    ) -> Candidate {
+        let reach = reach.map_or(&[][..], Vec::as_slice);
+        // How much of the error of a product reaches the outputs, as it was found for these bits, or
+        // for the fewest.
+        let share = |bits: u32| {
+            let same = reach.iter().find(|(known, _)| *known == bits);
+            let &(bits, reached) = same.or(reach.last())?;
+            let of_bits = predicted.errors.iter().filter(|((own, _), _)| *own == bits);
+            // Blocks of its own, where a weight has not as many inputs.
+            let (_, error) = of_bits.max_by_key(|((_, own), _)| match own {
+                own if *own == block => usize::MAX,
+                0 => usize::MAX - 1,
+                own => *own,
+            })?;
+            (*error > 0.0).then(|| reached / error)
+        };
+        let count = predicted.element_count as f64;
+        let mut points: Vec<(Format, f64, f64)> = Vec::new();
         if self.has(32) {
-            points.push((32, 4.0 * count, 0.0));
+            points.push(((32, 0), 4.0 * count, 0.0));
         }
-        for level in &tensor.levels {
-            let Level::Bits(bits) = level.level else { continue };
-            let error = level.output_error.map_or(weight * level.error.value, |e| e.value);
-            points.push((
-                bits,
-                count * bytes_per_weight(bits, self.block(), is_table),
-                error.powi(2),
-            ));
+        for &(format, error) in &predicted.errors {
+            let error = share(format.0).unwrap_or(1.0) * error;
+            points.push((format, bytes_of(predicted, format), error.powi(2)));
         }
+        points.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.2.total_cmp(&b.2)));
         // On the hull alone: bytes saved against error.
         let first = points.first().map_or(0.0, |point| point.1);
         let line: Vec<(f64, f64)> =
             points.iter().map(|(_, bytes, error)| (first - bytes, *error)).collect();
         let on_hull = hull(&line);
         points.retain(|(_, bytes, error)| on_hull.contains(&(first - bytes, *error)));
-        Candidate { name: tensor.name.clone(), points, chosen: 0 }
+        Candidate { name: predicted.name.clone(), points, chosen: 0 }
     }
 
     /// Takes the steps that cost least for the bytes that they save, until the budget is met.
@@ -211,18 +251,28 @@ fn give_back(candidates: &mut [Candidate], mut rest: f64) {
     }
 }
 
-/// With its share of scales in f16, and zero points.
-fn bytes_per_weight(bits: u32, block: usize, is_table: bool) -> f64 {
-    let bits = f64::from(bits);
-    match (bits as u32, is_table) {
-        (16, _) | (8, true) => bits / 8.0,
-        _ => bits / 8.0 + (2.0 + bits / 8.0) / block as f64,
+/// With scales and zero points.
+fn bytes_of(predicted: &Predicted, (bits, block): Format) -> f64 {
+    let (count, outputs) = (predicted.element_count, predicted.output_count.max(1));
+    let bytes_each = f64::from(bits) / 8.0;
+    let bytes = count as f64 * bytes_each;
+    match (bits, block) {
+        (16, _) => bytes,
+        // A scale of f32 for each row.
+        (8, 0) if predicted.is_table => bytes + 4.0 * outputs as f64,
+        (_, 0) => bytes + (4.0 + bytes_each) * outputs as f64,
+        (_, block) => {
+            let scales = outputs * (count / outputs).div_ceil(block);
+            let scale_bytes = if scales < HALF_MIN { 4.0 } else { 2.0 };
+            bytes + (scale_bytes + bytes_each) * scales as f64
+        }
     }
 }
 
 impl Pass for MixedQuantize {
     fn opset_min(&self) -> i64 {
-        weights::opset_min(if self.has(2) { 2 } else { 4 }, self.block, self.form)
+        let block = self.block.all().first().copied().unwrap_or_default();
+        weights::opset_min(if self.has(2) { 2 } else { 4 }, block, self.form)
     }
 
     fn plan(&self, model: &Model, context: &Context) -> Result<Plan, PassError> {
@@ -255,13 +305,16 @@ impl Pass for MixedQuantize {
             .sum();
         let fixed = (bytes_before - known) as f64;
         let is_met = self.choose(&mut candidates, fixed, bytes_before as f64);
-        let bits_of = |name: &str| {
+        let format_of = |name: &str| {
             let candidate = candidates.iter().find(|candidate| candidate.name == name);
-            candidate.map_or(32, |candidate| candidate.points[candidate.chosen].0)
+            candidate.map_or((32, 0), |candidate| candidate.points[candidate.chosen].0)
         };
         let mut builder = Builder::new(&model.graph);
-        let replaced = self.write_tables(&mut builder, model, &tables, &bits_of, context)?;
-        weights.iter_mut().for_each(|target| target.bits = bits_of(target.name));
+        let replaced = write_tables(&mut builder, model, &tables, &format_of, context)?;
+        for target in &mut weights {
+            let (bits, block) = format_of(target.name);
+            (target.bits, target.own_block) = (bits, Some(block));
+        }
         let is_stored = |target: &Target| target.bits == 16;
         for target in weights.iter().filter(|target| is_stored(target)) {
             half::store_f16(&mut builder.plan, target.name, target.tensor);
@@ -269,7 +322,7 @@ impl Pass for MixedQuantize {
         weights.retain(|target| target.bits < 16);
         let method = Method {
             has_zero_points: true,
-            block: self.block.0,
+            block: None,
             rounding: Rounding::Gptq,
             scales_channels: false,
             scale_type: ScaleType::F16,
@@ -292,9 +345,14 @@ impl Pass for MixedQuantize {
         }
         record.remarks().into_iter().for_each(|remark| plan.remark(remark));
         for candidate in &candidates {
-            let (bits, _, error) = candidate.points[candidate.chosen];
+            let ((bits, block), _, error) = candidate.points[candidate.chosen];
+            let of_blocks = match block {
+                0 => String::new(),
+                block if self.block.all().len() > 1 => format!(", blocks of {block}"),
+                _ => String::new(),
+            };
             plan.remark(format!(
-                "`{}` in {bits} bits: {:.2} % of the outputs",
+                "`{}` in {bits} bits{of_blocks}: {:.2} % of the outputs",
                 candidate.name,
                 100.0 * error.sqrt()
             ));
@@ -303,72 +361,70 @@ impl Pass for MixedQuantize {
     }
 }
 
-impl MixedQuantize {
-    /// Puts tables into the graph; returns what the levels of those stand for that have few.
-    fn write_tables(
-        &self,
-        builder: &mut Builder,
-        model: &Model,
-        tables: &[Lookup],
-        bits_of: &dyn Fn(&str) -> u32,
-        context: &Context,
-    ) -> Result<Vec<(String, Tensor)>, PassError> {
-        let coarse = tables.iter().filter(|lookup| bits_of(lookup.name) == 4);
-        let coarse: Vec<String> = coarse.map(|lookup| lookup.name.into()).collect();
-        let moments = table_moments(model, &coarse, context)?;
-        let mut replaced = Vec::new();
-        for lookup in tables {
-            let of_table = moments.get(lookup.name).map(Vec::as_slice);
-            let real =
-                self.write_table(builder, lookup, bits_of(lookup.name), of_table, context)?;
-            replaced.extend(real.map(|real| (lookup.name.to_string(), real)));
-        }
-        Ok(replaced)
+/// Puts tables into the graph; returns what the levels of those stand for that have few.
+fn write_tables(
+    builder: &mut Builder,
+    model: &Model,
+    tables: &[Lookup],
+    format_of: &dyn Fn(&str) -> Format,
+    context: &Context,
+) -> Result<Vec<(String, Tensor)>, PassError> {
+    let coarse = tables.iter().filter(|lookup| format_of(lookup.name).0 == 4);
+    let coarse: Vec<String> = coarse.map(|lookup| lookup.name.into()).collect();
+    let moments = table_moments(model, &coarse, context)?;
+    let mut replaced = Vec::new();
+    for lookup in tables {
+        let of_table = moments.get(lookup.name).map(Vec::as_slice);
+        let real = write_table(builder, lookup, format_of(lookup.name), of_table, context)?;
+        replaced.extend(real.map(|real| (lookup.name.to_string(), real)));
     }
+    Ok(replaced)
+}
 
-    /// Puts a table into the graph; returns what its levels stand for, where it has few.
-    fn write_table(
-        &self,
-        builder: &mut Builder,
-        lookup: &Lookup,
-        bits: u32,
-        moments: Option<&[f32]>,
-        context: &Context,
-    ) -> Result<Option<Tensor>, PassError> {
-        let block = self.block.0.unwrap_or(64);
-        let form = BlockForm { block, has_zero_points: true, scale_type: ScaleType::F16 };
-        match bits {
-            4 => lookup.write_blocks(builder, form, moments, context.threads).map(Some),
-            8 => {
-                lookup.write_rows(builder)?;
-                Ok(None)
-            }
-            16 => {
-                half::store_f16(&mut builder.plan, lookup.name, lookup.table);
-                Ok(None)
-            }
-            _ => Ok(None),
+/// Puts a table into the graph; returns what its levels stand for, where it has few.
+fn write_table(
+    builder: &mut Builder,
+    lookup: &Lookup,
+    (bits, block): Format,
+    moments: Option<&[f32]>,
+    context: &Context,
+) -> Result<Option<Tensor>, PassError> {
+    let block = if block == 0 { Block::default().0.unwrap_or(64) } else { block };
+    let form = BlockForm { block, has_zero_points: true, scale_type: ScaleType::F16 };
+    match bits {
+        4 => lookup.write_blocks(builder, form, moments, context.threads).map(Some),
+        8 => {
+            lookup.write_rows(builder)?;
+            Ok(None)
         }
+        16 => {
+            half::store_f16(&mut builder.plan, lookup.name, lookup.table);
+            Ok(None)
+        }
+        _ => Ok(None),
     }
 }
 
-/// What is predicted of each product, and how much of it reaches the outputs.
-fn with_reach(
+/// How much of the outputs is lost with fewer bits for each weight, measured one by one.
+fn measured_reach(
     model: &Model,
     context: &Context,
     options: &BitsOptions,
-    reach: &BTreeMap<String, (u32, f64)>,
-) -> Result<Sensitivity, PassError> {
-    let mut unmeasured = |_: &Model, _: [usize; 2]| Ok::<_, PassError>(Measured::default());
-    let mut found = bits_sensitivity(model, context, options, &mut unmeasured)?;
-    for tensor in &mut found.tensors {
-        let Some((bits, reach)) = reach.get(&tensor.name) else { continue };
-        let level = tensor.levels.iter_mut().find(|at| at.level == Level::Bits(*bits));
-        if let Some(level) = level {
-            level.output_error = Some(exactly(*reach));
-        }
-    }
-    Ok(found)
+) -> Result<Reach, PassError> {
+    let reference = Reference::new(model, context)?;
+    let mut measure = |model: &Model, _: [usize; 2]| {
+        let output_error = Some(exactly(reference.lost(model)?.sqrt()));
+        Ok::<_, PassError>(Measured { output_error, metric: None })
+    };
+    let found = bits_sensitivity(model, context, options, &mut measure)?;
+    let of_levels = |levels: &[crate::LevelSensitivity]| {
+        let measured = levels.iter().filter_map(|level| match level.level {
+            Level::Bits(bits) => Some((bits, level.output_error?.value)),
+            Level::Sparsity(_) => None,
+        });
+        measured.collect()
+    };
+    Ok(found.tensors.iter().map(|t| (t.name.clone(), of_levels(&t.levels))).collect())
 }
 
 /// Without an interval.
@@ -378,7 +434,7 @@ fn exactly(value: f64) -> Estimate {
 
 fn summary(candidates: &[Candidate], fixed: f64, before: f64) -> String {
     let count = |bits: u32| {
-        candidates.iter().filter(|candidate| candidate.points[candidate.chosen].0 == bits).count()
+        candidates.iter().filter(|candidate| candidate.points[candidate.chosen].0.0 == bits).count()
     };
     let counts: Vec<String> = [2, 4, 8, 16, 32]
         .into_iter()
@@ -400,7 +456,8 @@ mod tests {
     use super::*;
 
     fn candidate(name: &str, points: &[(u32, f64, f64)]) -> Candidate {
-        Candidate { name: name.into(), points: points.to_vec(), chosen: 0 }
+        let points = points.iter().map(|&(bits, bytes, error)| ((bits, 64), bytes, error));
+        Candidate { name: name.into(), points: points.collect(), chosen: 0 }
     }
 
     fn pass(settings: &str) -> MixedQuantize {
@@ -408,7 +465,7 @@ mod tests {
     }
 
     fn bits(candidates: &[Candidate]) -> Vec<u32> {
-        candidates.iter().map(|c| c.points[c.chosen].0).collect()
+        candidates.iter().map(|c| c.points[c.chosen].0.0).collect()
     }
 
     fn two() -> [Candidate; 2] {
@@ -452,23 +509,56 @@ mod tests {
 
     #[test]
     fn bits_without_gain_are_passed_over() {
-        let level = |bits, value| crate::LevelSensitivity {
-            level: Level::Bits(bits),
-            error: crate::Estimate { value, low: value, high: value },
-            output_error: None,
-            metric: None,
-        };
-        let tensor = TensorSensitivity {
+        // 8 bits lose as much as 4.
+        let errors = [((16, 0), 0.0), ((8, 64), 0.1), ((4, 64), 0.1)].to_vec();
+        let found = points(&pass(""), errors, 100);
+        assert_eq!(found, [(16, 0), (4, 64)]);
+    }
+
+    fn points(pass: &MixedQuantize, errors: Vec<(Format, f64)>, count: usize) -> Vec<Format> {
+        let predicted = Predicted {
             name: "w".into(),
-            node: String::new(),
-            op_type: "MatMul".into(),
-            block: String::new(),
-            element_count: 100,
-            // 8 bits lose as much as 4.
-            levels: vec![level(16, 0.0), level(8, 0.1), level(4, 0.1)],
+            is_table: false,
+            element_count: count,
+            output_count: 1,
+            errors,
         };
-        let found: Vec<u32> =
-            pass("").candidate(&tensor).points.iter().map(|point| point.0).collect();
-        assert_eq!(found, [16, 4]);
+        let reach = vec![(4, 0.02)];
+        let candidate = pass.candidate(&predicted, 128, Some(&reach));
+        candidate.points.iter().map(|point| point.0).collect()
+    }
+
+    #[test]
+    fn of_several_blocks_those_remain_that_gain_for_their_bytes() {
+        let errors = [
+            ((8, 128), 0.001),
+            ((4, 32), 0.06),
+            // Hardly better than blocks of 128, and larger.
+            ((4, 64), 0.099),
+            ((4, 128), 0.1),
+        ];
+        let found = points(&pass("block = [32, 64, 128]"), errors.to_vec(), 1 << 14);
+        assert_eq!(found, [(8, 128), (4, 32), (4, 128)]);
+        let pass = pass("block = [32, 0]");
+        assert_eq!(pass.blocks(), [0, 32]);
+    }
+
+    #[test]
+    fn bytes_are_those_of_levels_scales_and_zero_points() {
+        let predicted = |is_table| Predicted {
+            name: "w".into(),
+            is_table,
+            element_count: 384 * 100,
+            output_count: 100,
+            errors: Vec::new(),
+        };
+        let bytes = |is_table, format| bytes_of(&predicted(is_table), format);
+        assert_eq!(bytes(false, (16, 0)), 76_800.0);
+        assert_eq!(bytes(true, (8, 0)), 38_400.0 + 400.0);
+        assert_eq!(bytes(false, (8, 0)), 38_400.0 + 500.0);
+        // Twelve blocks of 32 each.
+        assert_eq!(bytes(false, (4, 32)), 19_200.0 + 1200.0 * 2.5);
+        // 100 scales are too few for f16.
+        assert_eq!(bytes(false, (4, 384)), 19_200.0 + 100.0 * 4.5);
     }
 }

@@ -336,17 +336,35 @@ fn relative(lost: f64, power: f64) -> f64 {
 const OUTPUTS_MAX: usize = 64;
 
 /// √(Σ eᵀ·H·e / Σ wᵀ·H·w) over a part of the outputs.
-pub(crate) fn relative_error(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> f64 {
+fn relative_error(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> f64 {
+    let [lost, power] = powers(h, e, w, outputs);
+    relative(lost, power)
+}
+
+/// As [`relative_error`], of groups of outputs that have second moments, errors and weights of their own.
+pub(crate) fn relative_error_of_groups<'a>(
+    groups: impl Iterator<Item = (&'a [f32], Vec<f32>, Vec<f32>)>,
+    outputs: usize,
+) -> f64 {
+    let add = |sum: [f64; 2], (h, e, w): (&[f32], Vec<f32>, Vec<f32>)| {
+        let [lost, power] = powers(h, &e, &w, outputs);
+        [sum[0] + lost, sum[1] + power]
+    };
+    let [lost, power] = groups.fold([0.0; 2], add);
+    relative(lost, power)
+}
+
+/// Σ eᵀ·H·e and Σ wᵀ·H·w.
+fn powers(h: &[f32], e: &[f32], w: &[f32], outputs: usize) -> [f64; 2] {
     let inputs = e.len() / outputs.max(1);
     let step = outputs.div_ceil(OUTPUTS_MAX).max(1);
-    let form = |values: &[f32]| -> f64 {
+    [e, w].map(|values| {
         let rows = values.chunks_exact(outputs);
         let part: Vec<f32> = rows.flat_map(|row| row.iter().step_by(step).copied()).collect();
         let mut product = vec![0.0; part.len()];
         weighted_rows(&mut product, h, &part, [inputs, inputs], false);
         part.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    relative(form(e), form(w))
+    })
 }
 
 /// As [`relative_error`], of channels that do not move together.

@@ -8,7 +8,8 @@ use attar_tensor::Tensor;
 use super::predict::{Probe, block_of, observe_rows, replaced, wrong};
 use super::reach::reached;
 use super::{Estimate, Level, LevelSensitivity, Measured, Sensitivity, TensorSensitivity};
-use crate::moments::{Product, products};
+use crate::moments::{Product, RowSample, products};
+use crate::parallel::each_in_order;
 use crate::quantize::{Lookup, Target, lookups, targets};
 use crate::{Context, PassError};
 
@@ -50,6 +51,17 @@ impl Rounded<'_> {
         match self {
             Self::Weight(target) => target.readers[0].0,
             Self::Table(lookup) => lookup.index,
+        }
+    }
+
+    /// Inputs that do share a scale where `block` are asked for: 0 for all of an output.
+    fn block(&self, block: usize) -> usize {
+        match self {
+            Self::Weight(target) => match target.block(Some(block)) {
+                own if own == target.size()[0] => 0,
+                own => own,
+            },
+            Self::Table(_) => block,
         }
     }
 
@@ -122,25 +134,13 @@ pub fn bits_sensitivity<E: From<PassError>>(
     let graph = &model.graph;
     let links = Links::new(graph);
     let all = all_rounded(&links, graph, context);
-    let names: Vec<String> = all.iter().map(|each| each.name().to_string()).collect();
-    let products = products(model, &names);
-    let known: Vec<(usize, &Product)> = products.iter().enumerate().collect();
-    let samples = observe_rows(model, context, &known)?;
-    let index_of: BTreeMap<&str, usize> = products
-        .iter()
-        .enumerate()
-        .map(|(index, product)| (product.name.as_str(), index))
-        .collect();
+    let seen = Seen::new(model, context, &all)?;
     let total = all.len() * options.measured.len();
     let mut done = 0;
     let mut found = Sensitivity::default();
     for each in &all {
         let tensor = each.tensor();
-        let index = index_of.get(each.name()).copied();
-        let probe = index.and_then(|index| {
-            let sample = samples.get(&index).filter(|sample| !sample.batches().is_empty())?;
-            Some(Probe::new(&products[index], tensor, sample))
-        });
+        let probe = seen.probe(each);
         let mut levels = Vec::new();
         for &bits in &options.bits {
             let Some(rounded) = each.rounded(bits, options.block)? else {
@@ -170,6 +170,90 @@ pub fn bits_sensitivity<E: From<PassError>>(
         });
     }
     Ok(found)
+}
+
+/// Rows of every product, from one pass over the data.
+struct Seen {
+    products: Vec<Product>,
+    samples: BTreeMap<usize, RowSample>,
+}
+
+impl Seen {
+    fn new(model: &Model, context: &Context, all: &[Rounded]) -> Result<Self, PassError> {
+        let names: Vec<String> = all.iter().map(|each| each.name().to_string()).collect();
+        let products = products(model, &names);
+        let known: Vec<(usize, &Product)> = products.iter().enumerate().collect();
+        let samples = observe_rows(model, context, &known)?;
+        Ok(Self { products, samples })
+    }
+
+    /// `None` where no rows of it are known.
+    fn probe<'a>(&'a self, each: &'a Rounded) -> Option<Probe<'a>> {
+        let index = self.products.iter().position(|product| product.name == each.name())?;
+        let sample = self.samples.get(&index).filter(|sample| !sample.batches().is_empty())?;
+        Some(Probe::new(&self.products[index], each.tensor(), sample))
+    }
+}
+
+/// Bits, and the inputs that share a scale: 0 for all of an output.
+pub(crate) type Format = (u32, usize);
+
+/// What is predicted of a weight or a table in several formats.
+pub(crate) struct Predicted {
+    pub(crate) name: String,
+    pub(crate) is_table: bool,
+    pub(crate) element_count: usize,
+    /// Outputs that a scale each has where inputs share one.
+    pub(crate) output_count: usize,
+    /// The relative error of its product in each format that there is for it.
+    pub(crate) errors: Vec<(Format, f64)>,
+}
+
+/// The relative error of every product alone, or of the table itself, in each of `bits` with each of
+/// `blocks`, from one pass over the data.
+///
+/// # Errors
+/// No data.
+pub(crate) fn predicted_errors(
+    model: &Model,
+    context: &Context,
+    bits: &[u32],
+    blocks: &[usize],
+) -> Result<Vec<Predicted>, PassError> {
+    let graph = &model.graph;
+    let links = Links::new(graph);
+    let all = all_rounded(&links, graph, context);
+    let seen = Seen::new(model, context, &all)?;
+    let of = |each: &Rounded| {
+        let (tensor, probe) = (each.tensor(), seen.probe(each));
+        let mut errors: Vec<(Format, f64)> = Vec::new();
+        let formats = bits.iter().flat_map(|&bits| blocks.iter().map(move |&block| (bits, block)));
+        for (bits, block) in formats {
+            let has_no_blocks = bits == 16 || (bits == 8 && matches!(each, Rounded::Table(_)));
+            let own = if has_no_blocks { 0 } else { each.block(block) };
+            if errors.iter().any(|(known, _)| *known == (bits, own)) {
+                continue;
+            }
+            let Some(rounded) = each.rounded(bits, block)? else { continue };
+            let error = match &probe {
+                Some(probe) => probe.exact(&rounded),
+                None => of_itself(tensor, &rounded).value,
+            };
+            errors.push(((bits, own), error));
+        }
+        let output_count = match each {
+            Rounded::Weight(target) => target.size()[1],
+            Rounded::Table(lookup) => lookup.table.shape()[0],
+        };
+        Ok(Predicted {
+            name: each.name().to_string(),
+            is_table: matches!(each, Rounded::Table(_)),
+            element_count: tensor.element_count(),
+            output_count,
+            errors,
+        })
+    };
+    each_in_order(&all, context.threads, of).into_iter().collect()
 }
 
 /// ‖W − Ŵ‖ / ‖W‖, which has no interval.

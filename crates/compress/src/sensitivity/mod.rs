@@ -11,8 +11,8 @@ mod report;
 mod testing;
 
 pub(crate) use allot::{Allotment, Curve, SensitivitySetting, hull, shares};
-pub(crate) use bits::reach_of_bits;
 pub use bits::{BitsOptions, bits_sensitivity};
+pub(crate) use bits::{Format, Predicted, predicted_errors, reach_of_bits};
 pub use groups::group_sensitivity;
 pub use predict::{SensitivityOptions, ratio, sensitivity};
 pub use report::{

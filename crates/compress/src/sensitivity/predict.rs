@@ -196,6 +196,14 @@ impl<'a> Probe<'a> {
         ratio(&batches.collect::<Vec<_>>(), seed)
     }
 
+    /// ‖X(W − Ŵ)‖ / ‖XW‖ alone.
+    pub(super) fn exact(&self, pruned: &Tensor) -> f64 {
+        let add =
+            |sum: (f64, f64), (_, lost, power): (usize, f64, f64)| (sum.0 + lost, sum.1 + power);
+        let (lost, power) = self.lost(pruned).into_iter().fold((0.0, 0.0), add);
+        if power > 0.0 { (lost / power).sqrt() } else { 0.0 }
+    }
+
     /// Of each batch that rows were kept of: ‖x·(W − Ŵ)‖² and ‖x·W‖² over its rows x.
     pub(super) fn lost(&self, pruned: &Tensor) -> Vec<(usize, f64, f64)> {
         let (w, kept) = (self.tensor.values::<f32>(), pruned.values::<f32>());

@@ -78,6 +78,7 @@ impl StaticQuantize {
                 squared_error,
                 output_squared_error: None,
                 macs: site.statistics.count as f64 * weights as f64,
+                weight_count: weights,
             }
         };
         let mut costs: Vec<Cost> = known.rounded.iter().map(cost).collect();
@@ -111,6 +112,7 @@ impl StaticQuantize {
                     squared_error: 0.0,
                     output_squared_error: lost,
                     macs: known.macs_of_layer(index),
+                    weight_count: usize::MAX,
                 }),
             }
         }

@@ -5,7 +5,7 @@ use attar_tensor::{DType, Tensor};
 use super::super::weight::nearest_within;
 
 /// Scales from which they are stored in f16: fewer do not pay for the node that makes them float.
-const HALF_MIN: usize = 256;
+pub(crate) const HALF_MIN: usize = 256;
 /// What f16 may move a scale by: half a step of its eleven bits, with room.
 const HALF_ERROR_MAX: f32 = 1.0 / 1024.0;
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 pub(crate) use self::float8::{FLOAT8_OPTIONS, Float8Quantize};
 pub(crate) use self::form::Form;
-pub(crate) use self::grid::{Grid, Levels, halved};
+pub(crate) use self::grid::{Grid, HALF_MIN, Levels, halved};
 use self::round::Rounder;
 pub(crate) use self::round::{Method, by_moments};
 pub(crate) use self::target::{Target, targets};

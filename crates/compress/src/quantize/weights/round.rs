@@ -11,12 +11,12 @@ use super::super::calibrate::{Fold, observe};
 use super::super::descent::{refine, refine_scales};
 use super::super::gptq;
 use super::super::gram::Gram;
-use super::super::product::relative_error;
+use super::super::product::relative_error_of_groups;
 use super::super::record::ProductRecord;
 use super::super::statistics::ChannelAxis;
 use super::grid::{Grid, Levels, beside};
 use super::sequence::Sequence;
-use super::target::Target;
+use super::target::{Layout, Target};
 use super::{Rounding, ScaleType, hqq};
 use crate::parallel::each_in_order;
 use crate::{Context, PassError};
@@ -141,14 +141,18 @@ impl<'a> Rounder<'a> {
     /// Weights that are not finite, no calibration data where it is needed, or data that does not
     /// fit.
     pub(super) fn all(&mut self, targets: &[Target]) -> Result<Vec<Rounded>, PassError> {
-        let mut of_value: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut of_value: BTreeMap<(&str, usize), Vec<usize>> = BTreeMap::new();
         let mut alone = Vec::new();
         for (index, target) in targets.iter().enumerate() {
             if target.tensor.values::<f32>().iter().any(|w| !w.is_finite()) {
                 return Err(PassError::WeightNotFinite { tensor: target.name.into() });
             }
             match self.input_of(target) {
-                Some(value) => of_value.entry(value).or_default().push(index),
+                Some(value) => {
+                    // Convolutions of one value take rows of their own.
+                    let own = if target.is_matrix_product { 0 } else { index + 1 };
+                    of_value.entry((value, own)).or_default().push(index);
+                }
                 None => alone.push(index),
             }
         }
@@ -156,13 +160,12 @@ impl<'a> Rounder<'a> {
         let (method, one) = (self.method, NonZeroUsize::MIN);
         let of = |&index: &usize| (index, method.round(&targets[index], None, None, one));
         rounded.extend(each_in_order(&alone, self.context.threads, of));
-        let mut values: Vec<(&str, Vec<usize>)> = of_value.into_iter().collect();
+        let of_value = of_value.into_iter().map(|((value, _), indices)| (value, indices));
+        let mut values: Vec<(&str, Vec<usize>)> = of_value.collect();
         // In the order of their readers, so that a part of the model is done at a time.
         let reader = |&index: &usize| targets[index].readers[0].0;
         values.sort_by_key(|(_, indices)| indices.iter().map(reader).min());
-        let is_sequential =
-            method.is_sequential && method.rounding == Rounding::Gptq && !method.scales_channels;
-        if is_sequential && !values.is_empty() {
+        if method.is_in_sequence() && !values.is_empty() {
             self.in_sequence(targets, &values, &mut rounded)?;
             values.clear();
         }
@@ -227,7 +230,8 @@ impl<'a> Rounder<'a> {
     fn input_of(&self, target: &Target) -> Option<&'a str> {
         let wants = self.method.rounding == Rounding::Gptq || self.method.scales_channels;
         let [(node, _)] = target.readers.as_slice() else { return None };
-        let is_one = target.is_matrix_product && target.size()[0] <= INPUTS_MAX;
+        let is_kernel = target.layout == Layout::Kernel && self.method.is_in_sequence();
+        let is_one = (target.is_matrix_product || is_kernel) && target.size()[0] <= INPUTS_MAX;
         let node = &self.model.graph.nodes[*node];
         let is_plain = node.int_or("transA", 0) == Ok(0);
         (wants && is_one && is_plain && target.is_own).then(|| node.inputs[0].as_str())
@@ -253,6 +257,11 @@ impl<'a> Rounder<'a> {
 }
 
 impl Method {
+    /// Whether weights are rounded one after the other.
+    fn is_in_sequence(self) -> bool {
+        self.is_sequential && self.rounding == Rounding::Gptq && !self.scales_channels
+    }
+
     /// The weights that read one value.
     fn of_value(
         self,
@@ -270,7 +279,7 @@ impl Method {
             let of = |&index: &usize| {
                 let target = &targets[index];
                 let wanted = divisors.map(|divisors| multiplied(target, divisors));
-                self.round(target, moments, wanted, NonZeroUsize::MIN)
+                self.round(target, moments.map(std::slice::from_ref), wanted, NonZeroUsize::MIN)
             };
             indices.iter().map(of).collect()
         };
@@ -284,11 +293,12 @@ impl Method {
         indices.iter().zip(rounded).map(of).collect()
     }
 
-    /// Rounds what `wanted` [inputs, outputs] gives, or the weight itself.
+    /// Rounds what `wanted` [inputs, outputs] gives, or the weight itself, by second moments of the
+    /// inputs or of those of each group.
     pub(super) fn round(
         self,
         target: &Target,
-        moments: Option<&Moments>,
+        moments: Option<&[Moments]>,
         wanted: Option<Vec<f32>>,
         threads: NonZeroUsize,
     ) -> Rounded {
@@ -297,12 +307,20 @@ impl Method {
         let block = target.block(self.block);
         let w = wanted.unwrap_or_else(|| target.matrix());
         // Outputs do not depend on each other.
-        let width = outputs.div_ceil(outputs.div_ceil(OUTPUTS_AT_ONCE).max(1)).max(1);
-        let parts: Vec<Range<usize>> =
-            (0..outputs).step_by(width).map(|from| from..(from + width).min(outputs)).collect();
-        let parts = each_in_order(&parts, threads, |part| {
+        let groups = moments.map_or(1, <[Moments]>::len).max(1);
+        let of_group = outputs / groups;
+        let width = of_group.div_ceil(of_group.div_ceil(OUTPUTS_AT_ONCE).max(1)).max(1);
+        let ranges: Vec<Range<usize>> = (0..groups * of_group)
+            .step_by(of_group.max(1))
+            .flat_map(|first| {
+                let end = first + of_group;
+                (first..end).step_by(width).map(move |from| from..(from + width).min(end))
+            })
+            .collect();
+        let own = |part: &Range<usize>| moments.and_then(|m| m.get(part.start / of_group.max(1)));
+        let parts = each_in_order(&ranges, threads, |part| {
             let w = columns(&w, outputs, part);
-            self.part(&w, part.len(), block, levels, moments)
+            self.part(&w, part.len(), block, levels, own(part))
         });
         let mut grid = Grid::beside(parts.iter().map(|(grid, _)| grid));
         let by_moments: Option<Vec<&[i8]>> =
@@ -320,7 +338,14 @@ impl Method {
         let back = grid.dequantized(&found);
         let e: Vec<f32> = w.iter().zip(&back).map(|(w, v)| w - v).collect();
         let error = match moments {
-            Some(moments) => relative_error(&moments.sums, &e, &w, outputs),
+            Some(moments) => {
+                let groups = moments.iter().enumerate().map(|(group, moments)| {
+                    let part = group * of_group..(group + 1) * of_group;
+                    let [e, w] = [&e, &w].map(|values| columns(values, outputs, &part));
+                    (moments.sums.as_slice(), e, w)
+                });
+                relative_error_of_groups(groups, of_group)
+            }
             None => plain_error(&e, &w),
         };
         Rounded {
@@ -366,7 +391,7 @@ impl Method {
 const OUTPUTS_AT_ONCE: usize = 512;
 
 /// Columns of `w` [rows, width].
-fn columns(w: &[f32], width: usize, part: &Range<usize>) -> Vec<f32> {
+pub(super) fn columns(w: &[f32], width: usize, part: &Range<usize>) -> Vec<f32> {
     w.chunks_exact(width.max(1)).flat_map(|row| &row[part.clone()]).copied().collect()
 }
 

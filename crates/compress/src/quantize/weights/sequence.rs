@@ -6,13 +6,19 @@
 //! to be near: x̂·Ŵ to x·W + r − r̂ (as in the refit of pruned products). The weights that would do so
 //! best, W + (X̂ᵀX̂ + λ)⁻¹·X̂ᵀ((X − X̂)·W + R − R̂), are then rounded by the moments of x̂.
 
+use std::ops::Range;
+
 use attar_graph::{Links, Model};
 use attar_ops::logits::weighted_rows;
 use attar_tensor::{DType, Tensor};
 
 use super::super::gptq::cholesky;
-use super::round::{Method, Moments, Rounded};
+use super::grid::beside;
+use super::round::{Method, Moments, Rounded, columns};
 use super::target::Target;
+use crate::layout::DataAxis;
+use crate::moments::{Product, Rows, products};
+use crate::parallel::each_in_order;
 use crate::staged::Staged;
 use crate::{Context, PassError};
 
@@ -31,7 +37,8 @@ pub(super) struct Sequence<'a> {
     model: &'a Model,
 }
 
-/// What the examples show of the products that read one value.
+/// What the examples show of the products that read one value; of each group of a convolution by
+/// itself.
 struct Sums {
     /// Inputs of each.
     size: usize,
@@ -69,7 +76,8 @@ impl<'a> Sequence<'a> {
         let megabytes = BYTES_MAX >> 20;
         (used < given).then(|| {
             format!(
-                "later weights are rounded from the first {used} of {given} groups of examples: the                  values of more do not fit {megabytes} MB"
+                "later weights are rounded from the first {used} of {given} groups of examples: the \
+                 values of more do not fit {megabytes} MB"
             )
         })
     }
@@ -95,18 +103,19 @@ impl<'a> Sequence<'a> {
             let round = |target: &&Target| method.round(target, None, None, context.threads);
             return Ok(targets.iter().map(round).collect());
         };
-        let size = targets[0].size()[0];
-        let factor = (sums.rows >= ROWS_PER_INPUT_MIN * size).then(|| factor(&sums.moments, size));
-        let factor = factor.flatten();
-        let moments = Moments { sums: sums.moments, size };
-        let round = |(target, shift): (&&Target, &Vec<f32>)| {
-            let wanted = factor.as_ref().map(|factor| {
-                let moved = solve(factor, shift, size);
+        let (moments, shifts): (Vec<Moments>, Vec<Option<Vec<Vec<f32>>>>) =
+            each_in_order(&sums, context.threads, Sums::solved).into_iter().unzip();
+        drop(sums);
+        let round = |(index, target): (usize, &&Target)| {
+            let parts: Option<Vec<&[f32]>> =
+                shifts.iter().map(|of_group| Some(of_group.as_ref()?[index].as_slice())).collect();
+            let wanted = parts.map(|parts| {
+                let moved = beside(&parts, target.size()[0]);
                 target.matrix().iter().zip(moved).map(|(w, moved)| w + moved).collect()
             });
             method.round(target, Some(&moments), wanted, context.threads)
         };
-        let rounded: Vec<Rounded> = targets.iter().zip(&sums.shifts).map(round).collect();
+        let rounded: Vec<Rounded> = targets.iter().enumerate().map(round).collect();
         let made = targets.iter().zip(&rounded).map(|(target, rounded)| {
             let real = rounded.grid.dequantized(&rounded.levels);
             (target.name.to_string(), target.with(&real))
@@ -143,60 +152,144 @@ impl<'a> Sequence<'a> {
         }
     }
 
+    /// By group of a convolution, which is read alone; `None` where rows cannot be taken.
+    ///
     /// # Errors
     /// Values that are not finite.
-    fn sums(&self, value: &str, targets: &[&Target]) -> Result<Option<Sums>, PassError> {
-        let size = targets[0].size()[0];
+    fn sums(&self, value: &str, targets: &[&Target]) -> Result<Option<Vec<Sums>>, PassError> {
+        let product = if targets[0].is_matrix_product {
+            None
+        } else {
+            let product = products(self.model, &[targets[0].name.to_string()]).pop();
+            let Some(product) = product else { return Ok(None) };
+            Some(product)
+        };
+        let reading =
+            Reading { product, width: targets[0].size()[0], rank: targets[0].tensor.rank() };
         let residuals: Vec<Option<&str>> =
             targets.iter().map(|target| self.residual(target)).collect();
-        let mut sums = Sums::new(size, targets);
+        let mut sums: Vec<Sums> =
+            (0..reading.groups()).map(|group| Sums::new(&reading, group, targets)).collect();
         for example in 0..self.original.count() {
             let pair = |name: &str| {
                 let both =
                     self.original.value(example, name).zip(self.rounded.value(example, name));
                 both.filter(|(a, b)| a.shape() == b.shape() && a.dtype() == DType::F32)
             };
-            let Some((x, now)) = pair(value) else { return Ok(None) };
-            if x.shape().last() != Some(&size) {
+            let Some((x, now)) = pair(value).filter(|(x, _)| reading.fits(x)) else {
                 return Ok(None);
-            }
-            let (x, now) = (x.values::<f32>(), now.values::<f32>());
-            if !x.iter().chain(now.iter()).all(|x| x.is_finite()) {
+            };
+            let is_finite = |tensor: &Tensor| tensor.values::<f32>().iter().all(|x| x.is_finite());
+            if !is_finite(x) || !is_finite(now) {
                 return Err(PassError::NotFinite {
                     tensor: value.into(),
                     batch: self.original.batch(example),
                 });
             }
-            let off = x.iter().zip(now.iter()).map(|(x, now)| x - now);
-            sums.waiting_off.extend(off);
-            sums.waiting.extend_from_slice(&now);
-            let rows = x.len() / size;
-            for (index, residual) in residuals.iter().enumerate() {
-                let count = rows * sums.weights[index].len() / size;
-                let waiting = &mut sums.waiting_residuals[index];
-                match residual.and_then(pair).filter(|(r, _)| r.element_count() == count) {
-                    Some((r, now)) => {
-                        let (r, now) = (r.values::<f32>(), now.values::<f32>());
-                        waiting.extend(r.iter().zip(now.iter()).map(|(r, now)| r - now));
+            let rows = reading.rows(x).into_iter().zip(reading.rows(now));
+            let mut count = 0;
+            for (sums, (x, now)) in sums.iter_mut().zip(rows) {
+                sums.waiting_off.extend(x.iter().zip(&now).map(|(x, now)| x - now));
+                sums.waiting.extend_from_slice(&now);
+                count = now.len() / reading.width.max(1);
+            }
+            for (index, (residual, target)) in residuals.iter().zip(targets).enumerate() {
+                let outputs = target.size()[1];
+                let off = residual.and_then(pair).and_then(|(r, now)| {
+                    let (r, now) = (reading.results(r)?, reading.results(now)?);
+                    Some(r.iter().zip(&now).map(|(r, now)| r - now).collect::<Vec<f32>>())
+                });
+                let off = off.filter(|off| off.len() == count * outputs);
+                for (group, sums) in sums.iter_mut().enumerate() {
+                    let part = reading.outputs(group, outputs);
+                    let waiting = &mut sums.waiting_residuals[index];
+                    match &off {
+                        Some(off) if part.len() == outputs => waiting.extend_from_slice(off),
+                        Some(off) => waiting.extend(columns(off, outputs, &part)),
+                        None => waiting.resize(waiting.len() + count * part.len(), 0.0),
                     }
-                    None => waiting.resize(waiting.len() + count, 0.0),
                 }
             }
-            if sums.waiting.len() >= ROWS_AT_ONCE * size {
-                sums.flush();
+            if sums.iter().map(|sums| sums.waiting.len()).sum::<usize>()
+                >= ROWS_AT_ONCE * reading.width.max(WIDTH_MIN)
+            {
+                sums.iter_mut().for_each(Sums::flush);
             }
         }
-        sums.flush();
+        sums.iter_mut().for_each(Sums::flush);
         Ok(Some(sums))
     }
 }
 
 /// Rows gathered before they are multiplied.
 const ROWS_AT_ONCE: usize = 2048;
+/// As wide as rows of all groups together count at least.
+const WIDTH_MIN: usize = 2048;
+
+/// How rows of a value meet weights.
+struct Reading {
+    /// A convolution; rows on the last axis otherwise.
+    product: Option<Product>,
+    /// Inputs of a row.
+    width: usize,
+    /// Axes of the weight.
+    rank: usize,
+}
+
+impl Reading {
+    fn groups(&self) -> usize {
+        self.product.as_ref().map_or(1, |product| product.matrices.len())
+    }
+
+    /// Which of the outputs are of a group.
+    fn outputs(&self, group: usize, outputs: usize) -> Range<usize> {
+        let each = outputs / self.groups().max(1);
+        group * each..(group + 1) * each
+    }
+
+    fn fits(&self, x: &Tensor) -> bool {
+        match &self.product {
+            None => x.shape().last() == Some(&self.width),
+            Some(product) => {
+                let channels = product.matrices.first().map_or(0, |matrix| matrix.run);
+                x.rank() == self.rank && x.shape()[1] == channels * self.groups()
+            }
+        }
+    }
+
+    /// The rows of each group, their inputs in the order of the weight's.
+    fn rows(&self, x: &Tensor) -> Vec<Vec<f32>> {
+        let Some(product) = &self.product else { return vec![x.values::<f32>().into_owned()] };
+        let mut rows = vec![Vec::new(); self.groups()];
+        let places = &product.matrices[0].inputs;
+        product.rows.for_each(x, &mut |group, row| {
+            let rows: &mut Vec<f32> = &mut rows[group];
+            let first = rows.len();
+            rows.resize(first + self.width, 0.0);
+            places.iter().zip(row).for_each(|(&place, &x)| rows[first + place] = x);
+        });
+        rows
+    }
+
+    /// The results of products at the places of their rows: [rows, outputs].
+    fn results(&self, y: &Tensor) -> Option<Vec<f32>> {
+        if self.product.is_none() {
+            return Some(y.values::<f32>().into_owned());
+        }
+        let mut rows = Vec::new();
+        Rows::Channels(DataAxis::Second).for_each(y, &mut |_, row| rows.extend_from_slice(row));
+        (y.rank() == self.rank).then_some(rows)
+    }
+}
 
 impl Sums {
-    fn new(size: usize, targets: &[&Target]) -> Self {
-        let weights: Vec<Vec<f32>> = targets.iter().map(|target| target.matrix()).collect();
+    fn new(reading: &Reading, group: usize, targets: &[&Target]) -> Self {
+        let size = reading.width;
+        let weight = |target: &&Target| {
+            let outputs = target.size()[1];
+            columns(&target.matrix(), outputs, &reading.outputs(group, outputs))
+        };
+        let weights: Vec<Vec<f32>> = targets.iter().map(weight).collect();
         Self {
             size,
             rows: 0,
@@ -232,6 +325,17 @@ impl Sums {
             waiting.clear();
             add(shift, &missing);
         }
+    }
+
+    /// The second moments, and by how much the weights of each target are to move, where there are
+    /// rows enough to say so.
+    fn solved(&self) -> (Moments, Option<Vec<Vec<f32>>>) {
+        let size = self.size;
+        let factor = (self.rows >= ROWS_PER_INPUT_MIN * size).then(|| factor(&self.moments, size));
+        let moved = factor
+            .flatten()
+            .map(|factor| self.shifts.iter().map(|shift| solve(&factor, shift, size)).collect());
+        (Moments { sums: self.moments.clone(), size }, moved)
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Target<'a> {
     pub(crate) name: &'a str,
     pub(crate) tensor: &'a Tensor,
     pub(crate) bits: u32,
+    /// Inputs of a block, where it has not those of all: 0 for all of an output.
+    pub(crate) own_block: Option<usize>,
     pub(super) layout: Layout,
     /// Nodes that read it so, with the input.
     pub(crate) readers: Vec<(usize, usize)>,
@@ -39,7 +41,7 @@ pub(super) enum Layout {
 
 impl Target<'_> {
     /// Inputs and outputs.
-    pub(super) fn size(&self) -> [usize; 2] {
+    pub(crate) fn size(&self) -> [usize; 2] {
         let shape = self.tensor.shape();
         match self.layout {
             Layout::InputsFirst => [shape[0], shape[1]],
@@ -50,10 +52,10 @@ impl Target<'_> {
     }
 
     /// Inputs of a block, where `block` are asked for.
-    pub(super) fn block(&self, block: Option<usize>) -> usize {
+    pub(crate) fn block(&self, block: Option<usize>) -> usize {
         let inputs = self.size()[0];
-        match (self.layout, block) {
-            (Layout::Kernel, _) | (_, None) => inputs,
+        match (self.layout, self.own_block.or(block)) {
+            (Layout::Kernel, _) | (_, None | Some(0)) => inputs,
             (_, Some(block)) => block.min(inputs),
         }
     }
@@ -116,6 +118,7 @@ pub(crate) fn targets<'a>(
                     name,
                     tensor,
                     bits,
+                    own_block: None,
                     layout,
                     readers: Vec::new(),
                     is_matrix_product,
