@@ -321,6 +321,7 @@ const WITHOUT_GRADIENT: &[(&str, &[&str])] = &[
         ],
     ),
     ("reads bits as another type", &["BitCast"]),
+    ("is put in by fusion where a model runs, not where it is trained", &["attar.Spectrum"]),
     ("runs a graph on the scores of attention", &["ai.onnx.preview.FlexAttention"]),
     (
         "runs graphs, or holds a sequence",

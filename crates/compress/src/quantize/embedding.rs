@@ -1,7 +1,7 @@
 //! Embedding tables in few bits: a looked-up row is made float.
 //!
-//! In 8 bits each row has one scale and standard operators do it; in 4 bits each block of a row has
-//! one, and `GatherBlockQuantized` of ONNX Runtime does it.
+//! In 8 bits each row has one scale and standard operators do it; in 4 bits, or 8 where it is asked
+//! for, each block of a row has one, and `GatherBlockQuantized` of ONNX Runtime does it.
 
 mod blocks;
 
@@ -47,9 +47,11 @@ enum TableRounding {
     Nearest,
 }
 
-/// How a table in 4 bits is stored.
+/// How a table whose blocks have scales is stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockForm {
+    /// 4 or 8.
+    pub(crate) bits: u32,
     pub(crate) block: usize,
     pub(crate) has_zero_points: bool,
     pub(crate) scale_type: ScaleType,
@@ -159,6 +161,7 @@ impl EmbeddingQuantize {
             TableRounding::Nearest => BTreeMap::new(),
         };
         let form = BlockForm {
+            bits: 4,
             block: self.block.0,
             has_zero_points: self.zero_points,
             scale_type: self.scale_type,
@@ -211,8 +214,8 @@ impl Lookup<'_> {
         self.table.shape()[1].is_multiple_of(2)
     }
 
-    /// The table rounded to 4 bits by blocks, to 8 by rows or to f16, and made float again; `None`
-    /// where there is no such form.
+    /// The table rounded to 4 or 8 bits by blocks, to 8 by rows (a block of 0) or to f16, and made float
+    /// again; `None` where there is no such form.
     ///
     /// # Errors
     /// Numbers that are not finite.
@@ -223,16 +226,17 @@ impl Lookup<'_> {
                 let back = half.and_then(|half| half.converted(DType::F32));
                 return Ok(Some(back.expect("floats convert to floats")));
             }
-            8 => {
+            8 if block == 0 => {
                 let rounded = quantize_channels(self.name, self.table, 0, 127)?;
                 let scales = rounded.scales.slice::<f32>();
                 let width = self.table.shape()[1].max(1);
                 let levels = rounded.values.slice::<i8>().iter().enumerate();
                 levels.map(|(i, &q)| f32::from(q) * scales[i / width]).collect()
             }
-            4 if self.fits_four_bits() => {
+            8 | 4 if bits == 8 || self.fits_four_bits() => {
                 let width = self.table.shape()[1];
-                let form = BlockForm { block, has_zero_points: true, scale_type: ScaleType::F32 };
+                let scale_type = ScaleType::F32;
+                let form = BlockForm { bits, block, has_zero_points: true, scale_type };
                 self.blocks(form, None, NonZeroUsize::MIN).dequantized(width, block)
             }
             _ => return Ok(None),
@@ -243,6 +247,7 @@ impl Lookup<'_> {
     fn blocks(&self, form: BlockForm, moments: Option<&[f32]>, threads: NonZeroUsize) -> Blocks {
         let width = self.table.shape()[1];
         let settings = blocks::Settings {
+            bits: form.bits,
             block: form.block,
             has_zero_points: self.takes_zero_points(form),
             wants_half_scales: form.scale_type == ScaleType::F16,
@@ -251,13 +256,13 @@ impl Lookup<'_> {
         Blocks::new(&self.table.values::<f32>(), width, settings, threads)
     }
 
-    /// Zero points are packed by pairs, row by row.
+    /// Zero points of 4 bits are packed by pairs, row by row.
     fn takes_zero_points(&self, form: BlockForm) -> bool {
         let blocks = self.table.shape()[1].div_ceil(form.block);
-        form.has_zero_points && blocks.is_multiple_of(2)
+        form.has_zero_points && (form.bits == 8 || blocks.is_multiple_of(2))
     }
 
-    /// The table in 4 bits by blocks, and the node that reads it; by second moments of gradients,
+    /// The table in 4 or 8 bits by blocks, and the node that reads it; by second moments of gradients,
     /// where they are given. Returns what its levels stand for.
     ///
     /// # Errors
@@ -276,23 +281,27 @@ impl Lookup<'_> {
         }
         let made = self.blocks(form, moments, threads);
         let blocks = width.div_ceil(form.block);
+        let each = 8 / form.bits as usize;
         let packed = |codes: &[u8]| -> Vec<u8> {
-            codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect()
+            match form.bits {
+                4 => codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(),
+                _ => codes.to_vec(),
+            }
         };
         let [quantized, scale, zero] =
             ["quantized", "scale", "zero_point"].map(|part| format!("{name}_{part}"));
-        builder.set(&quantized, Tensor::new(&[rows, width / 2], &packed(&made.levels)));
+        builder.set(&quantized, Tensor::new(&[rows, width / each], &packed(&made.levels)));
         let scales = Tensor::new(&[rows, blocks], &made.scales);
         builder.set_scales(&scale, scales, made.has_half_scales);
         let mut inputs = vec![quantized.as_str(), &node.inputs[1], &scale];
         if self.takes_zero_points(form) {
-            builder.set(&zero, Tensor::new(&[rows, blocks / 2], &packed(&made.zeros)));
+            builder.set(&zero, Tensor::new(&[rows, blocks / each], &packed(&made.zeros)));
             inputs.push(&zero);
         }
         builder.replaced(name);
         let lookup = Node::new("GatherBlockQuantized", node.label(), &inputs, &[&node.outputs[0]])
             .with_domain(MICROSOFT_DOMAIN)
-            .with_attribute("bits", 4_i64)
+            .with_attribute("bits", i64::from(form.bits))
             .with_attribute("block_size", form.block as i64)
             .with_attribute("gather_axis", 0_i64)
             .with_attribute("quantize_axis", 1_i64);

@@ -26,6 +26,9 @@ pub struct BitsOptions {
     pub seed: u64,
 }
 
+/// Of a table whose rows are to have a scale each.
+const TABLE_BLOCK: usize = 64;
+
 /// A weight or a table that is rounded.
 enum Rounded<'a> {
     Weight(Target<'a>),
@@ -62,6 +65,16 @@ impl Rounded<'_> {
                 own => own,
             },
             Self::Table(_) => block,
+        }
+    }
+
+    /// Inputs that share a scale in so many bits, where it is not said otherwise: all of a row in a
+    /// table of 8 bits, which in 4 bits has blocks in any case.
+    fn usual_block(&self, bits: u32, block: usize) -> usize {
+        match (self, bits) {
+            (Self::Table(_), 8) => 0,
+            (Self::Table(_), 4) if block == 0 => TABLE_BLOCK,
+            _ => block,
         }
     }
 
@@ -104,7 +117,8 @@ pub(crate) fn reach_of_bits(
     let (mut names, mut bits_of, mut changes) = (Vec::new(), Vec::new(), Vec::new());
     for each in all_rounded(&Links::new(graph), graph, context) {
         for &bits in options.bits.iter().rev() {
-            let Some(rounded) = each.rounded(bits, options.block)? else { continue };
+            let block = each.usual_block(bits, options.block);
+            let Some(rounded) = each.rounded(bits, block)? else { continue };
             let (w, rounded) = (each.tensor().values::<f32>(), rounded.values::<f32>());
             changes.push(rounded.iter().zip(w.iter()).map(|(v, w)| v - w).collect());
             names.push(each.name().to_string());
@@ -143,7 +157,8 @@ pub fn bits_sensitivity<E: From<PassError>>(
         let probe = seen.probe(each);
         let mut levels = Vec::new();
         for &bits in &options.bits {
-            let Some(rounded) = each.rounded(bits, options.block)? else {
+            let block = each.usual_block(bits, options.block);
+            let Some(rounded) = each.rounded(bits, block)? else {
                 continue;
             };
             let error = match &probe {
@@ -227,10 +242,13 @@ pub(crate) fn predicted_errors(
     let of = |each: &Rounded| {
         let (tensor, probe) = (each.tensor(), seen.probe(each));
         let mut errors: Vec<(Format, f64)> = Vec::new();
+        // Rows of 8 bits are there for tables in any case.
+        let rows = matches!(each, Rounded::Table(_)).then_some((8, 0));
+        let rows = rows.filter(|_| bits.contains(&8));
         let formats = bits.iter().flat_map(|&bits| blocks.iter().map(move |&block| (bits, block)));
-        for (bits, block) in formats {
-            let has_no_blocks = bits == 16 || (bits == 8 && matches!(each, Rounded::Table(_)));
-            let own = if has_no_blocks { 0 } else { each.block(block) };
+        for (bits, block) in rows.into_iter().chain(formats) {
+            let block = if bits == 4 { each.usual_block(4, block) } else { block };
+            let own = if bits == 16 { 0 } else { each.block(block) };
             if errors.iter().any(|(known, _)| *known == (bits, own)) {
                 continue;
             }

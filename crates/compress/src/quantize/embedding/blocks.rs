@@ -1,4 +1,4 @@
-//! Tables in 4 bits: the levels of their rows by blocks.
+//! Tables in 4 or 8 bits: the levels of their rows by blocks.
 //!
 //! Where gradients of the outputs are known, a row is rounded as GPTQ rounds the weights of an output.
 //! An error e of a row moves the outputs by J·e, so that eᵀ·G·e is what is to be small, G the second
@@ -26,13 +26,13 @@ const CHUNK: usize = 2048;
 /// Widths beyond which second moments are not worth their time and memory.
 const WIDTH_MAX: usize = 4096;
 
-/// A table in 4 bits, row by row.
+/// A table in few bits, row by row.
 pub(super) struct Blocks {
-    /// [rows, width], from 0 to 15.
+    /// [rows, width], from 0 on.
     pub(super) levels: Vec<u8>,
     /// [rows, blocks].
     pub(super) scales: Vec<f32>,
-    /// The same, from 0 to 15; 8 throughout without zero points.
+    /// The same, from 0 on; the middle level throughout without zero points.
     pub(super) zeros: Vec<u8>,
     /// Whether every scale is a number of f16.
     pub(super) has_half_scales: bool,
@@ -41,6 +41,7 @@ pub(super) struct Blocks {
 /// How the rows of a table are rounded.
 #[derive(Clone, Copy)]
 pub(super) struct Settings<'a> {
+    pub(super) bits: u32,
     pub(super) block: usize,
     pub(super) has_zero_points: bool,
     pub(super) wants_half_scales: bool,
@@ -56,7 +57,7 @@ impl Blocks {
         settings: Settings,
         threads: NonZeroUsize,
     ) -> Self {
-        let levels = Levels { bits: 4, has_zero_points: settings.has_zero_points };
+        let levels = Levels { bits: settings.bits, has_zero_points: settings.has_zero_points };
         let block = settings.block.min(width);
         let weights = match settings.moments {
             Some(moments) => moments.iter().copied().step_by(width + 1).collect(),
@@ -72,7 +73,8 @@ impl Blocks {
             (found.unwrap_or_else(|| grid.nearest(&w)), grid)
         });
         let blocks = width.div_ceil(block.max(1));
-        let code = |level: i8| (level + 8) as u8;
+        let middle = 1_i16 << (settings.bits - 1);
+        let code = |level: i8| (i16::from(level) + middle) as u8;
         let mut made =
             Self { levels: vec![], scales: vec![], zeros: vec![], has_half_scales: false };
         for (found, grid) in parts {
@@ -197,7 +199,7 @@ mod tests {
     }
 
     fn settings(moments: Option<&[f32]>) -> Settings<'_> {
-        Settings { block: 16, has_zero_points: true, wants_half_scales: false, moments }
+        Settings { bits: 4, block: 16, has_zero_points: true, wants_half_scales: false, moments }
     }
 
     /// Σ eᵀ·G·e over the rows.

@@ -174,6 +174,34 @@ fn convolutions_and_recurrent_layers_are_quantized_by_output() {
     assert_eq!(count, 2, "what meets the input, and what meets the state");
 }
 
+#[test]
+fn convolutions_are_rounded_by_what_their_kernels_cover() {
+    let images = |line: &str, shape: &[usize]| {
+        let text = format!("r = Reshape(x, s)\n{line}");
+        reshaped(model(&text, shape), &[8, 10, 10, 10])
+    };
+    for (line, shape) in [
+        ("y = Conv(r, w, pads=1,1,1,1)", [6, 10, 3, 3]),
+        ("y = Conv(r, w, strides=2,1, dilations=1,2)", [6, 10, 3, 3]),
+        // Depthwise, and two groups.
+        ("y = Conv(r, w, group=10, strides=2,2)", [20, 1, 3, 3]),
+        ("y = Conv(r, w, group=2)", [4, 5, 3, 3]),
+    ] {
+        let model = images(line, &shape);
+        let [moments, mse] = ["bits=4", "bits=4,rounding=\"mse\""].map(|s| error(&model, s));
+        assert!(moments < 0.8 * mse, "{line}: {moments} of {mse}");
+    }
+    // What is added to the input makes up for what the first convolution lost.
+    let mut two = images(
+        "a = Conv(r, w, pads=1,1,1,1)\nb = Tanh(a)\nc = Conv(b, v, pads=1,1,1,1)\ny = Add(a, c)",
+        &[10, 10, 3, 3],
+    );
+    two.graph.set_initializer("v", Tensor::new(&[10, 10, 3, 3], &numbers(900, 7)));
+    two.graph.inputs.retain(|input| input.name == "x");
+    let [moments, mse] = ["bits=4", "bits=4,rounding=\"mse\""].map(|s| error(&two, s));
+    assert!(moments < 0.6 * mse, "{moments} of {mse}");
+}
+
 /// With the shape that `x` is given.
 fn reshaped(mut model: Model, shape: &[i64]) -> Model {
     model.graph.set_initializer("s", Tensor::new(&[shape.len()], shape));
