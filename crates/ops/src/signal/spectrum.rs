@@ -157,18 +157,20 @@ fn run_frames(
             let terms = size / 2 + 1;
             let (re, im) = match settings.form {
                 Form::Parts => row.split_at_mut(terms),
-                _ => (row, &mut imaginary[..terms]),
+                _ => (&mut *row, &mut imaginary[..terms]),
             };
             fourier.forward(stretch, window, room, [&mut *re, &mut *im]);
             match settings.form {
                 // The transform multiplies with −sin.
                 Form::Parts => im.iter_mut().for_each(|im| *im *= -settings.sine),
-                Form::Power => {
-                    re.iter_mut().zip(im).for_each(|(re, im)| *re = *re * *re + *im * *im)
+                Form::Power | Form::Magnitude => {
+                    for (re, im) in re.iter_mut().zip(im) {
+                        *re = *re * *re + *im * *im;
+                    }
                 }
-                Form::Magnitude => {
-                    re.iter_mut().zip(im).for_each(|(re, im)| *re = (*re * *re + *im * *im).sqrt())
-                }
+            }
+            if settings.form == Form::Magnitude {
+                row.iter_mut().for_each(|power| *power = power.sqrt());
             }
         }
         run.pool.recycle(scratch);
