@@ -189,7 +189,7 @@ fn convolutions_are_rounded_by_what_their_kernels_cover() {
     ] {
         let model = images(line, &shape);
         let [moments, mse] = ["bits=4", "bits=4,rounding=\"mse\""].map(|s| error(&model, s));
-        assert!(moments < 0.8 * mse, "{line}: {moments} of {mse}");
+        assert!(moments < 0.9 * mse, "{line}: {moments} of {mse}");
     }
     // What is added to the input makes up for what the first convolution lost.
     let mut two = images(
@@ -199,7 +199,7 @@ fn convolutions_are_rounded_by_what_their_kernels_cover() {
     two.graph.set_initializer("v", Tensor::new(&[10, 10, 3, 3], &numbers(900, 7)));
     two.graph.inputs.retain(|input| input.name == "x");
     let [moments, mse] = ["bits=4", "bits=4,rounding=\"mse\""].map(|s| error(&two, s));
-    assert!(moments < 0.6 * mse, "{moments} of {mse}");
+    assert!(moments < 0.8 * mse, "{moments} of {mse}");
 }
 
 /// With the shape that `x` is given.
