@@ -326,8 +326,15 @@ mod tests {
         ];
         let found = points(&pass("block = [32, 64, 128]"), errors.to_vec(), 1 << 14);
         assert_eq!(found, [(8, 128), (4, 32), (4, 128)]);
-        let pass = pass("block = [32, 0]");
-        assert_eq!(pass.blocks(), [0, 32]);
+        assert_eq!(pass("block = [32, 0]").blocks(), [0, 32]);
+        for (settings, expected) in [
+            ("block = [24]", "block is 24, expected 0 or a power of 2 from 16 on"),
+            ("block = []", "block is [], expected a number of inputs or a list of them"),
+            ("block = \"all\"", "block is \"all\", expected a number of inputs or a list of them"),
+        ] {
+            let found = settings.parse::<toml::Table>().unwrap().try_into::<MixedQuantize>();
+            assert!(found.unwrap_err().to_string().contains(expected), "{settings}");
+        }
     }
 
     #[test]

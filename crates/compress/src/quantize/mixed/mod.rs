@@ -41,24 +41,28 @@ pub(crate) struct MixedQuantize {
 
 /// Inputs that share a scale: of several, each weight gets those that lose least for their bytes.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Blocks {
-    One(Block),
-    Several(Vec<Block>),
+#[serde(try_from = "toml::Value")]
+struct Blocks(Vec<Block>);
+
+impl TryFrom<toml::Value> for Blocks {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        let wrong = || format!("block is {value}, expected a number of inputs or a list of them");
+        let one = |value: &toml::Value| Block::try_from(value.as_integer().ok_or_else(wrong)?);
+        match &value {
+            toml::Value::Array(values) if values.is_empty() => Err(wrong()),
+            toml::Value::Array(values) => {
+                Ok(Self(values.iter().map(one).collect::<Result<_, _>>()?))
+            }
+            single => Ok(Self(vec![one(single)?])),
+        }
+    }
 }
 
 impl Default for Blocks {
     fn default() -> Self {
-        Self::One(Block::default())
-    }
-}
-
-impl Blocks {
-    fn all(&self) -> &[Block] {
-        match self {
-            Self::One(block) => std::slice::from_ref(block),
-            Self::Several(blocks) => blocks,
-        }
+        Self(vec![Block::default()])
     }
 }
 
@@ -112,7 +116,7 @@ impl MixedQuantize {
     /// 0 for all inputs of an output.
     fn blocks(&self) -> Vec<usize> {
         let mut blocks: Vec<usize> =
-            self.block.all().iter().map(|block| block.0.unwrap_or(0)).collect();
+            self.block.0.iter().map(|block| block.0.unwrap_or(0)).collect();
         blocks.sort_unstable();
         blocks.dedup();
         blocks
@@ -125,7 +129,7 @@ impl MixedQuantize {
 
 impl Pass for MixedQuantize {
     fn opset_min(&self) -> i64 {
-        let block = self.block.all().first().copied().unwrap_or_default();
+        let block = self.block.0.first().copied().unwrap_or_default();
         weights::opset_min(if self.has(2) { 2 } else { 4 }, block, self.form)
     }
 
@@ -198,7 +202,7 @@ impl Pass for MixedQuantize {
             record.measured(&model.graph, &errors);
         }
         record.remarks().into_iter().for_each(|remark| plan.remark(remark));
-        let names_blocks = self.block.all().len() > 1;
+        let names_blocks = self.block.0.len() > 1;
         candidates.iter().for_each(|candidate| plan.remark(candidate.remark(names_blocks)));
         Ok((plan, Some(record).filter(|record| !record.products.is_empty())))
     }
