@@ -71,20 +71,15 @@ impl Cleanup {
         let graph = &model.graph;
         let mut plan = Plan::default();
         for (name, value) in &self.inputs {
-            let fail = |message: String| PassError::Settings {
-                pass: "cleanup",
-                message,
-                known: "inputs, shapes".into(),
-            };
             let input = graph.inputs.iter().find(|input| input.name == *name);
-            let input = input.ok_or_else(|| fail(format!("the model has no input `{name}`")))?;
+            let input = input.ok_or_else(|| wrong(format!("the model has no input `{name}`")))?;
             let fixed = format!("{name}/fixed");
             let numbers = match value {
                 toml::Value::Array(values) => values.iter().map(number).collect(),
                 single => number(single).map(|number| vec![number]),
             };
             let numbers: Vec<f64> =
-                numbers.ok_or_else(|| fail(format!("`{name}` is {value}, expected numbers")))?;
+                numbers.ok_or_else(|| wrong(format!("`{name}` is {value}, expected numbers")))?;
             let dims = input.shape().unwrap_or_default();
             let sizes: Option<Vec<usize>> =
                 dims.iter().map(|dim| dim.known().and_then(|n| n.try_into().ok())).collect();
@@ -93,14 +88,14 @@ impl Cleanup {
                 _ if dims.len() == 1 => vec![numbers.len()],
                 _ => {
                     let found = numbers.len();
-                    return Err(fail(format!(
+                    return Err(wrong(format!(
                         "`{name}` gets {found} numbers, which do not fill it"
                     )));
                 }
             };
             let dtype = input.dtype().unwrap_or(DType::F32);
             let tensor = Tensor::new(&shape, &numbers).converted(dtype);
-            let tensor = tensor.map_err(|error| fail(format!("`{name}`: {error}")))?;
+            let tensor = tensor.map_err(|error| wrong(format!("`{name}`: {error}")))?;
             plan.push(Edit::SetInitializer { name: fixed.clone(), tensor });
             plan.push(Edit::ReplaceUses { from: name.clone(), to: fixed });
             plan.push(Edit::RemoveInput { name: name.clone() });
@@ -113,13 +108,8 @@ impl Cleanup {
         let graph = &model.graph;
         let mut size_of: HashMap<String, i64> = HashMap::new();
         for (name, sizes) in &self.shapes {
-            let fail = |message: String| PassError::Settings {
-                pass: "cleanup",
-                message,
-                known: "inputs, shapes".into(),
-            };
             let input = graph.inputs.iter().find(|input| input.name == *name);
-            let input = input.ok_or_else(|| fail(format!("the model has no input `{name}`")))?;
+            let input = input.ok_or_else(|| wrong(format!("the model has no input `{name}`")))?;
             let dims = input.shape().unwrap_or_default();
             let is_open = input.shape().is_none();
             let fits = |dim: &Dim, size: i64| dim.known().is_none_or(|known| known == size);
@@ -128,7 +118,7 @@ impl Cleanup {
             if sizes.iter().any(|&size| size < 0) || !(is_open || is_within) {
                 let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
                 let found = dims.join(", ");
-                return Err(fail(format!("`{name}` is [{found}], which {sizes:?} does not fit")));
+                return Err(wrong(format!("`{name}` is [{found}], which {sizes:?} does not fit")));
             }
             for (dim, &size) in dims.iter().zip(sizes) {
                 let mut symbol = None;
@@ -138,7 +128,7 @@ impl Cleanup {
                 };
                 let known = *size_of.entry(symbol.clone()).or_insert(size);
                 if known != size {
-                    return Err(fail(format!("`{symbol}` is {known} and {size}")));
+                    return Err(wrong(format!("`{symbol}` is {known} and {size}")));
                 }
             }
         }
@@ -164,6 +154,10 @@ impl Cleanup {
         plan.edits.extend(outputs.map(|value| Edit::SetOutput { value }));
         Ok(plan)
     }
+}
+
+fn wrong(message: String) -> PassError {
+    PassError::Settings { pass: "cleanup", message, known: "inputs, shapes".into() }
 }
 
 fn number(value: &toml::Value) -> Option<f64> {
