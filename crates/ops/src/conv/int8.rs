@@ -13,7 +13,7 @@ use super::settings::group;
 use super::strip::Strip;
 use crate::geometry::{Axis, Geometry};
 use crate::kernels::int8_convolution::{Int8Isa, Int8Row, Line, Target, int8_isa};
-use crate::kernels::int8_depthwise::{BLOCK, Int8DepthwiseLine};
+use crate::kernels::int8_depthwise::Int8DepthwiseLine;
 use crate::kernels::sums::{Levels, place_in_block};
 use crate::{OpError, Pool};
 use packing::Packing;
@@ -135,7 +135,7 @@ impl Int8Weights {
             group > 1 && shape[0] == group && shape[1] == 1 && shape.len() <= 4 && parts == 1;
         let packing = Packing { values, shape, group };
         let (lines, form) = if is_depthwise {
-            (packing.depthwise(), Form::Depthwise)
+            (packing.depthwise(isa.depthwise_layout()), Form::Depthwise)
         } else {
             let is_joined = group == 1 && geometry.dilations.last() == Some(&1);
             let most = isa.tile_vectors_max().min(if T::IS_SUM { 3 } else { 4 });
@@ -150,10 +150,11 @@ impl Int8Weights {
     pub(crate) fn outputs(&self, bias: Option<&[i32]>, x_zero: u8, scales: &[f32]) -> Outputs {
         let count = self.shape[0];
         let order: Vec<usize> = match &self.form {
-            Form::Depthwise => (0..count.div_ceil(BLOCK) * BLOCK)
-                .map(|at| at / BLOCK * BLOCK + place_in_block(at % BLOCK / 16, at % 16))
-                .map(|at| if at < count { at } else { usize::MAX })
-                .collect(),
+            Form::Depthwise => {
+                let layout = self.isa.depthwise_layout();
+                let blocks = (0..count).step_by(layout.block());
+                blocks.flat_map(|first| layout.order().map(move |at| first + at)).collect()
+            }
             Form::Dense { tiles, .. } => tiles.iter().flat_map(Tile::order).collect(),
         };
         let bias_of = |o: usize| {
@@ -365,6 +366,7 @@ impl Int8Weights {
                     axis: wide,
                     channels,
                     pad: job.x_zero,
+                    layout: self.isa.depthwise_layout(),
                     w: &self.lines,
                     bias: &job.outputs.bias,
                 };

@@ -2,6 +2,8 @@
 //! output: as [`super::channels_last`] for f32, with exact i32 sums that become u8 levels in the
 //! registers they were summed in.
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use super::pair_fits_16_bits;
 #[cfg(target_arch = "x86_64")]
@@ -80,6 +82,18 @@ pub(crate) struct Int8Row<'a> {
     pub(crate) out_step: usize,
 }
 
+impl Int8Row<'_> {
+    /// How many of the first pixels can be read up to the next multiple of four of the depth,
+    /// where weights are zero.
+    fn whole_pixels(&self) -> usize {
+        let reach = self.depth.next_multiple_of(4) + self.taps.iter().max().unwrap_or(&0);
+        match self.x.len().checked_sub(self.first + reach) {
+            None => 0,
+            Some(beyond) => (beyond / self.step.max(1) + 1).min(self.pixels),
+        }
+    }
+}
+
 impl Int8Isa {
     /// The fastest instructions of this set that are exact for these weights.
     pub(crate) fn for_weights(self, lines: &[Line]) -> Self {
@@ -126,25 +140,30 @@ impl Int8Isa {
             }
         };
         self.check();
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: all places and the instructions were checked above.
-            Self::Vnni => unsafe {
-                match vectors {
-                    1 => dense::<Vnni, 1, 14>(&out, row),
-                    2 => dense::<Vnni, 2, 12>(&out, row),
-                    3 => dense::<Vnni, 3, 8>(&out, row),
-                    _ => dense::<Vnni, 4, 6>(&out, row),
-                }
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Self::Avx2Narrow => unsafe { dense::<Avx2<true>, 1, 4>(&out, row) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Self::Avx2 => unsafe { dense::<Avx2<false>, 1, 4>(&out, row) },
-            // SAFETY: as above.
-            Self::Portable => unsafe { dense::<Portable, 1, 4>(&out, row) },
+        let whole = row.whole_pixels();
+        for (pixels, is_whole) in [([0, whole], true), ([whole, row.pixels], false)] {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: all places and the instructions were checked above.
+                Self::Vnni => unsafe {
+                    match vectors {
+                        1 => dense::<Vnni, 1, 14>(&out, row, pixels, is_whole),
+                        2 => dense::<Vnni, 2, 12>(&out, row, pixels, is_whole),
+                        3 => dense::<Vnni, 3, 8>(&out, row, pixels, is_whole),
+                        _ => dense::<Vnni, 4, 6>(&out, row, pixels, is_whole),
+                    }
+                },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Self::Avx2Narrow => unsafe {
+                    dense::<Avx2<true>, 1, 4>(&out, row, pixels, is_whole);
+                },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Self::Avx2 => unsafe { dense::<Avx2<false>, 1, 4>(&out, row, pixels, is_whole) },
+                // SAFETY: as above.
+                Self::Portable => unsafe { dense::<Portable, 1, 4>(&out, row, pixels, is_whole) },
+            }
         }
     }
 
@@ -164,29 +183,42 @@ pub(super) enum Out {
     Sums(*mut i32),
 }
 
-/// One tile, compiled for the instructions of its lanes.
+/// Tiles one after the other, compiled for the instructions of their lanes.
 trait Tiles: Sums {
     /// # Safety
     /// As [`dense`], and the CPU has the instructions.
-    unsafe fn tile<const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize);
+    unsafe fn tiles<const V: usize, const P: usize>(
+        out: &Out,
+        row: &Int8Row,
+        pixels: Range<usize>,
+        is_whole: bool,
+    );
 }
 
 macro_rules! tiles {
     ($lanes:ty $(, $features:literal)?) => {
         impl Tiles for $lanes {
             #[inline]
-            unsafe fn tile<const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize) {
+            unsafe fn tiles<const V: usize, const P: usize>(
+                out: &Out,
+                row: &Int8Row,
+                pixels: Range<usize>,
+                is_whole: bool,
+            ) {
                 $(#[target_feature(enable = $features)])?
                 unsafe fn compiled<const V: usize, const P: usize>(
                     out: &Out,
                     row: &Int8Row,
-                    at: usize,
+                    pixels: Range<usize>,
+                    is_whole: bool,
                 ) {
-                    // SAFETY: the caller's promise.
-                    unsafe { tile::<$lanes, V, P>(out, row, at) }
+                    for at in pixels.step_by(P) {
+                        // SAFETY: the caller's promise.
+                        unsafe { tile::<$lanes, V, P>(out, row, at, is_whole) }
+                    }
                 }
                 // SAFETY: the caller's promise.
-                unsafe { compiled::<V, P>(out, row, at) }
+                unsafe { compiled::<V, P>(out, row, pixels, is_whole) }
             }
         }
     };
@@ -200,37 +232,47 @@ tiles!(Avx2<true>, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 tiles!(Avx2<false>, "avx2,fma");
 
-/// Splits the row into tiles of nearly equal counts of pixels, at most `MOST`.
+/// Splits pixels from..to of the row into tiles of nearly equal counts, at most `MOST`. Whole
+/// pixels may be read up to the next multiple of four of the depth.
 ///
 /// # Safety
 /// Every place that the row names lies inside its slices; the width is at most 16·V.
-unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(out: &Out, row: &Int8Row) {
-    let mut tiles = row.pixels.div_ceil(MOST);
-    let mut at = 0;
-    while tiles > 0 {
-        let count = (row.pixels - at).div_ceil(tiles);
-        // SAFETY: pixels at..at + count belong to the row.
+unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(
+    out: &Out,
+    row: &Int8Row,
+    [from, to]: [usize; 2],
+    is_whole: bool,
+) {
+    if from == to {
+        return;
+    }
+    let tiles = (to - from).div_ceil(MOST);
+    let (each, larger) = ((to - from) / tiles, (to - from) % tiles);
+    let middle = from + larger * (each + 1);
+    for (pixels, count) in [(from..middle, each + 1), (middle..to, each)] {
+        if pixels.is_empty() {
+            continue;
+        }
+        // SAFETY: the pixels belong to the row, and are a multiple of the count.
         unsafe {
             match count {
-                1 => L::tile::<V, 1>(out, row, at),
-                2 => L::tile::<V, 2>(out, row, at),
-                3 => L::tile::<V, 3>(out, row, at),
-                4 => L::tile::<V, 4>(out, row, at),
-                5 if MOST >= 5 => L::tile::<V, 5>(out, row, at),
-                6 if MOST >= 6 => L::tile::<V, 6>(out, row, at),
-                7 if MOST >= 7 => L::tile::<V, 7>(out, row, at),
-                8 if MOST >= 8 => L::tile::<V, 8>(out, row, at),
-                9 if MOST >= 9 => L::tile::<V, 9>(out, row, at),
-                10 if MOST >= 10 => L::tile::<V, 10>(out, row, at),
-                11 if MOST >= 11 => L::tile::<V, 11>(out, row, at),
-                12 if MOST >= 12 => L::tile::<V, 12>(out, row, at),
-                13 if MOST >= 13 => L::tile::<V, 13>(out, row, at),
-                14 if MOST >= 14 => L::tile::<V, 14>(out, row, at),
+                1 => L::tiles::<V, 1>(out, row, pixels, is_whole),
+                2 => L::tiles::<V, 2>(out, row, pixels, is_whole),
+                3 => L::tiles::<V, 3>(out, row, pixels, is_whole),
+                4 => L::tiles::<V, 4>(out, row, pixels, is_whole),
+                5 if MOST >= 5 => L::tiles::<V, 5>(out, row, pixels, is_whole),
+                6 if MOST >= 6 => L::tiles::<V, 6>(out, row, pixels, is_whole),
+                7 if MOST >= 7 => L::tiles::<V, 7>(out, row, pixels, is_whole),
+                8 if MOST >= 8 => L::tiles::<V, 8>(out, row, pixels, is_whole),
+                9 if MOST >= 9 => L::tiles::<V, 9>(out, row, pixels, is_whole),
+                10 if MOST >= 10 => L::tiles::<V, 10>(out, row, pixels, is_whole),
+                11 if MOST >= 11 => L::tiles::<V, 11>(out, row, pixels, is_whole),
+                12 if MOST >= 12 => L::tiles::<V, 12>(out, row, pixels, is_whole),
+                13 if MOST >= 13 => L::tiles::<V, 13>(out, row, pixels, is_whole),
+                14 if MOST >= 14 => L::tiles::<V, 14>(out, row, pixels, is_whole),
                 _ => unreachable!("a tile has at most {MOST} pixels"),
             }
         }
-        at += count;
-        tiles -= 1;
     }
 }
 
@@ -239,7 +281,12 @@ unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(out: &Out, row: &In
 /// # Safety
 /// As [`dense`].
 #[inline(always)]
-unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row, at: usize) {
+unsafe fn tile<L: Sums, const V: usize, const P: usize>(
+    out: &Out,
+    row: &Int8Row,
+    at: usize,
+    is_whole: bool,
+) {
     // SAFETY: the caller vouches for every place.
     unsafe {
         let mut bias = [L::load(row.bias.as_ptr()); V];
@@ -247,7 +294,8 @@ unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row
         let mut sums = [bias; P];
         let mut w = row.w.as_ptr().cast::<i8>();
         let x = row.x.as_ptr().add(row.first + at * row.step);
-        let (step, fours, rest) = (row.step, row.depth / 4, row.depth % 4);
+        let (step, depth) = (row.step, row.depth);
+        let (fours, rest) = if is_whole { (depth.div_ceil(4), 0) } else { (depth / 4, depth % 4) };
         for &tap in row.taps {
             let mut x = x.add(tap);
             for _ in 0..fours {
@@ -270,30 +318,62 @@ unsafe fn tile<L: Sums, const V: usize, const P: usize>(out: &Out, row: &Int8Row
                 w = w.add(V * 64);
             }
         }
-        // Only the last vector may be cut short.
-        let cut = row.width - (V - 1) * 16;
-        unrolled!(p < P, {
-            let place = (at + p) * row.out_step;
-            match out {
-                Out::Levels(out, scales, levels) if V == 4 => {
+        store::<L, V, P>(out, row, at, sums);
+    }
+}
+
+/// Stores the sums of pixels at..at + P.
+///
+/// # Safety
+/// As [`dense`].
+#[inline(always)]
+unsafe fn store<L: Sums, const V: usize, const P: usize>(
+    out: &Out,
+    row: &Int8Row,
+    at: usize,
+    sums: [[L; V]; P],
+) {
+    // Only the last vector may be cut short.
+    let cut = row.width - (V - 1) * 16;
+    let place = |p: usize| (at + p) * row.out_step;
+    // SAFETY: the caller vouches for every place.
+    unsafe {
+        match out {
+            Out::Levels(out, scales, levels) if V == 4 => {
+                unrolled!(p < P, {
                     let sums = [sums[p][0], sums[p][1 % V], sums[p][2 % V], sums[p][3 % V]];
-                    L::store_block(sums, out.add(place), row.width, *scales, *levels);
-                }
-                Out::Levels(out, scales, levels) => {
+                    L::store_block(sums, out.add(place(p)), row.width, *scales, *levels);
+                });
+            }
+            Out::Levels(out, scales, levels) if V == 1 => {
+                unrolled!(p < P, {
+                    if p % 2 == 1 {
+                        let pair = [sums[p ^ 1][0], sums[p][0]];
+                        let to = [out.add(place(p ^ 1)), out.add(place(p))];
+                        L::store_two_levels(pair, to, cut, *scales, *levels);
+                    } else if p + 1 == P {
+                        sums[p][0].store_levels(out.add(place(p)), cut, *scales, *levels);
+                    }
+                });
+            }
+            Out::Levels(out, scales, levels) => {
+                unrolled!(p < P, {
                     unrolled!(v < V, {
                         let count = if v + 1 < V { 16 } else { cut };
-                        let to = out.add(place + v * 16);
+                        let to = out.add(place(p) + v * 16);
                         sums[p][v].store_levels(to, count, scales.add(v * 16), *levels);
                     });
-                }
-                Out::Sums(out) => {
+                });
+            }
+            Out::Sums(out) => {
+                unrolled!(p < P, {
                     unrolled!(v < V, {
                         let count = if v + 1 < V { 16 } else { cut };
-                        sums[p][v].store(out.add(place + v * 16), count);
+                        sums[p][v].store(out.add(place(p) + v * 16), count);
                     });
-                }
+                });
             }
-        });
+        }
     }
 }
 

@@ -46,6 +46,20 @@ pub(super) trait Sums: Copy {
     unsafe fn dot(self, x: Self::X, w: Self::W) -> Self;
     /// `count` ≤ 16 levels, one of 16 scales for each.
     unsafe fn store_levels(self, to: *mut u8, count: usize, scales: *const f32, levels: Levels);
+    /// [`store_levels`](Self::store_levels) of two pixels.
+    #[inline(always)]
+    unsafe fn store_two_levels(
+        sums: [Self; 2],
+        to: [*mut u8; 2],
+        count: usize,
+        scales: *const f32,
+        levels: Levels,
+    ) {
+        for (sums, to) in sums.into_iter().zip(to) {
+            // SAFETY: the caller's promise.
+            unsafe { sums.store_levels(to, count, scales, levels) };
+        }
+    }
     /// `count` ≤ 64 levels in the order of [`place_in_block`], as are the 64 scales.
     unsafe fn store_block(
         sums: [Self; 4],
@@ -304,7 +318,7 @@ mod x86 {
     /// for that it is used (`NARROW`); else bytes are widened to 16 bits, those of even and of odd
     /// places apart.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2<const NARROW: bool>([__m256i; 2]);
+    pub(crate) struct Avx2<const NARROW: bool>(pub(in super::super) [__m256i; 2]);
 
     // No closures around instructions: those are not compiled for the CPU that they are for.
     impl<const NARROW: bool> Avx2<NARROW> {
@@ -402,9 +416,9 @@ mod x86 {
                 if NARROW {
                     return [[_mm256_set1_epi32(x as i32); 2]; 2];
                 }
-                let even = _mm256_set1_epi32((x & 0x00ff_00ff) as i32);
-                let odd = _mm256_set1_epi32((x >> 8 & 0x00ff_00ff) as i32);
-                [[even, odd]; 2]
+                let x = _mm256_set1_epi32(x as i32);
+                let even = _mm256_and_si256(x, _mm256_set1_epi16(0xff));
+                [[even, _mm256_srli_epi16(x, 8)]; 2]
             }
         }
 
@@ -439,6 +453,38 @@ mod x86 {
                     let mut lanes = [0_u8; 16];
                     _mm_storeu_si128(lanes.as_mut_ptr().cast(), bytes);
                     std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_two_levels(
+            sums: [Self; 2],
+            to: [*mut u8; 2],
+            count: usize,
+            scales: *const f32,
+            l: Levels,
+        ) {
+            // SAFETY: see above.
+            unsafe {
+                let zero = _mm256_set1_epi16(l.zero.into());
+                let a = _mm256_packs_epi32(sums[0].rounded(0, scales), sums[0].rounded(1, scales));
+                let b = _mm256_packs_epi32(sums[1].rounded(0, scales), sums[1].rounded(1, scales));
+                let (a, b) = (_mm256_adds_epi16(a, zero), _mm256_adds_epi16(b, zero));
+                // Fours of a and b in the order 0, 2 of each, 1, 3 of each.
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+                let bytes = _mm256_max_epu8(bytes, _mm256_set1_epi8(l.low as i8));
+                let bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8(l.high as i8));
+                let halves = [_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes)];
+                for (bytes, to) in halves.into_iter().zip(to) {
+                    if count >= 16 {
+                        _mm_storeu_si128(to.cast(), bytes);
+                    } else {
+                        let mut lanes = [0_u8; 16];
+                        _mm_storeu_si128(lanes.as_mut_ptr().cast(), bytes);
+                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                    }
                 }
             }
         }

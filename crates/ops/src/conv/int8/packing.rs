@@ -2,8 +2,7 @@
 
 use super::{Form, Tile};
 use crate::kernels::int8_convolution::Line;
-use crate::kernels::int8_depthwise::BLOCK;
-use crate::kernels::sums::place_in_block;
+use crate::kernels::int8_depthwise::Layout;
 
 /// Weights [outputs, inputs per group, taps] on their way into lines.
 pub(super) struct Packing<'a> {
@@ -13,34 +12,33 @@ pub(super) struct Packing<'a> {
 }
 
 impl Packing<'_> {
-    /// [block, kx, four of ky, vector, lane, ky]
-    pub(super) fn depthwise(&self) -> Vec<Line> {
+    /// As the layout has them.
+    pub(super) fn depthwise(&self, layout: Layout) -> Vec<Line> {
         let (tall, wide) = match self.shape[2..] {
             [tall, wide] => (tall, wide),
             _ => (1, self.shape[2]),
         };
-        let channels = self.shape[0];
-        let mut lines = Vec::new();
-        for block in 0..channels.div_ceil(BLOCK) {
-            for kx in 0..wide {
-                for fours in 0..tall.div_ceil(4) {
-                    for vector in 0..4 {
-                        let at = |i: usize| {
-                            let c = block * BLOCK + place_in_block(vector, i / 4);
-                            let ky = fours * 4 + i % 4;
-                            let is_weight = c < channels && ky < tall;
-                            if is_weight {
-                                self.values[(c * tall + ky) * wide + kx] as i8
-                            } else {
-                                0
-                            }
-                        };
-                        lines.push(Line(std::array::from_fn(at)));
+        let (channels, lines, block) = (self.shape[0], layout.lines(), layout.block());
+        let mut bytes = Vec::new();
+        for first in (0..channels).step_by(block) {
+            for (kx, unit) in
+                (0..wide).flat_map(|kx| (0..tall.div_ceil(lines)).map(move |unit| (kx, unit)))
+            {
+                for (c, ky) in layout
+                    .order()
+                    .flat_map(|c| (0..lines).map(move |line| (first + c, unit * lines + line)))
+                {
+                    let is_weight = c < channels && ky < tall;
+                    let w = if is_weight { self.values[(c * tall + ky) * wide + kx] } else { 0 };
+                    match layout {
+                        Layout::Fours => bytes.push(w as i8),
+                        #[cfg(target_arch = "x86_64")]
+                        Layout::Pairs => bytes.extend(w.to_le_bytes().map(u8::cast_signed)),
                     }
                 }
             }
         }
-        lines
+        bytes.as_chunks().0.iter().map(|&line| Line(line)).collect()
     }
 
     /// Per group and tile of outputs: [part, tap, four inputs, vector, lane, input]. Where taps of

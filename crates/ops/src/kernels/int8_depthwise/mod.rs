@@ -3,19 +3,77 @@
 //! y[p, c] = level(bias[c] + Σ w[ky, kx, c] · x[line ky, p·stride + kx·dilation − pad, c]).
 //! A product instruction sums four neighbouring bytes, so four lines of the input are laid out
 //! column by column first: [column, four lines, channel] becomes [column, channel, four lines].
+//! AVX2 has pairs of lines instead.
+
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 
 use super::int8_convolution::{Int8Isa, Line, Out, Target};
 #[cfg(target_arch = "x86_64")]
-use super::sums::{Avx2, Vnni};
+use super::sums::Vnni;
 use super::sums::{Portable, Sums, place_in_block};
 use super::unrolled;
 use crate::geometry::Axis;
 
-/// Channels that are computed together.
-pub(crate) const BLOCK: usize = 64;
+/// Channels that are computed together, where four lines are.
+const BLOCK: usize = 64;
 
 /// Bytes of interleaved columns that stay in the L1 cache.
 const COLUMN_BYTES: usize = 24 << 10;
+
+/// How inputs and weights lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Weights [block of 64, kx, ⌈lines / 4⌉, 4 vectors, 16, 4 lines], channels in the order of
+    /// [`place_in_block`].
+    Fours,
+    /// Weights of 16 bits, [block of 16, kx, ⌈lines / 2⌉, 16, 2 lines], channels as they are.
+    #[cfg(target_arch = "x86_64")]
+    Pairs,
+}
+
+impl Layout {
+    /// Channels that are computed together.
+    pub(crate) fn block(self) -> usize {
+        match self {
+            Self::Fours => BLOCK,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => pairs::BLOCK,
+        }
+    }
+
+    /// Lines that lie side by side.
+    pub(crate) fn lines(self) -> usize {
+        match self {
+            Self::Fours => 4,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => 2,
+        }
+    }
+
+    /// The channel at each place of a block.
+    pub(crate) fn order(self) -> impl Iterator<Item = usize> {
+        (0..self.block()).map(move |at| match self {
+            Self::Fours => place_in_block(at / 16, at % 16),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => at,
+        })
+    }
+
+    /// Bytes of the lines that lie side by side, of one column and block.
+    fn unit_bytes(self) -> usize {
+        match self {
+            Self::Fours => 4 * BLOCK,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => pairs::PAIR_BYTES,
+        }
+    }
+
+    /// Vectors of weights that a column's unit of lines takes.
+    fn unit_vectors(self) -> usize {
+        self.unit_bytes() / 64
+    }
+}
 
 /// One line of pixels.
 pub(crate) struct Int8DepthwiseLine<'a> {
@@ -28,16 +86,20 @@ pub(crate) struct Int8DepthwiseLine<'a> {
     pub(crate) channels: usize,
     /// What padding counts as.
     pub(crate) pad: u8,
-    /// [block, kx, ⌈lines / 4⌉, 4 vectors, 16, 4 lines], in the order of
-    /// [`super::sums::place_in_block`], as are bias and
-    /// scales: 64 per block.
+    pub(crate) layout: Layout,
+    /// As the layout has them, like bias and scales: whole blocks.
     pub(crate) w: &'a [Line],
     pub(crate) bias: &'a [i32],
 }
 
 impl Int8DepthwiseLine<'_> {
-    fn fours(&self) -> usize {
-        self.lines.len().div_ceil(4)
+    /// Sets of lines that lie side by side.
+    fn units(&self) -> usize {
+        self.lines.len().div_ceil(self.layout.lines())
+    }
+
+    fn column_bytes(&self) -> usize {
+        self.units() * self.layout.unit_bytes()
     }
 
     fn reach(&self) -> usize {
@@ -46,19 +108,37 @@ impl Int8DepthwiseLine<'_> {
 
     /// Pixels whose columns are laid out together.
     fn pixels_max(&self) -> usize {
-        let columns = COLUMN_BYTES / (256 * self.fours());
+        let columns = COLUMN_BYTES / self.column_bytes();
         let pixels = columns.saturating_sub(self.reach() + 1) / self.axis.stride + 1;
         pixels.clamp(4.min(self.axis.output), self.axis.output)
     }
 
+    /// Columns under so many pixels, and of them those that lie in the input.
+    fn columns(&self, from: usize, pixels: usize) -> (usize, [usize; 2]) {
+        let axis = &self.axis;
+        let columns = (pixels - 1) * axis.stride + self.reach() + 1;
+        let start = from * axis.stride;
+        let inside =
+            [axis.pad, axis.pad + axis.input].map(|end| end.saturating_sub(start).min(columns));
+        (columns, inside)
+    }
+
     /// Bytes that computing the line needs beside it.
     pub(crate) fn scratch_bytes(&self) -> usize {
-        let columns = (self.pixels_max() - 1) * self.axis.stride + self.reach() + 1;
-        columns * self.fours() * 256
+        self.columns(0, self.pixels_max()).0 * self.column_bytes()
     }
 }
 
 impl Int8Isa {
+    /// How a depthwise convolution has its weights.
+    pub(crate) fn depthwise_layout(self) -> Layout {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::Avx2Narrow => Layout::Pairs,
+            _ => Layout::Fours,
+        }
+    }
+
     /// Computes one line, [pixels, channels].
     ///
     /// # Panics
@@ -74,13 +154,15 @@ impl Int8Isa {
         }
         let row = line.axis.input * line.channels;
         assert!(line.lines.iter().flatten().all(|start| start + row <= line.x.len()));
-        let blocks = line.channels.div_ceil(BLOCK);
-        assert!(line.w.len() >= blocks * line.axis.kernel * line.fours() * 4);
-        assert!(line.bias.len() >= blocks * BLOCK);
+        assert_eq!(line.layout, self.depthwise_layout(), "weights are laid out for the CPU");
+        let (layout, block) = (line.layout, line.layout.block());
+        let blocks = line.channels.div_ceil(block);
+        assert!(line.w.len() >= blocks * line.axis.kernel * line.units() * layout.unit_vectors());
+        assert!(line.bias.len() >= blocks * block);
         let written = line.axis.output * line.channels;
         let out = match target {
             Target::Levels { out, scales, levels } => {
-                assert!(out.len() >= written && scales.len() >= blocks * BLOCK);
+                assert!(out.len() >= written && scales.len() >= blocks * block);
                 Out::Levels(out.as_mut_ptr(), scales.as_ptr(), levels)
             }
             Target::Sums(out) => {
@@ -96,10 +178,7 @@ impl Int8Isa {
             Self::Vnni => unsafe { vnni(&out, scratch, line) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx2Narrow => unsafe { avx2::<true>(&out, scratch, line) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Self::Avx2 => unsafe { avx2::<false>(&out, scratch, line) },
+            Self::Avx2Narrow | Self::Avx2 => unsafe { pairs::depthwise(&out, scratch, line) },
             // SAFETY: as above.
             Self::Portable => unsafe { depthwise::<Portable, 1>(&out, scratch, line) },
         }
@@ -111,13 +190,6 @@ impl Int8Isa {
 unsafe fn vnni(out: &Out, scratch: &mut [u8], line: &Int8DepthwiseLine) {
     // SAFETY: the caller's promise.
     unsafe { depthwise::<Vnni, 4>(out, scratch, line) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const NARROW: bool>(out: &Out, scratch: &mut [u8], line: &Int8DepthwiseLine) {
-    // SAFETY: the caller's promise.
-    unsafe { depthwise::<Avx2<NARROW>, 1>(out, scratch, line) }
 }
 
 /// P pixels at a time.
@@ -167,13 +239,10 @@ unsafe fn lay_out<L: Sums>(
     [first, count]: [usize; 2],
     [from, pixels]: [usize; 2],
 ) {
-    let (axis, fours) = (&line.axis, line.fours());
+    let (axis, fours) = (&line.axis, line.units());
     let padding = [line.pad; BLOCK];
-    let columns = (pixels - 1) * axis.stride + line.reach() + 1;
+    let (columns, inside) = line.columns(from, pixels);
     let start = from * axis.stride;
-    // Of the columns, those that lie in the input.
-    let inside =
-        [axis.pad, axis.pad + axis.input].map(|end| end.saturating_sub(start).min(columns));
     for (four, lines) in line.lines.chunks(4).enumerate() {
         // Where the lines begin, and what is added from column to column: lines of padding stand still.
         let mut rows = [padding.as_ptr(); 4];
@@ -218,7 +287,7 @@ unsafe fn tile<L: Sums, const P: usize>(
 ) {
     // SAFETY: the caller vouches for every place.
     unsafe {
-        let (axis, column) = (&line.axis, line.fours() * 256);
+        let (axis, column) = (&line.axis, line.column_bytes());
         let bias = line.bias.as_ptr().add(block * BLOCK);
         let mut sums = [[L::load(bias); 4]; P];
         unrolled!(p < P, {
@@ -229,7 +298,7 @@ unsafe fn tile<L: Sums, const P: usize>(
         let step = axis.stride * column;
         for kx in 0..axis.kernel {
             let mut x = x.add(kx * axis.dilation * column);
-            for _ in 0..line.fours() {
+            for _ in 0..line.units() {
                 unrolled!(v < 4, {
                     let b = L::weights(w.add(v * 64));
                     unrolled!(p < P, {
