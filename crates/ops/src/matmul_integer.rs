@@ -4,7 +4,6 @@
 use attar_graph::{Dim, Node};
 use attar_tensor::{DType, Tensor};
 
-use crate::kernels::gemm::Strided;
 use crate::matmul::{Sizes, batches, infer_product, product_macs};
 use crate::quantized::{Integers, check_8_bit, left_zeros, unsigned};
 use crate::{Fact, Kernel, OpError, Operator, Run};
@@ -61,7 +60,7 @@ fn multiply(run: &mut Run, packed: Option<&Integers>) -> Result<Vec<Tensor>, OpE
     let mut y = run.pool.tensor(DType::I32, &sizes.output);
     let out = y.slice_mut::<i32>();
     if let Some(packed) = packed {
-        packed.product(out, Strided::rows(&left, rows, k), &zeros);
+        packed.product(out, &left, &zeros);
         return Ok(vec![y]);
     }
     let b_zeros = match run.optional(3) {
@@ -79,7 +78,7 @@ fn multiply(run: &mut Run, packed: Option<&Integers>) -> Result<Vec<Tensor>, OpE
             &b_zeros
         };
         let right = Integers::new(bytes, b.dtype(), [k, n], false, of_matrix)?;
-        let a = Strided::rows(&left[at_a * m * k..][..m * k], m, k);
+        let a = &left[at_a * m * k..][..m * k];
         right.product(out, a, &zeros[index * m..(index + 1) * m]);
     }
     Ok(vec![y])

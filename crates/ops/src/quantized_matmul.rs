@@ -14,7 +14,7 @@ use attar_tensor::{DType, Tensor};
 use crate::fused_matmul::activation;
 use crate::kernels::elementwise;
 use crate::kernels::gemm::Strided;
-use crate::kernels::int8::{Activation, Output, Product, Rows, Target, Weights, run_all};
+use crate::kernels::int8::{Activation, Output, Product, Rows, Target, Values, Weights, run_all};
 use crate::matmul::{Sizes, product_dims, product_macs};
 use crate::{ATTAR_DOMAIN, Fact, Kernel, OpError, Operator, Run, required};
 
@@ -140,8 +140,8 @@ impl Kernel for Products {
         let targets = self.0.iter().zip(&mut outputs).map(|(product, y)| {
             let stride = product.columns();
             let target = match product.dtype() {
-                DType::U8 => Target { f32: None, u8: Some(y.slice_mut::<u8>()), stride },
-                _ => Target { f32: Some(y.slice_mut::<f32>()), u8: None, stride },
+                DType::U8 => Target { values: Values::U8(y.slice_mut::<u8>()), stride },
+                _ => Target { values: Values::F32(y.slice_mut::<f32>()), stride },
             };
             (product, target)
         });

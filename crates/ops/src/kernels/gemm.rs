@@ -1,8 +1,6 @@
 //! Matrix products, by `rten-gemm`: C = A·B (+ bias), matrices given with strides.
 
-use rten_gemm::{
-    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams,
-};
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::layout::{MutLayout, OverlapPolicy};
 use rten_tensor::{Matrix, NdLayout, NdTensorView};
 
@@ -11,7 +9,6 @@ use crate::threads::with_pool;
 thread_local! {
     // An executor may not move between threads; making one only asks the CPU what it can.
     static F32: GemmExecutor<f32, f32, f32> = GemmExecutor::default();
-    static U8: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
 }
 
 /// Runs a product of this many rows and columns where its parts may go to other threads; one that
@@ -128,86 +125,9 @@ pub(crate) fn add_matmul(
         .expect("sizes of a matrix product were checked");
 }
 
-/// A constant 8-bit right side, laid out for the kernel.
-///
-/// Where sums of two products saturate at 16 bits (AVX2 without VNNI), the matrix is held as two
-/// of half the range, whose products cannot saturate: 2·255·64 < 2¹⁵. Every CPU then gives the
-/// same integers.
-pub(crate) struct PackedB8(Vec<PackedBMatrix<i8>>);
-
-impl PackedB8 {
-    pub(crate) fn new(b: Strided<i8>) -> Self {
-        let pack = |b: Strided<i8>| U8.with(|gemm| gemm.prepack_b(b.matrix()));
-        if !may_saturate() {
-            return Self(vec![pack(b)]);
-        }
-        Self(halves(b).map(|half| pack(half.view())).into())
-    }
-}
-
-fn may_saturate() -> bool {
-    U8.with(GemmExecutor::may_saturate)
-}
-
-/// A matrix of its own, row-major.
-struct Owned {
-    data: Vec<i8>,
-    size: [usize; 2],
-}
-
-impl Owned {
-    fn view(&self) -> Strided<'_, i8> {
-        Strided::rows(&self.data, self.size[0], self.size[1])
-    }
-}
-
-/// Two matrices within −64..=64 that add up to `b`.
-fn halves(b: Strided<i8>) -> [Owned; 2] {
-    let [rows, columns] = b.size;
-    let at = |i: usize| b.data[i / columns * b.strides[0] + i % columns * b.strides[1]];
-    let first: Vec<i8> = (0..rows * columns).map(|i| at(i) / 2).collect();
-    let second = (0..rows * columns).map(|i| at(i) - first[i]).collect();
-    [Owned { data: first, size: b.size }, Owned { data: second, size: b.size }]
-}
-
-/// out = (a − `a_zero`) · b in 32-bit integers, with no zero point of a or one per row. A zero point
-/// of b would be part of its packing.
-pub(crate) fn matmul_u8_i8(out: &mut [i32], a: Strided<u8>, a_zero: &[u8], b: &PackedB8) {
-    for (index, part) in b.0.iter().enumerate() {
-        let options = GemmOptions {
-            // The second of two halves is added to the first.
-            beta: i32::from(index > 0),
-            a_quant: (!a_zero.is_empty()).then_some(QuantParams { zero_point: a_zero }),
-            ..GemmOptions::default()
-        };
-        let (a, b) = (GemmInputA::Unpacked(a.matrix()), GemmInputB::Packed(part));
-        divided([a.rows(), b.cols()], || U8.with(|gemm| gemm.gemm(out, a, b, options)))
-            .expect("sizes of a matrix product were checked");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn integer_products_are_exact_at_the_ends_of_the_range() {
-        let (m, k, n) = (5, 300, 37);
-        let a: Vec<u8> =
-            (0..m * k).map(|i| if i % 3 == 0 { 255 } else { (i * 7 % 256) as u8 }).collect();
-        let b: Vec<i8> = (0..k * n).map(|i| if i % 2 == 0 { -128 } else { 127 }).collect();
-        let expected: Vec<i32> = (0..m * n)
-            .map(|i| {
-                let term = |j| (i32::from(a[i / n * k + j]) - 7) * i32::from(b[j * n + i % n]);
-                (0..k).map(term).sum()
-            })
-            .collect();
-        let left = Strided::rows(&a, m, k);
-        let packed = PackedB8::new(Strided::rows(&b, k, n));
-        let mut out = vec![0; m * n];
-        matmul_u8_i8(&mut out, left, &vec![7; m], &packed);
-        assert_eq!(out, expected);
-    }
 
     #[test]
     fn one_row_gives_what_it_gives_among_others_and_stays_on_its_thread() {
@@ -231,16 +151,6 @@ mod tests {
                 assert!(!crate::threads::sequential(multiply).1);
                 assert_eq!(out, expected);
             }
-        }
-    }
-
-    #[test]
-    fn the_halves_of_every_value_fit_and_add_up() {
-        let all: Vec<i8> = (-128..=127).collect();
-        let [a, b] = halves(Strided::rows(&all, 16, 16));
-        for (i, &value) in all.iter().enumerate() {
-            assert_eq!(a.data[i] + b.data[i], value);
-            assert!(a.data[i].unsigned_abs() <= 64 && b.data[i].unsigned_abs() <= 64);
         }
     }
 }

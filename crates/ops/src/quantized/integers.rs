@@ -6,13 +6,14 @@ use attar_tensor::{DType, Tensor};
 
 use super::check_8_bit;
 use crate::fused_matmul::for_row_blocks;
-use crate::kernels::gemm::{self, PackedB8, Strided};
+use crate::kernels::gemm::Strided;
+use crate::kernels::int8::{Product, Rows, Target, Values, Weights, run_all};
 use crate::{OpError, Pool};
 
 /// A right side, laid out for the kernel, with its zero points.
 pub(crate) struct Integers {
     /// `None` when the matrix has no elements.
-    packed: Option<PackedB8>,
+    packed: Option<Product>,
     pub(crate) size: [usize; 2],
     /// Of each column, as i8 counts; empty where all are 0.
     zero_points: Vec<i32>,
@@ -41,7 +42,7 @@ impl Integers {
         let rows = if is_transposed { [columns, depth] } else { size };
         let view = Strided::rows(&signed, rows[0], rows[1]);
         let view = if is_transposed { view.transposed() } else { view };
-        let packed = (!signed.is_empty()).then(|| PackedB8::new(view));
+        let packed = (!signed.is_empty()).then(|| Product::sums(Weights::new(view)));
         let is_symmetric = zero_points.iter().all(|&zero| zero == 0);
         let zero_points = if is_symmetric { Vec::new() } else { zero_points };
         Ok(Self { packed, size, zero_points })
@@ -66,8 +67,8 @@ impl Integers {
         Self::new(b.bytes(), b.dtype(), size, is_transposed, &zero_points)
     }
 
-    /// out = (a − `a_zero`)·(b − `b_zero`), one zero point per row of `a`.
-    pub(crate) fn product(&self, out: &mut [i32], a: Strided<u8>, a_zero: &[u8]) {
+    /// out = (a − `a_zero`)·(b − `b_zero`), one zero point per row of `a`, [rows, depth].
+    pub(crate) fn product(&self, out: &mut [i32], a: &[u8], a_zeros: &[u8]) {
         let [depth, columns] = self.size;
         let Some(packed) = &self.packed else {
             out.fill(0);
@@ -76,15 +77,22 @@ impl Integers {
         if out.is_empty() {
             return;
         }
-        gemm::matmul_u8_i8(out, a, a_zero, packed);
-        if self.zero_points.is_empty() {
-            return;
-        }
-        for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-            let at = |k: usize| i32::from(a.data[row * a.strides[0] + k * a.strides[1]]);
-            let sum: i32 = (0..depth).map(at).sum();
-            let centred = sum - depth as i32 * a_zero.get(row).map_or(0, |&zero| i32::from(zero));
-            out.iter_mut().zip(&self.zero_points).for_each(|(out, &zero)| *out -= centred * zero);
+        let left = Rows { data: a, count: a_zeros.len(), stride: depth };
+        let target = Target { values: Values::I32(out), stride: columns };
+        run_all(left, std::iter::once((packed, target)));
+        let rows = out.chunks_exact_mut(columns).zip(a.chunks_exact(depth)).zip(a_zeros);
+        for ((out, a), &a_zero) in rows {
+            let a_zero = i32::from(a_zero);
+            if a_zero != 0 {
+                let sums = out.iter_mut().zip(packed.column_sums());
+                sums.for_each(|(out, sum)| *out = out.wrapping_sub(a_zero.wrapping_mul(*sum)));
+            }
+            if !self.zero_points.is_empty() {
+                let sum: i32 = a.iter().map(|&a| i32::from(a)).sum();
+                let centred = sum.wrapping_sub((depth as i32).wrapping_mul(a_zero));
+                let zeros = out.iter_mut().zip(&self.zero_points);
+                zeros.for_each(|(out, zero)| *out = out.wrapping_sub(centred.wrapping_mul(*zero)));
+            }
         }
     }
 }
@@ -151,7 +159,7 @@ pub(crate) fn product_rows<T: Send>(
         let count = block.len() / columns;
         let mut scratch = pool.buffer(block.len() * 4);
         let sums: &mut [i32] = bytemuck::cast_slice_mut(scratch.as_bytes_mut());
-        let a = Strided::rows(&left[first * depth..(first + count) * depth], count, depth);
+        let a = &left[first * depth..(first + count) * depth];
         right.product(sums, a, &left_zeros[first..first + count]);
         finish(first, block, sums);
         pool.recycle_buffer(scratch);

@@ -15,7 +15,7 @@ use super::scan::{State, scan};
 use super::{Activation, Layer, Settings, WeightSizes, infer_sized, macs, shaped};
 use crate::kernels::elementwise;
 use crate::kernels::gemm::Strided;
-use crate::kernels::int8::{self, Output, Product, Rows as LevelRows, Target};
+use crate::kernels::int8::{self, Output, Product, Rows as LevelRows, Target, Values};
 use crate::kernels::lanes::Real;
 use crate::kernels::quantize;
 use crate::kernels::recurrent::{Panels, Rows};
@@ -283,7 +283,7 @@ fn multiply(
         quantize::quantize_u8(q, x, range.scale, i32::from(range.zero));
     }
     let left = LevelRows { data: q, count: rows.len(), stride: depth };
-    let target = Target { f32: Some(&mut y[offset..]), u8: None, stride };
+    let target = Target { values: Values::F32(&mut y[offset..]), stride };
     int8::run_all(left, std::iter::once((product, target)));
     pool.recycle_buffer(buffer);
 }

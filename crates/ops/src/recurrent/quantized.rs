@@ -13,7 +13,8 @@ use super::cell::{Prepared, StepInputs, Weights};
 use super::scan::{State, scan};
 use super::{Layer, Settings, WeightSizes, infer_sized, macs, shaped};
 use crate::kernels::elementwise;
-use crate::kernels::gemm::{self, PackedB8, Strided};
+use crate::kernels::gemm::Strided;
+use crate::kernels::int8::{self, Product, Target, Values};
 use crate::kernels::lanes::Real;
 use crate::kernels::quantize;
 use crate::kernels::recurrent::{Panels, Rows};
@@ -84,8 +85,7 @@ fn hidden_dim(inputs: &[Option<&Fact>]) -> Dim {
 
 /// An 8-bit matrix with what its products need to be read as floats, in the order of the panels.
 struct Matrix {
-    packed: PackedB8,
-    depth: usize,
+    product: Product,
     scales: Vec<f32>,
     zeros: Vec<i32>,
     /// Σ (b − zero) over each column.
@@ -194,8 +194,9 @@ impl Matrix {
             data.extend(places.iter().map(|place| place.map_or(0, |column| signed(row[column]))));
             sums.iter_mut().zip(&data[start..]).for_each(|(sum, &b)| *sum += i32::from(b));
         }
-        let packed = PackedB8::new(Strided::rows(&data, depth, places.len()));
-        Ok(Self { packed, depth, scales: places.iter().map(scale_at).collect(), zeros, sums })
+        let columns = int8::Weights::new(Strided::rows(&data, depth, places.len()));
+        let product = Product::sums(columns);
+        Ok(Self { product, scales: places.iter().map(scale_at).collect(), zeros, sums })
     }
 
     /// y[row] = x[row]·b + start for the rows, x quantized; `start` is a row for each of y, or one
@@ -208,7 +209,7 @@ impl Matrix {
         range: Range,
         pool: &Pool,
     ) {
-        let (depth, width) = (self.depth, self.scales.len());
+        let (depth, width) = (self.product.depth(), self.scales.len());
         let mut quantized = pool.buffer(rows.len() * depth);
         let mut sums = pool.buffer(rows.len() * width * 4);
         let q = quantized.as_bytes_mut();
@@ -218,8 +219,9 @@ impl Matrix {
             quantize::quantize_u8(q, x, scale, zero as i32);
         }
         let totals: &mut [i32] = bytemuck::cast_slice_mut(sums.as_bytes_mut());
-        let left = Strided::rows(&*q, rows.len(), depth);
-        gemm::matmul_u8_i8(totals, left, &[], &self.packed);
+        let left = int8::Rows { data: q, count: rows.len(), stride: depth };
+        let target = Target { values: Values::I32(totals), stride: width };
+        int8::run_all(left, std::iter::once((&self.product, target)));
         let has_zeros = self.zeros.iter().any(|&zero| zero != 0);
         for ((q, totals), &row) in q.chunks_exact(depth).zip(totals.chunks_exact(width)).zip(rows) {
             let sum = if has_zeros { q.iter().map(|&q| i32::from(q)).sum() } else { 0 };
@@ -285,7 +287,7 @@ impl Weights<f32> for QuantizedDirection {
         let h = Rows { data: h, stride: self.stride() };
         let mut buffer = pool.buffer(projected.len() * 4);
         let sums: &mut [f32] = bytemuck::cast_slice_mut(buffer.as_bytes_mut());
-        let depth = self.recurrent.depth;
+        let depth = self.recurrent.product.depth();
         let range = Range::of(rows.iter().map(|row| &h.data[row * h.stride..][..depth]));
         self.recurrent.product((sums, projected), h, rows, range, pool);
         let step = Step {

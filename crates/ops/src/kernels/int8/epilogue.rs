@@ -151,14 +151,14 @@ trait Put<F: Floats> {
 
 /// As it is.
 #[derive(Clone, Copy)]
-struct AsFloats(Out<f32>);
+struct AsFloats(*mut f32);
 
 impl<F: Floats> Put<F> for AsFloats {
     #[inline(always)]
     unsafe fn put<const W: usize>(&self, y: [F; W], _: &Columns<F, W>, index: usize, count: usize) {
         // SAFETY: as the caller's; a part is copied out of a whole vector.
         unsafe {
-            let to = self.0.0.add(index);
+            let to = self.0.add(index);
             if count < F::LANES {
                 let mut part = [0.0_f32; LANES_MAX];
                 y[0].store(part.as_mut_ptr());
@@ -174,7 +174,7 @@ impl<F: Floats> Put<F> for AsFloats {
 /// Rounded to levels, after what is left of the division.
 #[derive(Clone, Copy)]
 struct AsLevels<D> {
-    out: Out<u8>,
+    out: *mut u8,
     zero_point: i32,
     division: D,
 }
@@ -229,7 +229,7 @@ impl<F: Floats, D: Divide<F>> Put<F> for AsLevels<D> {
                 let x = self.division.divide(*y, columns.factors[i]);
                 *y = x.at_least(columns.lows[i]).at_most(columns.highs[i]);
             }
-            let to = self.out.0.add(index);
+            let to = self.out.add(index);
             if count < F::LANES {
                 let mut part = [0_u8; LANES_MAX];
                 y[0].store_levels(self.zero_point, part.as_mut_ptr());
@@ -285,10 +285,11 @@ impl Chain<'_> {
         // What is decided once is not asked for every vector.
         // SAFETY: as the caller's.
         unsafe {
-            if let Some(out) = self.job.out_f32 {
-                return self.each::<T, A, _>(sums, activation, &AsFloats(out));
-            }
-            let Some(out) = self.job.out_u8 else { return };
+            let out = match self.job.out {
+                Out::F32(out) => return self.each::<T, A, _>(sums, activation, &AsFloats(out)),
+                Out::U8(out) => out,
+                Out::I32(out) => return self.store_sums::<T>(sums, out),
+            };
             match self.job.product.levels.division {
                 Division::Done => {
                     let put = AsLevels { out, zero_point, division: Done };
@@ -375,21 +376,43 @@ impl Chain<'_> {
                 let y = [T::Floats::load(sums.add(i * T::LANES).cast())];
                 let (columns, index) = (&self.columns::<T, 1>(w), self.index::<T>(row, w));
                 let count = self.place.columns - w * T::LANES;
-                if let Some(out) = self.job.out_f32 {
-                    AsFloats(out).put(y, columns, index, count);
-                }
-                if let Some(out) = self.job.out_u8 {
-                    match division {
-                        Division::Done => AsLevels { out, zero_point, division: Done }
-                            .put(y, columns, index, count),
-                        Division::By => {
-                            AsLevels { out, zero_point, division: By }
-                                .put(y, columns, index, count);
-                        }
-                        Division::Times => AsLevels { out, zero_point, division: Times }
-                            .put(y, columns, index, count),
+                let out = match self.job.out {
+                    Out::F32(out) => {
+                        AsFloats(out).put(y, columns, index, count);
+                        continue;
+                    }
+                    Out::U8(out) => out,
+                    Out::I32(_) => unreachable!("sums are not rounded"),
+                };
+                match division {
+                    Division::Done => {
+                        AsLevels { out, zero_point, division: Done }.put(y, columns, index, count)
+                    }
+                    Division::By => {
+                        AsLevels { out, zero_point, division: By }.put(y, columns, index, count);
+                    }
+                    Division::Times => {
+                        AsLevels { out, zero_point, division: Times }.put(y, columns, index, count)
                     }
                 }
+            }
+        }
+    }
+
+    /// The sums as they are.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    pub(super) unsafe fn store_sums<T: Sums>(self, sums: *const i32, out: *mut i32) {
+        let columns = self.place.columns;
+        let width = columns.next_multiple_of(T::LANES);
+        for row in 0..self.place.rows {
+            // SAFETY: as the caller's: a row of the tile has `width` sums, one of the results room
+            // for the place's columns.
+            unsafe {
+                let to = out.add(self.index::<T>(row, 0));
+                std::ptr::copy_nonoverlapping(sums.add(row * width), to, columns);
             }
         }
     }

@@ -184,6 +184,33 @@ impl Product {
         self.activation = Activation::None;
     }
 
+    /// a·weights, the sums themselves.
+    pub(crate) fn sums(weights: Weights) -> Self {
+        let (k, n, padded) = (weights.depth(), weights.columns(), weights.padded_columns());
+        let offset = weights.path().left_offset();
+        let sums = weights.column_sums().iter();
+        let mut starts: Vec<i32> = sums.map(|sum| sum.wrapping_mul(offset)).collect();
+        starts.resize(padded, 0);
+        Self {
+            weights,
+            k,
+            n,
+            starts,
+            scales: Vec::new(),
+            bias: Vec::new(),
+            activation: Activation::None,
+            dtype: DType::I32,
+            levels: Levels { division: Division::Done, zero_point: 0 },
+            level_factors: Vec::new(),
+            level_ends: Default::default(),
+        }
+    }
+
+    /// Σ of each column of the weights.
+    pub(crate) fn column_sums(&self) -> &[i32] {
+        self.weights.column_sums()
+    }
+
     /// Rows of the weights: bytes of a row of the left side.
     pub(crate) fn depth(&self) -> usize {
         self.k
@@ -282,9 +309,15 @@ pub(crate) struct Rows<'a> {
 
 /// Where results go, in rows that begin `stride` values after each other.
 pub(crate) struct Target<'a> {
-    pub(crate) f32: Option<&'a mut [f32]>,
-    pub(crate) u8: Option<&'a mut [u8]>,
+    pub(crate) values: Values<'a>,
     pub(crate) stride: usize,
+}
+
+/// As many results as a product gives, of its type.
+pub(crate) enum Values<'a> {
+    F32(&'a mut [f32]),
+    U8(&'a mut [u8]),
+    I32(&'a mut [i32]),
 }
 
 /// A product and the memory it runs on.
@@ -293,13 +326,16 @@ struct Job<'a> {
     left: *const u8,
     left_stride: usize,
     rows: usize,
-    out_f32: Option<Out<f32>>,
-    out_u8: Option<Out<u8>>,
+    out: Out,
     out_stride: usize,
 }
 
 #[derive(Clone, Copy)]
-struct Out<T>(*mut T);
+enum Out {
+    F32(*mut f32),
+    U8(*mut u8),
+    I32(*mut i32),
+}
 
 // SAFETY: tasks write parts of the targets that do not overlap, and read the rest alone.
 unsafe impl Sync for Job<'_> {}
@@ -324,28 +360,35 @@ impl<'a> Job<'a> {
             holds(left.data.len(), needed(left.stride, product.k)),
             "the left side has its rows"
         );
-        let out = needed(target.stride, product.n);
-        let wants_u8 = product.dtype == DType::U8;
-        assert_eq!(target.f32.is_some(), !wants_u8, "a target of f32 is there where it is written");
-        assert_eq!(target.u8.is_some(), wants_u8, "a target of u8 is there where it is written");
-        let out_f32 = target.f32.map(|values| {
-            assert!(holds(values.len(), out), "the target of f32 has its rows");
-            Out(values.as_mut_ptr())
-        });
-        let out_u8 = target.u8.map(|values| {
-            assert!(holds(values.len(), out), "the target of u8 has its rows");
-            Out(values.as_mut_ptr())
-        });
+        let size = needed(target.stride, product.n);
+        let check = |len: usize, dtype: DType| {
+            assert_eq!(dtype, product.dtype, "a target is of what its product gives");
+            assert!(holds(len, size), "the target has its rows");
+        };
+        let out = match target.values {
+            Values::F32(values) => {
+                check(values.len(), DType::F32);
+                Out::F32(values.as_mut_ptr())
+            }
+            Values::U8(values) => {
+                check(values.len(), DType::U8);
+                Out::U8(values.as_mut_ptr())
+            }
+            Values::I32(values) => {
+                check(values.len(), DType::I32);
+                Out::I32(values.as_mut_ptr())
+            }
+        };
         Self {
             product,
             left: left.data.as_ptr(),
             left_stride: left.stride,
             rows: left.count,
-            out_f32,
-            out_u8,
+            out,
             out_stride: target.stride,
         }
     }
+
     fn panel_count(&self) -> usize {
         self.product.n.div_ceil(self.product.weights.path().panel_columns())
     }

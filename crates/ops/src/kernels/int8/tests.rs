@@ -83,13 +83,12 @@ impl Case {
         assert_eq!([product.depth(), product.columns()], [k, n]);
         let stride = n + self.gaps[1];
         let (mut y, mut q) = (vec![-7.0; m * stride], vec![77; m * stride]);
-        let (gives_f32, gives_u8) = match self.output {
-            Output::F32 => (true, false),
-            Output::U8 { .. } => (false, true),
-        };
         let left = Rows { data: &a, count: m, stride: k + self.gaps[0] };
-        let target =
-            Target { f32: gives_f32.then_some(&mut y), u8: gives_u8.then_some(&mut q), stride };
+        let values = match self.output {
+            Output::F32 => Values::F32(&mut y),
+            Output::U8 { .. } => Values::U8(&mut q),
+        };
+        let target = Target { values, stride };
         run_all(left, [(&product, target)].into_iter());
         let has_gap = |i: &usize| i % stride >= n;
         let gaps = (0..m * stride).filter(has_gap);
@@ -232,11 +231,36 @@ fn sums_are_exact_at_the_ends_of_the_range() {
             let weights = Weights::with_path(path, Strided::rows(&b, k, n));
             let product = Product::new(weights, 0, &[1.0], None, Activation::None, Output::F32);
             let mut y = vec![0.0; m * n];
-            let target = Target { f32: Some(&mut y), u8: None, stride: n };
+            let target = Target { values: Values::F32(&mut y), stride: n };
             let left = Rows { data: &a, count: m, stride: k };
             run_all(left, [(&product, target)].into_iter());
             let expected = (255 * 1536 * i32::from(value)) as f32;
             assert!(y.iter().all(|&y| y == expected), "{path:?} {value}");
+        }
+    }
+}
+
+#[test]
+fn sums_alone_are_those_of_plain_loops() {
+    for &[m, k, n] in SHAPES {
+        let (a, b) = (bytes(m * (k + 3), 1), signed(k * n, 2));
+        let term = |row: usize, j: usize, column: usize| {
+            i32::from(a[row * (k + 3) + j]) * i32::from(b[j * n + column])
+        };
+        let expected = |i: usize| (0..k).map(|j| term(i / n, j, i % n)).sum::<i32>();
+        for path in Path::exact_for(Strided::rows(&b, k, n)) {
+            let product = Product::sums(Weights::with_path(path, Strided::rows(&b, k, n)));
+            assert_eq!(product.dtype(), DType::I32);
+            let stride = n + 2;
+            let mut y = vec![-7; m * stride];
+            let left = Rows { data: &a, count: m, stride: k + 3 };
+            let target = Target { values: Values::I32(&mut y), stride };
+            run_all(left, std::iter::once((&product, target)));
+            for (at, &y) in y.iter().enumerate() {
+                let (row, column) = (at / stride, at % stride);
+                let expected = if column < n { expected(row * n + column) } else { -7 };
+                assert_eq!(y, expected, "{path:?}: {m}×{k}×{n} at {row}, {column}");
+            }
         }
     }
 }
@@ -250,7 +274,7 @@ fn transposed_weights_and_the_number_of_threads_change_nothing() {
         let output = Output::U8 { scales: &[0.02], zero_point: 100 };
         let product = Product::new(Weights::new(b), 128, &[1e-4], None, Activation::Gelu, output);
         let mut q = vec![0; m * n];
-        let target = Target { f32: None, u8: Some(&mut q), stride: n };
+        let target = Target { values: Values::U8(&mut q), stride: n };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let left = Rows { data: &a, count: m, stride: k };
         pool.install(|| run_all(left, [(&product, target)].into_iter()));
@@ -272,7 +296,7 @@ fn a_tall_product_in_parts_gives_what_its_rows_give() {
     let product = Product::new(weights, 128, &[1e-4], None, Activation::None, Output::F32);
     let run = |first: usize, count: usize, threads: usize| {
         let mut y = vec![f32::NAN; count * n];
-        let target = Target { f32: Some(&mut y), u8: None, stride: n };
+        let target = Target { values: Values::F32(&mut y), stride: n };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let left = Rows { data: &a[first * k..], count, stride: k };
         pool.install(|| run_all(left, [(&product, target)].into_iter()));
@@ -301,7 +325,7 @@ fn products_of_the_same_rows_run_together_as_alone() {
         products.iter().map(|product| vec![0.0; m * product.columns()]).collect();
     let mut together = alone.clone();
     for (product, y) in products.iter().zip(&mut alone) {
-        let target = Target { f32: Some(y), u8: None, stride: product.columns() };
+        let target = Target { values: Values::F32(y), stride: product.columns() };
         run_all(left, [(product, target)].into_iter());
     }
     for threads in [1, 3] {
@@ -309,7 +333,7 @@ fn products_of_the_same_rows_run_together_as_alone() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let targets = together.iter_mut().zip(&products).map(|(y, product)| {
-                (product, Target { f32: Some(y), u8: None, stride: product.columns() })
+                (product, Target { values: Values::F32(y), stride: product.columns() })
             });
             run_all(left, targets);
         });
@@ -326,7 +350,7 @@ fn a_scale_of_levels_for_each_column_gives_what_it_gives_alone() {
         let output = Output::U8 { scales, zero_point: 100 };
         let product = Product::new(weights, 128, &[1e-4], None, activation, output);
         let mut q = vec![0; m * n];
-        let target = Target { f32: None, u8: Some(&mut q), stride: n };
+        let target = Target { values: Values::U8(&mut q), stride: n };
         run_all(Rows { data: &a, count: m, stride: k }, [(&product, target)].into_iter());
         q
     };
@@ -356,7 +380,7 @@ fn a_scale_of_zero_is_no_panic() {
             let output = Output::U8 { scales: &[scale], zero_point: 9 };
             let product = Product::new(weights, 0, &[1.0], None, activation, output);
             let mut q = [0; 3];
-            let target = Target { f32: None, u8: Some(&mut q), stride: 3 };
+            let target = Target { values: Values::U8(&mut q), stride: 3 };
             let left = Rows { data: &a, count: 1, stride: 8 };
             run_all(left, [(&product, target)].into_iter());
             // NaN is the least level, and ±∞ the ends.
@@ -436,7 +460,7 @@ mod bits {
                         let product =
                             Product::new(weights, 1, &scales, None, Activation::None, Output::F32);
                         let mut y = vec![0.0; m * n];
-                        let target = Target { f32: Some(&mut y), u8: None, stride: n };
+                        let target = Target { values: Values::F32(&mut y), stride: n };
                         run_all(
                             Rows { data: &a, count: m, stride: k },
                             std::iter::once((&product, target)),

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::epilogue::{Chain, Clip, CoarseGelu, Gelu, Identity, Place};
 use super::vector::{Floats, Sums};
-use super::{Activation, Job, Task};
+use super::{Activation, Job, Out, Task};
 
 /// Blocks of rows whose sums are turned into results together: what surrounds that is done once for
 /// them, and their sums stay in the L1 cache.
@@ -190,6 +190,10 @@ unsafe fn add_row<T: Sums, const W: usize>(row: &mut [T; W], group: u32, right: 
 #[inline(always)]
 unsafe fn finish<T: Sums>(job: &Job, place: Place, sums: *mut i32) {
     let chain = Chain { job, place };
+    if let Out::I32(out) = job.out {
+        // SAFETY: as the caller's.
+        return unsafe { chain.store_sums::<T>(sums, out) };
+    }
     // SAFETY: as the caller's.
     unsafe {
         match job.product.activation {
