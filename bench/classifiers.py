@@ -76,7 +76,7 @@ class Maker:
         self.attar(*words)
         self.attar(
             *["train", new, "--data", self.data, *self.case.train],
-            *["--threads", self.options.threads, "-o", target],
+            *["--threads", self.options.threads, "-o", target, *resumed(target)],
         )
         return target
 
@@ -86,11 +86,10 @@ class Maker:
         if (target / "report.json").exists():
             return target
         steps = [word for step in steps for word in ("--step", step)]
-        resume = ["--resume"] if target.exists() else []
         self.attar(
             *["compress", self.dense(), *steps, "--training", self.data],
             *["--calibration", self.data, "--calibration-count", count, "--no-timing"],
-            *["--threads", self.options.threads, "-o", target, *resume],
+            *["--threads", self.options.threads, "-o", target, *resumed(target)],
         )
         return target
 
@@ -101,6 +100,11 @@ class Maker:
 
     def work(self, target):
         return json.loads(self.attar("inspect", target / "model.onnx", "--json"))
+
+
+def resumed(target):
+    """What goes on with a run that was broken off."""
+    return ["--resume"] if target.exists() else []
 
 
 def quality_cells(models, is_dense):

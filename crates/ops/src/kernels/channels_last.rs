@@ -4,6 +4,8 @@
 //! place is the same for the whole row:
 //! y[p, o] = finish(Σ over taps t and channels c of x[first + p·step + t + c] · w[t, c, o]).
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use super::registers::{Avx2, Avx512};
 use super::registers::{Lanes, Portable};
@@ -121,34 +123,40 @@ unsafe fn dense_avx512(out: *mut f32, row: &DenseRow, vectors: usize) {
     }
 }
 
-/// One tile, compiled for the instructions of its lanes: a function of its own, so that the frames
-/// of all tile sizes do not add up where nothing is optimized.
+/// Tiles one after the other, compiled for the instructions of their lanes: a function of its own, so
+/// that the frames of all tile sizes do not add up where nothing is optimized.
 trait Tiles: Lanes {
     /// # Safety
     /// As [`dense`], and the CPU has the instructions.
-    unsafe fn tile<const V: usize, const P: usize>(out: *mut f32, row: &DenseRow, at: usize);
+    unsafe fn tiles<const V: usize, const P: usize>(
+        out: *mut f32,
+        row: &DenseRow,
+        pixels: Range<usize>,
+    );
 }
 
 macro_rules! tiles {
     ($lanes:ty $(, $features:literal)?) => {
         impl Tiles for $lanes {
             #[inline]
-            unsafe fn tile<const V: usize, const P: usize>(
+            unsafe fn tiles<const V: usize, const P: usize>(
                 out: *mut f32,
                 row: &DenseRow,
-                at: usize,
+                pixels: Range<usize>,
             ) {
                 $(#[target_feature(enable = $features)])?
                 unsafe fn compiled<const V: usize, const P: usize>(
                     out: *mut f32,
                     row: &DenseRow,
-                    at: usize,
+                    pixels: Range<usize>,
                 ) {
-                    // SAFETY: the caller's promise.
-                    unsafe { tile::<$lanes, V, P>(out, row, at) }
+                    for at in pixels.step_by(P) {
+                        // SAFETY: the caller's promise.
+                        unsafe { tile::<$lanes, V, P>(out, row, at) }
+                    }
                 }
                 // SAFETY: the caller's promise.
-                unsafe { compiled::<V, P>(out, row, at) }
+                unsafe { compiled::<V, P>(out, row, pixels) }
             }
         }
     };
@@ -165,33 +173,40 @@ tiles!(Avx2, "avx2,fma");
 /// # Safety
 /// Every place that the row names lies inside its slices; the width is at most 16·V.
 unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(out: *mut f32, row: &DenseRow) {
-    let mut tiles = row.pixels.div_ceil(MOST);
-    let mut at = 0;
-    while tiles > 0 {
-        let count = (row.pixels - at).div_ceil(tiles);
-        // SAFETY: pixels at..at + count belong to the row.
+    for (pixels, count) in even_tiles(0..row.pixels, MOST) {
+        // SAFETY: the pixels belong to the row, and are a multiple of the count.
         unsafe {
             match count {
-                1 => L::tile::<V, 1>(out, row, at),
-                2 => L::tile::<V, 2>(out, row, at),
-                3 => L::tile::<V, 3>(out, row, at),
-                4 => L::tile::<V, 4>(out, row, at),
-                5 if MOST >= 5 => L::tile::<V, 5>(out, row, at),
-                6 if MOST >= 6 => L::tile::<V, 6>(out, row, at),
-                7 if MOST >= 7 => L::tile::<V, 7>(out, row, at),
-                8 if MOST >= 8 => L::tile::<V, 8>(out, row, at),
-                9 if MOST >= 9 => L::tile::<V, 9>(out, row, at),
-                10 if MOST >= 10 => L::tile::<V, 10>(out, row, at),
-                11 if MOST >= 11 => L::tile::<V, 11>(out, row, at),
-                12 if MOST >= 12 => L::tile::<V, 12>(out, row, at),
-                13 if MOST >= 13 => L::tile::<V, 13>(out, row, at),
-                14 if MOST >= 14 => L::tile::<V, 14>(out, row, at),
+                1 => L::tiles::<V, 1>(out, row, pixels),
+                2 => L::tiles::<V, 2>(out, row, pixels),
+                3 => L::tiles::<V, 3>(out, row, pixels),
+                4 => L::tiles::<V, 4>(out, row, pixels),
+                5 if MOST >= 5 => L::tiles::<V, 5>(out, row, pixels),
+                6 if MOST >= 6 => L::tiles::<V, 6>(out, row, pixels),
+                7 if MOST >= 7 => L::tiles::<V, 7>(out, row, pixels),
+                8 if MOST >= 8 => L::tiles::<V, 8>(out, row, pixels),
+                9 if MOST >= 9 => L::tiles::<V, 9>(out, row, pixels),
+                10 if MOST >= 10 => L::tiles::<V, 10>(out, row, pixels),
+                11 if MOST >= 11 => L::tiles::<V, 11>(out, row, pixels),
+                12 if MOST >= 12 => L::tiles::<V, 12>(out, row, pixels),
+                13 if MOST >= 13 => L::tiles::<V, 13>(out, row, pixels),
+                14 if MOST >= 14 => L::tiles::<V, 14>(out, row, pixels),
                 _ => unreachable!("a tile has at most {MOST} pixels"),
             }
         }
-        at += count;
-        tiles -= 1;
     }
+}
+
+/// Pixels in tiles of nearly equal counts, at most `most`: those of tiles of the same count, with it.
+pub(super) fn even_tiles(
+    pixels: Range<usize>,
+    most: usize,
+) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let tiles = pixels.len().div_ceil(most).max(1);
+    let (each, larger) = (pixels.len() / tiles, pixels.len() % tiles);
+    let middle = pixels.start + larger * (each + 1);
+    let parts = [(pixels.start..middle, each + 1), (middle..pixels.end, each)];
+    parts.into_iter().filter(|(pixels, _)| !pixels.is_empty())
 }
 
 /// Runs the body for every index below `$count` ≤ 14, written out: an array that is indexed by a
@@ -443,133 +458,4 @@ unsafe fn depthwise_tile<L: Lanes, const P: usize, const FULL: bool>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| (((i + seed) * 7919 % 2003) as f32 / 1001.0) - 1.0).collect()
-    }
-
-    const FINISHES: [Finish; 4] = [
-        Finish { activation: Activation::None, scale: 1.0, shift: 0.0 },
-        Finish { activation: Activation::Clamp(-0.5, 0.75), scale: 1.0, shift: 0.0 },
-        Finish { activation: Activation::HardSwish(0.2, 0.5), scale: 2.0, shift: -0.25 },
-        Finish { activation: Activation::LeakyRelu(0.1), scale: 1.0, shift: 0.0 },
-    ];
-
-    fn is_close(found: &[f32], expected: &[f32]) -> bool {
-        found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()))
-    }
-
-    /// Every instruction set of this CPU gives what the portable form gives.
-    fn check_dense<const V: usize, const MOST: usize>(row: &DenseRow, size: usize) {
-        let mut expected = vec![7.0; size];
-        // SAFETY: the slices below hold all that the row names.
-        unsafe { dense::<Portable, V, MOST>(expected.as_mut_ptr(), row) };
-        let mut found = vec![7.0; size];
-        if V <= tile_vectors_max() {
-            dense_row(&mut found, row);
-            assert!(is_close(&found, &expected), "{} pixels, {V} vectors", row.pixels);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if V == 1 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            found.fill(7.0);
-            // SAFETY: as above, and the instructions were found.
-            unsafe { dense::<Avx2, 1, 6>(found.as_mut_ptr(), row) };
-            assert!(is_close(&found, &expected), "{} pixels on AVX2", row.pixels);
-        }
-    }
-
-    #[test]
-    fn dense_rows_are_alike_on_every_instruction_set() {
-        for (case, pixels) in (1..=31).enumerate() {
-            for (width, depth, step) in [(1, 1, 1), (16, 5, 5), (19, 4, 9), (40, 3, 6), (64, 2, 2)]
-            {
-                let vectors = usize::div_ceil(width, 16);
-                let taps = [0, 3, 11];
-                let x = numbers(2 + pixels * step + 11 + depth, case);
-                let w = numbers(taps.len() * depth * vectors * 16, 5);
-                let addend = numbers(pixels * (width + 3), 9);
-                let row = DenseRow {
-                    x: &x,
-                    first: 2,
-                    step,
-                    taps: &taps,
-                    depth,
-                    w: &w,
-                    bias: &numbers(vectors * 16, 3),
-                    addend: (case % 2 == 0).then_some(&addend),
-                    finish: FINISHES[case % 4],
-                    pixels,
-                    width,
-                    out_step: width + 3,
-                };
-                match vectors {
-                    1 => check_dense::<1, 14>(&row, pixels * (width + 3)),
-                    2 => check_dense::<2, 14>(&row, pixels * (width + 3)),
-                    3 => check_dense::<3, 9>(&row, pixels * (width + 3)),
-                    _ => check_dense::<4, 6>(&row, pixels * (width + 3)),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn depthwise_rows_are_alike_on_every_instruction_set() {
-        for (case, pixels) in (1..=20).enumerate() {
-            for channels in [1, 15, 16, 33, 48] {
-                let taps = [(0, 0), (channels, channels), (5 * channels, 2 * channels)];
-                let x = numbers((2 * pixels + 6) * channels, case);
-                let addend = numbers(pixels * channels, 9);
-                let row = DepthwiseRow {
-                    x: &x,
-                    first: 0,
-                    step: 2 * channels,
-                    taps: &taps,
-                    w: &numbers(3 * channels, 4),
-                    bias: &numbers(channels, 2),
-                    addend: (case % 2 == 0).then_some(&addend),
-                    finish: FINISHES[case % 4],
-                    pixels,
-                    channels,
-                    out_step: channels,
-                };
-                let mut expected = vec![0.0; pixels * channels];
-                // SAFETY: the slices above hold all that the row names.
-                unsafe { depthwise::<Portable>(expected.as_mut_ptr(), &row) };
-                let mut found = vec![0.0; pixels * channels];
-                depthwise_row(&mut found, &row);
-                assert!(is_close(&found, &expected), "{pixels} pixels of {channels}");
-                #[cfg(target_arch = "x86_64")]
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    found.fill(0.0);
-                    // SAFETY: as above, and the instructions were found.
-                    unsafe { depthwise_avx2(found.as_mut_ptr(), &row) };
-                    assert!(is_close(&found, &expected), "{pixels} of {channels} on AVX2");
-                }
-            }
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "row.x.len()")]
-    fn a_row_beyond_its_input_is_refused() {
-        let finish = FINISHES[0];
-        let (x, w, bias) = ([0.0; 10], [0.0; 160], [0.0; 16]);
-        let row = DenseRow {
-            x: &x,
-            first: 1,
-            step: 3,
-            taps: &[0],
-            depth: 3,
-            w: &w,
-            bias: &bias,
-            addend: None,
-            finish,
-            pixels: 4,
-            width: 4,
-            out_step: 4,
-        };
-        dense_row(&mut [0.0; 16], &row);
-    }
-}
+mod tests;

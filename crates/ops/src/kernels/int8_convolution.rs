@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::channels_last::even_tiles;
 #[cfg(target_arch = "x86_64")]
 use super::pair_fits_16_bits;
 #[cfg(target_arch = "x86_64")]
@@ -141,7 +142,7 @@ impl Int8Isa {
         };
         self.check();
         let whole = row.whole_pixels();
-        for (pixels, is_whole) in [([0, whole], true), ([whole, row.pixels], false)] {
+        for (pixels, is_whole) in [(0..whole, true), (whole..row.pixels, false)] {
             match self {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: all places and the instructions were checked above.
@@ -232,7 +233,7 @@ tiles!(Avx2<true>, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 tiles!(Avx2<false>, "avx2,fma");
 
-/// Splits pixels from..to of the row into tiles of nearly equal counts, at most `MOST`. Whole
+/// Splits pixels of the row into tiles of nearly equal counts, at most `MOST`. Whole
 /// pixels may be read up to the next multiple of four of the depth.
 ///
 /// # Safety
@@ -240,19 +241,10 @@ tiles!(Avx2<false>, "avx2,fma");
 unsafe fn dense<L: Tiles, const V: usize, const MOST: usize>(
     out: &Out,
     row: &Int8Row,
-    [from, to]: [usize; 2],
+    pixels: Range<usize>,
     is_whole: bool,
 ) {
-    if from == to {
-        return;
-    }
-    let tiles = (to - from).div_ceil(MOST);
-    let (each, larger) = ((to - from) / tiles, (to - from) % tiles);
-    let middle = from + larger * (each + 1);
-    for (pixels, count) in [(from..middle, each + 1), (middle..to, each)] {
-        if pixels.is_empty() {
-            continue;
-        }
+    for (pixels, count) in even_tiles(pixels, MOST) {
         // SAFETY: the pixels belong to the row, and are a multiple of the count.
         unsafe {
             match count {

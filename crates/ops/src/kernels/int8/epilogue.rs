@@ -386,13 +386,13 @@ impl Chain<'_> {
                 };
                 match division {
                     Division::Done => {
-                        AsLevels { out, zero_point, division: Done }.put(y, columns, index, count)
+                        AsLevels { out, zero_point, division: Done }.put(y, columns, index, count);
                     }
                     Division::By => {
                         AsLevels { out, zero_point, division: By }.put(y, columns, index, count);
                     }
                     Division::Times => {
-                        AsLevels { out, zero_point, division: Times }.put(y, columns, index, count)
+                        AsLevels { out, zero_point, division: Times }.put(y, columns, index, count);
                     }
                 }
             }

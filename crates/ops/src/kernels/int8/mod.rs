@@ -15,6 +15,8 @@ mod tile;
 mod vector;
 mod weights;
 #[cfg(target_arch = "x86_64")]
+mod wide256;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(test)]

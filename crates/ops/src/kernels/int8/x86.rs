@@ -6,10 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::bit_tile;
 use super::bits::BitColumns;
 use super::tile::{Left, tile_of};
 use super::vector::{Floats, Sums};
+use super::{bit_tile, wide256};
 
 /// Sixteen sums, by `vpdpbusd` of AVX-512.
 #[derive(Clone, Copy)]
@@ -165,10 +165,10 @@ impl Floats for __m512 {
 
 /// What the two ways to sum in 256 bits share.
 macro_rules! sums_of_256 {
-    ($rows:literal) => {
+    ($rows:literal, $wide:expr) => {
         const LANES: usize = 8;
         const ROWS: usize = $rows;
-        const WIDE: usize = 2;
+        const WIDE: usize = $wide;
 
         type Floats = __m256;
 
@@ -218,7 +218,7 @@ macro_rules! bytes_of_256 {
 pub(super) struct Vnni256<const EVEX: bool>(__m256i);
 
 impl<const EVEX: bool> Sums for Vnni256<EVEX> {
-    sums_of_256!(6);
+    sums_of_256!(6, 2);
 
     bytes_of_256!();
 
@@ -240,7 +240,7 @@ impl<const EVEX: bool> Sums for Vnni256<EVEX> {
 pub(super) struct Narrow256(__m256i);
 
 impl Sums for Narrow256 {
-    sums_of_256!(4);
+    sums_of_256!(4, 2);
     tile_of!(Narrow256, "avx2,fma");
 
     bytes_of_256!();
@@ -261,8 +261,17 @@ impl Sums for Narrow256 {
 pub(super) struct Wide256(__m256i);
 
 impl Sums for Wide256 {
-    sums_of_256!(4);
-    tile_of!(Wide256, "avx2,fma");
+    sums_of_256!(6, wide256::WIDE);
+
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const W: usize>(
+        left: Left,
+        weights: *const i8,
+        starts: &[i32],
+        sums: *mut i32,
+    ) {
+        unsafe { wide256::tile::<R>(left, weights, W, starts, sums) }
+    }
 
     type Left = [__m256i; 2];
     type Right = [__m256i; 2];
