@@ -92,6 +92,15 @@ pub(crate) fn bytes(size: u64) -> String {
     }
 }
 
+/// Milliseconds for people: two decimals, or as many as show three digits of a tiny model's time.
+pub(crate) fn milliseconds(ms: f64) -> String {
+    match ms {
+        ms if ms >= 0.9995 => format!("{ms:.2}"),
+        ms if ms >= 0.09995 => format!("{ms:.3}"),
+        ms => format!("{ms:.4}"),
+    }
+}
+
 /// A large count for people: 22.7 M.
 pub(crate) fn count(count: u64) -> String {
     match count as f64 {
@@ -99,5 +108,16 @@ pub(crate) fn count(count: u64) -> String {
         value if value >= 1e6 => format!("{:.1} M", value / 1e6),
         value if value >= 1e4 => format!("{:.1} k", value / 1e3),
         _ => count.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_time_shows_three_digits() {
+        let shown = [123.456, 1.0, 0.999_8, 0.2345, 0.03912].map(milliseconds);
+        assert_eq!(shown, ["123.46", "1.00", "1.00", "0.234", "0.0391"]);
     }
 }

@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::quality::{invariance_table, latency_table, quality_table, size_change};
 use crate::arguments::{DataArguments, RuntimeArguments};
-use crate::print::{self, bytes, count};
+use crate::print::{self, bytes, count, milliseconds};
 use crate::table::Table;
 
 /// Compress a model by a recipe or by steps, and measure what it cost.
@@ -241,8 +241,8 @@ fn step_text(number: usize, step: &StepOutcome) -> String {
     if let Some(measures) = &step.measures {
         for time in &measures.times {
             text.push_str(&format!(
-                "  {:.2} ms on {}, {:.2}× as fast as the original\n",
-                time.ms,
+                "  {} ms on {}, {:.2}× as fast as the original\n",
+                milliseconds(time.ms),
                 time.runtime,
                 time.original_ms / time.ms
             ));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use attar::{Evaluation, Interval, LatencyRow, RuntimeInvariance};
 
-use crate::print::bytes;
+use crate::print::{bytes, milliseconds};
 use crate::table::Table;
 
 fn difference(interval: &Interval) -> String {
@@ -64,9 +64,9 @@ pub(crate) fn latency_table(rows: &[LatencyRow], names: &[String]) -> String {
         for (name, latency) in names.iter().zip(&row.models) {
             table.row(vec![
                 name.clone(),
-                format!("{:.2}", latency.p50_ms),
-                format!("{:.2}", latency.p95_ms),
-                format!("{:.2}", latency.p99_ms),
+                milliseconds(latency.p50_ms),
+                milliseconds(latency.p95_ms),
+                milliseconds(latency.p99_ms),
                 format!("{:.1}", latency.throughput),
                 format!("{:.2}×", row.models[0].p50_ms / latency.p50_ms),
             ]);
