@@ -75,6 +75,7 @@ struct Strip<'a> {
 }
 
 fn add_strip(y: &mut [f32], strip: &Strip, vectors: usize) {
+    let _ = vectors;
     if strip.height == 0 || strip.width == 0 || strip.rows == 0 {
         return;
     }

@@ -15,12 +15,14 @@ pub(super) const GROUP: usize = 32;
 
 /// Panels of columns as those of the bytes: of each group of rows a word for every column of a panel,
 /// of those that are 1; of three levels then one of those that are −1.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // AVX-512 alone counts them
 pub(super) struct BitColumns {
     words: Buffer,
     is_ternary: bool,
     groups: usize,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 impl BitColumns {
     /// `None` where a weight is neither, or none is.
     pub(super) fn new(b: &Strided<i8>, [panel_columns, lanes]: [usize; 2]) -> Option<Self> {

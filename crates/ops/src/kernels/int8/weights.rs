@@ -142,6 +142,7 @@ impl Path {
 
     /// Whether the path's sums of products of these columns are exact, whatever the left side.
     fn holds(self, b: &Strided<i8>) -> bool {
+        let _ = b;
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Narrow256 => (0..b.size[0] / 2).all(|pair| has_small_pairs(b, 2 * pair)),
